@@ -1,0 +1,205 @@
+"""Retrieval and keyword metrics against brute force and against the original code's numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from speechclip_plus.trainer import metrics
+from speechclip_plus.trainer.metrics import keyword_hit_rate, nearest_subwords, retrieval_ranks, retrieval_recall
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def brute_force_ranks(scores, speech_image_ids, image_ids):
+    """Ranks by counting, one pair at a time: 1 + wrong items that score at least as high."""
+    to_image = [
+        1 + sum(scores[s][i] >= max(scores[s][j] for j in range(len(image_ids)) if image_ids[j] == own)
+                for i in range(len(image_ids)) if image_ids[i] != own)
+        for s, own in enumerate(speech_image_ids)
+    ]  # fmt: skip
+    to_speech = []
+    for i, image in enumerate(image_ids):
+        own = [scores[s][i] for s, target in enumerate(speech_image_ids) if target == image]
+        if own:
+            wrong = [scores[s][i] for s, target in enumerate(speech_image_ids) if target != image]
+            to_speech.append(1 + sum(score >= max(own) for score in wrong))
+    return to_image, to_speech
+
+
+def small_whole_numbers(seed, num_images, captions, width=4):
+    """Embeddings of few distinct whole numbers: products are exact and ties abound."""
+    generator = torch.Generator().manual_seed(seed)
+    image_ids = torch.randperm(1000, generator=generator)[:num_images]
+    speech_image_ids = image_ids.repeat_interleave(captions)[
+        torch.randperm(num_images * captions, generator=generator)
+    ]
+    speech = torch.randint(-2, 3, (num_images * captions, width), generator=generator).float()
+    images = torch.randint(-2, 3, (num_images, width), generator=generator).float()
+    return speech, images, speech_image_ids, image_ids
+
+
+@pytest.mark.parametrize("case", ["r0", "r1", "r2", "r3"])
+def test_recalls_equal_those_of_the_original_code(case):
+    arrays = load_file(GOLDEN / "retrieval.safetensors")
+    expected = json.loads((GOLDEN / "retrieval.json").read_text())[case]
+    scores = arrays[f"{case}/score_per_audio"]  # times the identity: any score matrix is a product of embeddings
+    got = retrieval_recall(
+        scores, torch.eye(scores.shape[1]), arrays[f"{case}/audio_id"], arrays[f"{case}/image_id"], ks=(1, 5, 10)
+    )
+    for k in (1, 5, 10):
+        assert got[f"speech_to_image_R@{k}"] == pytest.approx(expected["audio_to_image"][f"recall@{k}"], abs=1e-4)
+        assert got[f"image_to_speech_R@{k}"] == pytest.approx(expected["image_to_audio"][f"recall@{k}"], abs=1e-4)
+        assert got[f"mean_R@{k}"] == pytest.approx(expected["mean"][f"recall@{k}"], abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("captions", [1, 3])
+def test_ranks_equal_a_count_by_hand_when_many_scores_tie(seed, captions):
+    speech, images, speech_image_ids, image_ids = small_whole_numbers(seed, num_images=13, captions=captions)
+    to_image, to_speech = retrieval_ranks(speech, images, speech_image_ids, image_ids)
+    expected = brute_force_ranks((speech @ images.T).tolist(), speech_image_ids.tolist(), image_ids.tolist())
+    assert (to_image.tolist(), to_speech.tolist()) == expected
+
+
+def test_ranks_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
+    data = small_whole_numbers(seed=0, num_images=29, captions=2)
+    whole = retrieval_ranks(*data)
+    monkeypatch.setattr(metrics, "_CHUNK_BYTES", 29 * 8 * 3)  # three utterances at a time
+    parts = retrieval_ranks(*data)
+    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parts[1])
+
+
+def test_a_model_that_gives_everything_one_embedding_recalls_nothing():
+    embeds = torch.nn.functional.normalize(torch.randn(1, 512), dim=-1)
+    ids = torch.arange(50)
+    scores = retrieval_recall(embeds.repeat(50, 1), embeds.repeat(50, 1), ids, ids, ks=(1, 10, 49, 50))
+    assert [scores[f"mean_R@{k}"] for k in (1, 10, 49, 50)] == [0.0, 0.0, 0.0, 100.0]
+    assert scores["speech_to_image_median_rank"] == 50
+
+
+def test_ranks_of_a_small_example_are_those_worked_out_on_paper():
+    speech = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]])
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    scores = retrieval_recall(speech, images, torch.tensor([4, 8, 8]), torch.tensor([4, 8]), ks=(1, 2))
+    assert scores["speech_to_image_R@1"] == pytest.approx(200 / 3)  # the third utterance finds the wrong image
+    assert scores["speech_to_image_mean_rank"] == pytest.approx(4 / 3)
+    assert scores["image_to_speech_R@1"] == 100.0  # image 8 is found by its other utterance
+
+
+def test_an_image_given_once_per_caption_counts_once():
+    speech, images, speech_image_ids, image_ids = small_whole_numbers(seed=3, num_images=9, captions=2)
+    once = retrieval_recall(speech, images, speech_image_ids, image_ids)
+    rows = torch.tensor([image_ids.tolist().index(i) for i in speech_image_ids.tolist()])
+    assert retrieval_recall(speech, images[rows], speech_image_ids, speech_image_ids) == once
+
+
+def test_an_image_without_an_utterance_is_a_distractor_and_no_query():
+    images = torch.eye(3)
+    scores = retrieval_recall(images[:1], images, torch.tensor([0]), torch.arange(3), ks=(1,))
+    assert scores["image_to_speech_R@1"] == 100.0
+    tied = retrieval_recall(images[:1], torch.ones(3, 3), torch.tensor([0]), torch.arange(3), ks=(1,))
+    assert tied["speech_to_image_mean_rank"] == 3
+
+
+def test_one_image_id_for_two_different_images_is_an_error():
+    with pytest.raises(ValueError, match="Image id 7 stands for two different images"):
+        retrieval_recall(torch.eye(2), torch.eye(2), torch.tensor([7, 7]), torch.tensor([7, 7]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"speech_image_ids": torch.tensor([1, 5])}, "image id 5, which is not among"),
+        ({"speech_embeds": torch.tensor([[1.0, torch.nan], [0.0, 1.0]])}, "Row 0 of speech_embeds has NaN"),
+        ({"speech_embeds": torch.zeros(0, 2)}, "at least one row"),
+        ({"image_embeds": torch.eye(3)[:2]}, "width 2 and image_embeds 3"),
+        ({"image_ids": torch.tensor([1])}, "must be 2 integers"),
+        ({"ks": (0,)}, "whole numbers from 1"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    good = {
+        "speech_embeds": torch.eye(2),
+        "image_embeds": torch.eye(2),
+        "speech_image_ids": torch.tensor([1, 2]),
+        "image_ids": torch.tensor([1, 2]),
+    }
+    with pytest.raises(ValueError, match=message):
+        retrieval_recall(**{**good, **change})
+
+
+def brute_force_hit_rate(keywords, lengths, gold, special, convention):
+    shares = []
+    for row, length, caption in zip(keywords, lengths, gold, strict=True):
+        if caption is None:
+            continue
+        wanted = set(caption) | special if convention == "original" else set(caption) - special
+        shares.append(sum(bool(wanted & set(row[n])) for n in range(length)) / length)
+    return 100 * sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize("convention", metrics.CONVENTIONS)
+@pytest.mark.parametrize("seed", range(4))
+def test_hit_rate_equals_a_count_by_hand(seed, convention):
+    generator = torch.Generator().manual_seed(seed)
+    keywords = torch.randint(0, 20, (30, 6, 3), generator=generator)
+    lengths = torch.randint(1, 7, (30,), generator=generator)
+    for row, length in enumerate(lengths):
+        keywords[row, length:] = -1  # padding, as the model and the evaluation loop write it
+    gold = [set(torch.randint(0, 20, (4,), generator=generator).tolist()) for _ in range(29)] + [None]
+    got = keyword_hit_rate(keywords, lengths, gold, special_ids={0, 18, 19}, convention=convention)
+    expected = brute_force_hit_rate(keywords.tolist(), lengths.tolist(), gold, {0, 18, 19}, convention)
+    assert got["hit_rate"] == pytest.approx(expected)
+    assert 0 < expected < 100
+
+
+def test_with_a_fixed_number_of_keywords_the_hit_rate_is_the_mean_over_places():
+    keywords = torch.tensor([[1, 2, 3], [1, 5, 6]])
+    got = keyword_hit_rate(keywords, torch.tensor([3, 3]), [{1, 3}, {1}], special_ids=())
+    assert got["hit_rate_by_place"] == [100.0, 0.0, 50.0]
+    assert got["hit_rate"] == pytest.approx(50.0)
+
+
+def test_a_special_subword_counts_only_in_the_original_convention():
+    keywords, lengths = torch.tensor([[49407, 5]]), torch.tensor([2])
+    special = {0, 49406, 49407}
+    gold = [{49406, 5, 49407}]
+    assert keyword_hit_rate(keywords, lengths, gold, special)["hit_rate"] == 50.0
+    assert keyword_hit_rate(keywords, lengths, gold, special, convention="original")["hit_rate"] == 100.0
+
+
+def test_captions_may_come_as_a_padded_tensor():
+    keywords, lengths = torch.tensor([[3, 4], [9, -1]]), torch.tensor([2, 1])
+    padded = torch.tensor([[4, -1], [8, 9]])
+    assert keyword_hit_rate(keywords, lengths, padded, ())["hit_rate"] == 75.0
+
+
+@pytest.mark.parametrize(
+    ("keywords", "lengths", "gold", "message"),
+    [
+        (torch.ones(2, 3).long(), torch.tensor([1, 4]), [{1}, {1}], "lie in 1..3"),
+        (torch.ones(2, 3).long(), torch.tensor([1, 1]), [{1}], "1 have captions"),
+        (torch.ones(2, 3).long(), torch.tensor([1, 1]), [None, None], "No utterance has a caption"),
+        (torch.ones(3).long(), torch.tensor([1, 1, 1]), [{1}] * 3, "must be \\(B, N\\)"),
+    ],
+)
+def test_bad_keywords_are_named(keywords, lengths, gold, message):
+    with pytest.raises(ValueError, match=message):
+        keyword_hit_rate(keywords, lengths, gold, special_ids=())
+
+
+def test_nearest_subwords_keep_to_the_vocabulary_and_start_with_themselves():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(50, 8, generator=generator)
+    table[30] = table[11]  # equal embeddings: a subword still comes before its twin
+    vocabulary = torch.arange(10, 40)
+    ids = torch.tensor([[11, 30, 39], [12, -1, -1]])
+    found = nearest_subwords(ids, table, k=4, vocabulary_ids=vocabulary)
+    assert torch.equal(found[..., 0], ids)
+    units = torch.nn.functional.normalize(table, dim=-1)
+    expected = vocabulary[(units[39] @ units[vocabulary].T).argsort(descending=True)[:4]]
+    assert torch.equal(found[0, 2], expected)
+    assert set(found[ids >= 0].flatten().tolist()) <= set(vocabulary.tolist())
