@@ -1,0 +1,441 @@
+"""Configuration of SpeechCLIP+ models (arXiv 2402.06959)."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, CLIPConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+VARIANTS = ("parallel", "cascaded", "cascaded_plus", "hybrid", "hybrid_plus")
+SPEECH_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2")
+FORMAT_VERSION = 1
+
+
+class _Block(PreTrainedConfig):
+    """A named group of settings. Unlike models' configurations it accepts no key that it does not know."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        own = {name for cls in type(self).__mro__ for name in getattr(cls, "__annotations__", {})}
+        # What the base class's serialisation adds to every nested configuration, and what it pops itself.
+        library = {"model_type", "name_or_path", "output_attentions", "attn_implementation", "experts_implementation"}
+        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in own | library)
+        if unknown:
+            block_fields = {name for name in self.__class__.__annotations__}
+            raise ValueError(
+                f"{type(self).__name__} does not know {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(sorted(block_fields))}."
+            )
+        super().__post_init__(**kwargs)
+
+
+@strict
+class SpeechClipPlusBranchConfig(_Block):
+    """The trained layer over the frozen speech features, shared by both branches of the hybrids.
+
+    Args:
+        layer_type: `"attention_and_norm"`, `LayerNorm(MultiheadAttention(x) + x)` without a feed-forward part, or
+            `"transformer_encoder"`, a post-norm encoder layer followed by one more LayerNorm.
+        num_layers: Layers of that kind.
+        num_attention_heads: Heads; must divide the speech encoder's width.
+        intermediate_size: Width of the feed-forward part (`transformer_encoder` only).
+        dropout: Dropout probability inside the layers and in the parallel projection's hidden layer.
+        layer_norm_eps: Epsilon of the layer norms.
+        parallel_projection_hidden_size: Width of a hidden ReLU layer in the parallel projection; `None` for a
+            plain linear map.
+    """
+
+    model_type = "speechclip_plus_branch"
+
+    layer_type: str = "attention_and_norm"
+    num_layers: int = 1
+    num_attention_heads: int = 8
+    intermediate_size: int = 3072
+    dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    parallel_projection_hidden_size: int | None = None
+
+
+@strict
+class SpeechClipPlusCifConfig(_Block):
+    """Continuous Integrate-and-Fire, which decides how many keywords an utterance has (paper section 2.2).
+
+    Args:
+        threshold: Accumulated weight at which a keyword fires.
+        conv_layers: Convolutions over time in front of the weights.
+        conv_width: Their kernel width in frames; odd.
+        dropout: Dropout after each convolution and before the weights' linear map.
+        scale_until_step: Global training step before which the weights are scaled so that exactly the target
+            number of keywords fires; 0 never scales.
+        tail_threshold: Weight that a remainder needs to become one more keyword in evaluation.
+        target_length: `"frames"`, one keyword per `frames_per_keyword` frames, or `"caption"`, the lengths given
+            to `forward(target_lengths=...)`, such as numbers of caption subwords.
+        frames_per_keyword: Frames (50 per second) per keyword of the `"frames"` target.
+    """
+
+    model_type = "speechclip_plus_cif"
+
+    threshold: float | int = 1.0
+    conv_layers: int = 1
+    conv_width: int = 3
+    dropout: float | int = 0.5
+    scale_until_step: int = 5000
+    tail_threshold: float | int = 0.5
+    target_length: str = "frames"
+    frames_per_keyword: int = 20
+
+
+@strict
+class SpeechClipPlusKeywordConfig(_Block):
+    """Keywords: from speech features to subwords of CLIP (paper section 2.1).
+
+    Args:
+        num_keywords: Keywords per utterance of the fixed-number variants (`cascaded`, `hybrid`); `None` in the
+            plus variants, where CIF decides.
+        projection_hidden_size: Width of a hidden ReLU layer between speech and subword width; `None` for a plain
+            linear map.
+        projection_dropout: Dropout in that hidden layer.
+        batch_norm_scale: Factor on the per-dimension standard deviation of CLIP's subword embeddings that the
+            batch normalisation's weight starts from.
+        temperature: Temperature of the softmax through which the quantiser's gradient flows.
+        vocabulary_ids: CLIP subword ids that may become keywords; `None` for all of them.
+        excluded_ids: Ids of that vocabulary that are no keywords; `None` for CLIP's padding (0), start and end.
+    """
+
+    model_type = "speechclip_plus_keyword"
+
+    num_keywords: int | None = None
+    projection_hidden_size: int | None = None
+    projection_dropout: float | int = 0.1
+    batch_norm_scale: float | int = 1.0
+    temperature: float | int = 0.1
+    vocabulary_ids: list[int] | None = None
+    excluded_ids: list[int] | None = None
+
+
+@strict
+class SpeechClipPlusLossConfig(_Block):
+    """Weights of the losses and the temperature shared by the branches.
+
+    Args:
+        parallel_weight: Weight of the parallel branch's contrastive loss.
+        cascaded_weight: Weight of the cascaded branch's contrastive loss.
+        quantity_weight: Weight of CIF's quantity loss.
+        temperature: Initial temperature; the model's `logit_scale` starts at `log(1 / temperature)`.
+        train_temperature: Whether `logit_scale` is trained.
+    """
+
+    model_type = "speechclip_plus_loss"
+
+    parallel_weight: float | int = 1.0
+    cascaded_weight: float | int = 1.0
+    quantity_weight: float | int = 0.25
+    temperature: float | int = 0.07
+    train_temperature: bool = True
+
+
+@strict
+class SpeechClipPlusConfig(PreTrainedConfig):
+    """Configuration of a [`SpeechClipPlusModel`].
+
+    Args:
+        variant: `"parallel"`, `"cascaded"`, `"cascaded_plus"`, `"hybrid"` or `"hybrid_plus"`.
+        speech_config: Configuration (or its dictionary with `model_type`) of the speech encoder: hubert, wavlm or
+            wav2vec2. Its LayerDrop is set to 0, since every layer enters the weighted sum.
+        clip_config: Configuration of the CLIP model.
+        branch_config: A [`SpeechClipPlusBranchConfig`] or its dictionary.
+        cif_config: A [`SpeechClipPlusCifConfig`] or its dictionary; `None` in the variants without CIF.
+        keyword_config: A [`SpeechClipPlusKeywordConfig`] or its dictionary; `None` in the parallel variant.
+        loss_config: A [`SpeechClipPlusLossConfig`] or its dictionary.
+        retrieval_branch: Branch whose embedding stands for the utterance: `"parallel"` or `"cascaded"`; `None` for
+            the parallel one where there is one.
+        normalize_hidden_states: Apply a parameter-free layer norm to each hidden state of the speech encoder before
+            their weighted sum.
+        padding: `"invariant"`, an utterance's output does not depend on what it is batched with, or `"original"`,
+            batches are computed exactly as the original code does, where padding leaks into group norm, attention
+            masks, CIF's convolution and batch statistics.
+        speech_encoder_dropout: Keep the dropout of a frozen speech encoder active in training, as the original does.
+        train_speech_encoder: Whether the speech encoder is trained; frozen otherwise.
+        train_clip: Whether CLIP is trained; frozen otherwise.
+        speech_backbone: Where the speech encoder's weights came from, `{"repo_id": ..., "revision": ...}`.
+        clip_backbone: The same for CLIP.
+        backbones_saved: `False` in a saved model that holds the trained part alone; its backbones are then loaded
+            from `speech_backbone` and `clip_backbone`.
+        format_version: Version of this layout; newer ones are refused.
+
+    Raises:
+        ValueError: If the combination is impossible; the message says what to change.
+
+    Example:
+
+    ```python
+    >>> from speechclip_plus import SpeechClipPlusConfig
+    >>> SpeechClipPlusConfig.from_preset("hybrid_plus-base-flickr8k").variant
+    'hybrid_plus'
+
+    ```
+    """
+
+    model_type = "speechclip_plus"
+    sub_configs_defaults = {
+        "speech_config": SubConfigSpec(AutoConfig, model_type="hubert"),
+        "clip_config": CLIPConfig,
+        "branch_config": SpeechClipPlusBranchConfig,
+        "cif_config": SubConfigSpec(SpeechClipPlusCifConfig, optional=True),
+        "keyword_config": SubConfigSpec(SpeechClipPlusKeywordConfig, optional=True),
+        "loss_config": SpeechClipPlusLossConfig,
+    }
+
+    variant: str = "hybrid_plus"
+    speech_config: dict | PreTrainedConfig | None = None
+    clip_config: dict | PreTrainedConfig | None = None
+    branch_config: dict | PreTrainedConfig | None = None
+    cif_config: dict | PreTrainedConfig | None = None
+    keyword_config: dict | PreTrainedConfig | None = None
+    loss_config: dict | PreTrainedConfig | None = None
+    retrieval_branch: str | None = None
+    normalize_hidden_states: bool = False
+    padding: str = "invariant"
+    speech_encoder_dropout: bool = False
+    train_speech_encoder: bool = False
+    train_clip: bool = False
+    speech_backbone: dict | None = None
+    clip_backbone: dict | None = None
+    backbones_saved: bool = True
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"This configuration has format_version {self.format_version}, but this speechclip-plus reads up to "
+                f"{FORMAT_VERSION}: it was saved by a newer version. Upgrade with `pip install -U speechclip-plus`."
+            )
+        if self.variant not in VARIANTS:
+            raise ValueError(f"Unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}.")
+        names = [field.name for field in fields(self)]
+        for key in kwargs:
+            if (close := difflib.get_close_matches(key, names, n=1, cutoff=0.85)) and key not in names:
+                raise ValueError(f"SpeechClipPlusConfig does not know {key!r}; did you mean {close[0]!r}?")
+        if self.has_cif and self.cif_config is None:
+            self.cif_config = {}
+        if self.has_cascaded and self.keyword_config is None:
+            self.keyword_config = {}
+        super().__post_init__(**kwargs)
+        if self.has_cascaded and not self.has_cif and self.keyword_config.num_keywords is None:
+            self.keyword_config.num_keywords = 8
+        if self.retrieval_branch is None:
+            self.retrieval_branch = "parallel" if self.has_parallel else "cascaded"
+        if hasattr(self.speech_config, "layerdrop"):
+            self.speech_config.layerdrop = 0.0
+        # Called here too, so that what is wrong surfaces as a plain ValueError at construction.
+        self.validate_architecture()
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> SpeechClipPlusConfig:
+        """Build the configuration of a published model (or a tiny one) by its name.
+
+        Args:
+            name: For instance `"hybrid_plus-large-flickr8k"`; `speechclip_plus.preset_names()` lists them.
+            **overrides: Keys of this configuration that replace the preset's; a dictionary is merged into a block.
+
+        Raises:
+            ValueError: If there is no such preset.
+        """
+        from .presets import load_preset
+
+        values = load_preset(name)["config"]
+        for key, value in overrides.items():
+            merge = isinstance(value, dict) and isinstance(values.get(key), dict)
+            values[key] = {**values[key], **value} if merge else value
+        return cls(**values)
+
+    @property
+    def has_parallel(self) -> bool:
+        """Whether the variant has a parallel branch."""
+        return self.variant in ("parallel", "hybrid", "hybrid_plus")
+
+    @property
+    def has_cascaded(self) -> bool:
+        """Whether the variant has a cascaded branch, that is keywords."""
+        return self.variant != "parallel"
+
+    @property
+    def has_cif(self) -> bool:
+        """Whether CIF decides the number of keywords (the plus variants)."""
+        return self.variant in ("cascaded_plus", "hybrid_plus")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the speech features, D."""
+        return self.speech_config.hidden_size
+
+    @property
+    def max_keywords(self) -> int:
+        """Keywords that fit between CLIP's start and end subwords."""
+        return self.clip_config.text_config.max_position_embeddings - 2
+
+    @property
+    def start_token_id(self) -> int:
+        """CLIP's start subword."""
+        text = self.clip_config.text_config
+        # Published CLIP configurations carry 0 and 2 here, which are wrong; the table's last two rows are right.
+        return text.vocab_size - 2 if text.eos_token_id == 2 else text.bos_token_id
+
+    @property
+    def end_token_id(self) -> int:
+        """CLIP's end subword."""
+        text = self.clip_config.text_config
+        return text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+
+    def validate_architecture(self) -> None:
+        """Check that the parts fit together.
+
+        Raises:
+            ValueError: Naming the keys and values that do not.
+        """
+        super().validate_architecture()
+        if self.speech_config.model_type not in SPEECH_MODEL_TYPES:
+            raise ValueError(
+                f"speech_config has model_type {self.speech_config.model_type!r}; "
+                f"the speech encoder must be one of {', '.join(SPEECH_MODEL_TYPES)}."
+            )
+        _require_choice("padding", self.padding, ("invariant", "original"))
+        branches = [name for name, built in (("parallel", self.has_parallel), ("cascaded", self.has_cascaded)) if built]
+        if self.retrieval_branch not in branches:
+            raise ValueError(
+                f"retrieval_branch is {self.retrieval_branch!r}, but the {self.variant} variant has only: "
+                f"{', '.join(branches)}."
+            )
+        self._validate_branch()
+        self._validate_losses()
+        if self.has_cif != (self.cif_config is not None):
+            raise ValueError(
+                f"The {self.variant} variant has no CIF, but a cif_config was given. Remove it, or choose "
+                "cascaded_plus or hybrid_plus."
+            )
+        if self.has_cascaded != (self.keyword_config is not None):
+            raise ValueError(
+                f"The {self.variant} variant has no keywords, but a keyword_config was given. Remove it, or choose "
+                "a cascaded or hybrid variant."
+            )
+        if self.has_cif:
+            self._validate_cif()
+        if self.has_cascaded:
+            self._validate_keywords()
+        for name in ("speech_backbone", "clip_backbone"):
+            backbone = getattr(self, name)
+            if backbone is not None and not isinstance(backbone.get("repo_id"), str):
+                raise ValueError(f"{name} must be {{'repo_id': ..., 'revision': ...}}, but is {backbone!r}.")
+            if backbone is None and not self.backbones_saved:
+                raise ValueError(f"backbones_saved is False, so {name} must say where its weights are.")
+
+    def _validate_branch(self) -> None:
+        branch = self.branch_config
+        _require_choice("branch_config.layer_type", branch.layer_type, ("attention_and_norm", "transformer_encoder"))
+        for key in ("num_layers", "num_attention_heads", "intermediate_size"):
+            _require_positive(f"branch_config.{key}", getattr(branch, key))
+        _require_probability("branch_config.dropout", branch.dropout)
+        if self.hidden_size % branch.num_attention_heads:
+            raise ValueError(
+                f"branch_config.num_attention_heads ({branch.num_attention_heads}) does not divide the speech "
+                f"encoder's width ({self.hidden_size}). Choose a divisor of {self.hidden_size}."
+            )
+        if branch.parallel_projection_hidden_size is not None:
+            _require_positive("branch_config.parallel_projection_hidden_size", branch.parallel_projection_hidden_size)
+
+    def _validate_losses(self) -> None:
+        for key in ("parallel_weight", "cascaded_weight", "quantity_weight"):
+            value = getattr(self.loss_config, key)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"loss_config.{key} must be a number of at least 0, but is {value}.")
+        _require_positive("loss_config.temperature", self.loss_config.temperature)
+
+    def _validate_cif(self) -> None:
+        cif = self.cif_config
+        for key in ("threshold", "conv_layers", "conv_width", "frames_per_keyword", "tail_threshold"):
+            _require_positive(f"cif_config.{key}", getattr(cif, key))
+        if cif.conv_width % 2 == 0:
+            raise ValueError(f"cif_config.conv_width must be odd to keep the number of frames, but is {cif.conv_width}.")
+        if cif.scale_until_step < 0:
+            raise ValueError(f"cif_config.scale_until_step must be at least 0, but is {cif.scale_until_step}.")
+        if cif.tail_threshold > cif.threshold:
+            raise ValueError(
+                f"cif_config.tail_threshold ({cif.tail_threshold}) is above the firing threshold ({cif.threshold}), "
+                "so no remainder could ever reach it."
+            )
+        _require_probability("cif_config.dropout", cif.dropout)
+        _require_choice("cif_config.target_length", cif.target_length, ("frames", "caption"))
+
+    def _validate_keywords(self) -> None:
+        keyword, text = self.keyword_config, self.clip_config.text_config
+        if self.has_cif and keyword.num_keywords is not None:
+            raise ValueError(
+                f"keyword_config.num_keywords is {keyword.num_keywords}, but in the {self.variant} variant CIF decides "
+                "how many keywords there are. Remove it, or choose cascaded or hybrid."
+            )
+        if not self.has_cif and not 1 <= keyword.num_keywords <= self.max_keywords:
+            raise ValueError(
+                f"keyword_config.num_keywords must be between 1 and {self.max_keywords} (what fits into CLIP's "
+                f"{text.max_position_embeddings} places), but is {keyword.num_keywords}."
+            )
+        for key in ("temperature", "batch_norm_scale"):
+            _require_positive(f"keyword_config.{key}", getattr(keyword, key))
+        _require_probability("keyword_config.projection_dropout", keyword.projection_dropout)
+        if keyword.projection_hidden_size is not None:
+            _require_positive("keyword_config.projection_hidden_size", keyword.projection_hidden_size)
+        for name, token_id in (("bos_token_id", self.start_token_id), ("eos_token_id", self.end_token_id)):
+            if token_id is None or not 0 <= token_id < text.vocab_size:
+                raise ValueError(
+                    f"clip_config.text_config.{name} is {token_id}, outside its vocabulary of {text.vocab_size}; "
+                    "keywords are read between CLIP's start and end subwords, so set it to theirs."
+                )
+        if (ids := keyword.vocabulary_ids) is not None:
+            bad = next((i for i in ids if not 0 <= i < text.vocab_size), None)
+            if bad is not None or len(set(ids)) != len(ids):
+                what = "has repeated ids" if bad is None else f"has the id {bad}, outside CLIP's {text.vocab_size}"
+                raise ValueError(f"keyword_config.vocabulary_ids {what}.")
+            if not set(ids) - self.excluded_token_ids:
+                raise ValueError("keyword_config.vocabulary_ids holds no subword that may become a keyword.")
+
+    @property
+    def excluded_token_ids(self) -> set[int]:
+        """CLIP subword ids that never become keywords."""
+        excluded = self.keyword_config.excluded_ids
+        return {0, self.start_token_id, self.end_token_id} if excluded is None else set(excluded)
+
+    def __repr__(self) -> str:
+        """Show everything but long vocabularies, which would fill the screen."""
+        values = self.to_diff_dict()
+        keyword = values.get("keyword_config") or {}
+        if (ids := keyword.get("vocabulary_ids")) is not None and len(ids) > 8:
+            keyword["vocabulary_ids"] = f"[{', '.join(map(str, ids[:4]))}, ... {len(ids)} ids]"
+        lines = "\n".join(f"  {key}: {value}" for key, value in sorted(values.items()))
+        return f"{type(self).__name__}(\n{lines}\n)"
+
+
+def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}.")
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be above 0, but is {value}.")
+
+
+def _require_probability(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be a probability from 0 to below 1, but is {value}.")
+
+
+__all__ = [
+    "SpeechClipPlusBranchConfig",
+    "SpeechClipPlusCifConfig",
+    "SpeechClipPlusConfig",
+    "SpeechClipPlusKeywordConfig",
+    "SpeechClipPlusLossConfig",
+]

@@ -1,0 +1,62 @@
+"""The published configurations by name, and tiny ones for a CPU."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+
+def preset_names() -> list[str]:
+    """List the names that [`SpeechClipPlusConfig.from_preset`] knows, sorted."""
+    folder = resources.files(__package__) / "presets"
+    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Read a preset.
+
+    Returns:
+        `config`: keyword arguments of [`SpeechClipPlusConfig`]; `processor`: those of
+        [`SpeechClipPlusProcessor.from_backbones`]; `training`: hyper-parameters, those of
+        [`SpeechClipPlusTrainingArguments`].
+
+    Raises:
+        ValueError: If there is no such preset; the message names the nearest ones.
+    """
+    names = preset_names()
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.3) or names
+        raise ValueError(f"There is no preset {name!r}. Near to it: {', '.join(near)}; all: {', '.join(names)}.")
+    preset = copy.deepcopy(_read_preset(name))
+    keyword = preset["config"].get("keyword_config")
+    if keyword and isinstance(keyword.get("vocabulary_ids"), str):
+        keyword["vocabulary_ids"] = load_vocabulary(keyword["vocabulary_ids"])
+    return preset
+
+
+def load_vocabulary(name: str) -> list[int]:
+    """Read the CLIP subword ids that occur in a data set's captions, most frequent first.
+
+    Args:
+        name: `"flickr8k"` (8,112 ids) or `"spokencoco"` (19,787 ids).
+
+    Raises:
+        ValueError: If there is no such vocabulary.
+    """
+    file = resources.files(__package__) / "vocabularies" / f"{name}.npy"
+    if not file.is_file():
+        raise ValueError(f"There is no vocabulary {name!r}; there are flickr8k and spokencoco.")
+    with file.open("rb") as stream:
+        return np.load(stream).astype(int).tolist()
+
+
+@cache
+def _read_preset(name: str) -> dict[str, Any]:
+    file = resources.files(__package__) / "presets" / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8"))
