@@ -1,0 +1,318 @@
+"""Speech made in process by espeak-ng: the voices of `spoken_scenes`.
+
+The library comes from the wheel `espeakng-loader` and is called through ctypes. One utterance takes a few
+milliseconds, so a corpus in a hundred voices is made on the spot instead of downloaded.
+
+espeak-ng keeps global state and is not re-entrant, and what it said before shifts the flutter and the noise of what
+it says next. So every call holds one lock per process, loads the library, speaks, and unloads it again (half a
+millisecond): the samples of an utterance depend on its text and its voice alone. Worker processes, forked or spawned,
+may all synthesise.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import atexit
+import ctypes
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+SAMPLING_RATE = 16_000
+"""Samples per second of everything that this module returns."""
+
+ACCENTS = (
+    "en-us",
+    "en-gb",
+    "en-gb-x-rp",
+    "en-gb-scotland",
+    "en-gb-x-gbclan",
+    "en-gb-x-gbcwmd",
+    "en-029",
+    "en-us-nyc",
+)
+"""espeak-ng's English accents: American, British, received pronunciation, Scottish, Lancastrian, West Midlands,
+Caribbean, New York."""
+
+# Variants that share their formants (steph, steph2, steph3; linda, belinda; ...) stay in one split: a test voice must
+# be a timbre that was never heard in training. Left out of all splits: whispers, robots, demons and echo chambers
+# (whisper, whisperf, caleb, croak, Demonic, robosoft*, UniRobot, anikaRobot, RicishayMax*), zac (a squeak), and Reed,
+# whose breath comes from the C library's random numbers and differs from call to call.
+_TEST_VARIANTS = ("m3", "f2", "pedro", "steph", "steph2", "gustave", "Annie", "edward", "linda", "Nguyen")
+_VALIDATION_VARIANTS = ("m6", "f4", "antonio", "victor", "Jacky", "Alicia")
+_TRAIN_VARIANTS = (
+    *("m1", "m2", "m4", "m5", "m7", "m8", "f1", "f3", "f5"),
+    *("Alex", "Andrea", "Andy", "AnxiousAndy", "Denis", "Diogo", "Gene", "Gene2", "Henrique", "Lee", "Marco"),
+    *("Mario", "Michael", "Mike", "Mr serious", "Storm", "Tweaky", "adam", "anika", "announcer", "aunty"),
+    *("benjamin", "boris", "david", "ed", "grandma", "grandpa", "ian", "iven", "iven2", "iven3", "john"),
+    *("kaukovalta", "klatt", "klatt2", "klatt3", "klatt4", "klatt5", "klatt6", "marcelo", "max", "miguel", "mike2"),
+    *("norbert", "pablo", "paul", "quincy", "rob", "robert", "sandro", "shelby", "travis"),
+)
+
+TRAIN_VOICES: tuple[str, ...] = tuple(f"{accent}+{variant}" for variant in _TRAIN_VARIANTS for accent in ACCENTS)
+VALIDATION_VOICES: tuple[str, ...] = tuple(
+    f"{accent}+{variant}" for variant in _VALIDATION_VARIANTS for accent in ACCENTS
+)
+TEST_VOICES: tuple[str, ...] = tuple(f"{accent}+{variant}" for variant in _TEST_VARIANTS for accent in ACCENTS)
+"""Voice names by split, as `accent+variant`. The splits share accents and no variant."""
+
+SPEED_RANGE = (80, 450)
+"""Words per minute that espeak-ng can speak."""
+
+# espeak-ng looks a voice up by file name, and the file of en-gb is called en.
+_FILE_NAMES = {"en-gb": "en"}
+
+# From espeak-ng's speak_lib.h.
+_OUTPUT_SYNCHRONOUS = 2
+_PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 0x0001, 0x0002, 0x8000
+_RATE, _VOLUME, _PITCH, _PITCH_RANGE, _PUNCTUATION, _CAPITALS, _WORDGAP = 1, 2, 3, 4, 5, 6, 7
+_CHARS_UTF8 = 1
+_EVENT_END_OF_LIST, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
+
+
+class SpeechSynthesisError(RuntimeError):
+    """espeak-ng is missing, could not start, or could not speak what it was given."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How an utterance is spoken.
+
+    Attributes:
+        name: espeak-ng voice as `accent+variant`, such as "en-us+m3"; the variant may be left out.
+        speed: words per minute, 80 to 450; espeak-ng's default is 175.
+        pitch: base pitch, 0 (low) to 99 (high); 50 is the variant's own.
+        pitch_range: how far the pitch moves, 0 (monotone) to 99; 50 is the default.
+        word_gap: extra pause between words, in units of 10 ms at the default speed.
+    """
+
+    name: str = "en-us"
+    speed: int = 175
+    pitch: int = 50
+    pitch_range: int = 50
+    word_gap: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject values that espeak-ng would silently clip."""
+        limits = {"speed": SPEED_RANGE, "pitch": (0, 99), "pitch_range": (0, 99), "word_gap": (0, 100)}
+        for field, (low, high) in limits.items():
+            value = getattr(self, field)
+            if not isinstance(value, (int, np.integer)) or not low <= value <= high:
+                raise ValueError(f"Voice {field} must be a whole number from {low} to {high}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class SpeechEvent:
+    """Where a word or a phoneme begins.
+
+    Attributes:
+        kind: "word" or "phoneme".
+        start: seconds from the beginning of the utterance.
+        text: the word as written, or the phoneme in IPA (empty at a pause).
+    """
+
+    kind: str
+    start: float
+    text: str
+
+
+class _EventId(ctypes.Union):
+    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _EventId),
+    ]
+
+
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+class _Engine:
+    """The freshly loaded library, for one utterance. Only one may exist in a process at a time."""
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ImportError as error:
+            raise SpeechSynthesisError(
+                "Speech synthesis needs espeak-ng, which comes with the package espeakng-loader. "
+                "Install it with: pip install speechclip-plus[quickstart]"
+            ) from error
+        library, data = str(espeakng_loader.get_library_path()), _data_path()
+        try:
+            self.library = ctypes.CDLL(library)
+        except OSError as error:
+            raise SpeechSynthesisError(
+                f"espeak-ng's library could not be loaded from {library}: {error}. "
+                "Reinstall it with: pip install --force-reinstall espeakng-loader"
+            ) from error
+        self.library.espeak_Synth.argtypes = [
+            *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint),
+            *(ctypes.c_void_p, ctypes.c_void_p),
+        ]
+        self.rate = self.library.espeak_Initialize(
+            _OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
+        )
+        if self.rate <= 0:
+            raise SpeechSynthesisError(f"espeak-ng could not start with its data folder {data} (code {self.rate}).")
+        self.chunks: list[np.ndarray] = []
+        self.events: list[tuple[int, int, int, int, bytes]] = []
+        self.callback = _CALLBACK(self._collect)  # kept on self: ctypes does not hold a reference
+        self.library.espeak_SetSynthCallback(self.callback)
+
+    def close(self) -> None:
+        """Unload the library, and with it every static variable that the utterance changed."""
+        self.library.espeak_Terminate()
+        unload = _ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose
+        unload(self.library._handle)
+        del self.callback, self.library  # the callback refers back to this object
+
+    def _collect(self, samples: Any, count: int, events: Any) -> int:
+        index = 0
+        while events[index].type != _EVENT_END_OF_LIST:
+            event = events[index]
+            if event.type in (_EVENT_WORD, _EVENT_PHONEME):
+                self.events.append((event.type, event.sample, event.text_position, event.length, event.id.string))
+            index += 1
+        if samples and count > 0:
+            self.chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        return 0
+
+    def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, list[SpeechEvent]]:
+        """Return int16 samples at the library's own rate, and the events."""
+        library = self.library
+        accent, plus, variant = voice.name.partition("+")
+        # espeak-ng takes an unknown variant for none, and an unknown accent for the nearest name it has.
+        if accent not in ACCENTS or (variant and variant not in _known_variants()):
+            raise SpeechSynthesisError(
+                f"There is no voice {voice.name!r}. A name is accent+variant, for example 'en-us+m3'; accents: "
+                f"{', '.join(ACCENTS)}; variants: {', '.join(sorted(_known_variants()))}."
+            )
+        if library.espeak_SetVoiceByName((_FILE_NAMES.get(accent, accent) + plus + variant).encode()) != 0:
+            raise SpeechSynthesisError(f"This build of espeak-ng does not speak the voice {voice.name!r}.")
+        settings = {
+            _RATE: voice.speed,
+            _VOLUME: 100,
+            _PITCH: voice.pitch,
+            _PITCH_RANGE: voice.pitch_range,
+            _PUNCTUATION: 0,
+            _CAPITALS: 0,
+            _WORDGAP: voice.word_gap,
+        }
+        for parameter, value in settings.items():
+            library.espeak_SetParameter(parameter, int(value), 0)
+        if hasattr(library, "espeak_ng_SetRandSeed"):
+            library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        encoded = text.encode("utf-8") + b"\0"
+        code = library.espeak_Synth(encoded, len(encoded), 0, 1, 0, _CHARS_UTF8, None, None)
+        if code != 0 or not self.chunks:
+            raise SpeechSynthesisError(f"espeak-ng said nothing for the text {text!r} (code {code}).")
+        events = []
+        for kind, sample, position, length, name in self.events:
+            if kind == _EVENT_WORD:
+                events.append(SpeechEvent("word", sample / self.rate, text[position - 1 : position - 1 + length]))
+            else:
+                events.append(SpeechEvent("phoneme", sample / self.rate, name.decode("utf-8", "replace")))
+        return np.concatenate(self.chunks), events
+
+
+_LOCK = threading.Lock()
+
+
+def _renew_lock() -> None:
+    # A fork may happen while another thread of the parent is speaking: the child must not inherit a held lock.
+    global _LOCK
+    _LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+@cache
+def _data_path() -> str:
+    """espeak-ng's data folder, through a short link if its path would not fit into the library's 160 bytes."""
+    import espeakng_loader
+
+    path = str(espeakng_loader.get_data_path())
+    if len(os.fsencode(path)) <= 110:  # the names of voices and dictionaries are appended
+        return path
+    folder = tempfile.mkdtemp(prefix="espeak-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    link = os.path.join(folder, "espeak-ng-data")
+    try:
+        os.symlink(path, link, target_is_directory=True)
+    except OSError:
+        shutil.copytree(path, link)  # Windows without the right to make links
+    return link
+
+
+@cache
+def _known_variants() -> frozenset[str]:
+    import espeakng_loader
+
+    return frozenset(os.listdir(os.path.join(str(espeakng_loader.get_data_path()), "voices", "!v")))
+
+
+def synthesise_with_events(text: str, voice: Voice) -> tuple[np.ndarray, list[SpeechEvent]]:
+    """Speak a text and say where its words and phonemes begin.
+
+    Args:
+        text: what to say, at least one letter or digit.
+        voice: how to say it.
+
+    Returns:
+        samples: float32, shape (samples,), mono at 16 kHz, within [-1, 1].
+        events: words and phonemes in order of time.
+
+    Raises:
+        ValueError: if the text is empty.
+        SpeechSynthesisError: if espeak-ng is not installed, the voice is unknown, or nothing was said.
+    """
+    import soxr
+
+    if not isinstance(text, str):
+        raise TypeError(f"The text to speak must be a string, got {type(text).__name__}.")
+    if not any(character.isalnum() for character in text):
+        raise ValueError(f"The text to speak must contain at least one letter or digit, got {text!r}.")
+    with _LOCK:
+        engine = _Engine()
+        try:
+            samples, events = engine.speak(text, voice)
+        finally:
+            engine.close()
+    resampled = soxr.resample(samples.astype(np.float32) / 32768.0, engine.rate, SAMPLING_RATE, quality="HQ")
+    return np.clip(resampled, -1.0, 1.0).astype(np.float32, copy=False), events
+
+
+def synthesise(text: str, voice: Voice) -> np.ndarray:
+    """Speak a text.
+
+    Args:
+        text: what to say, at least one letter or digit.
+        voice: how to say it.
+
+    Returns:
+        float32, shape (samples,), mono at 16 kHz, within [-1, 1]. The same text and voice give the same samples in
+        every process.
+
+    Raises:
+        ValueError: if the text is empty.
+        SpeechSynthesisError: if espeak-ng is not installed, the voice is unknown, or nothing was said.
+    """
+    return synthesise_with_events(text, voice)[0]
