@@ -1,0 +1,211 @@
+"""Whatever a user calls audio, as one mono float32 waveform at the wanted rate.
+
+soundfile decodes files and bytes, soxr resamples; both are imported when first needed.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+SAMPLING_RATE = 16_000  # Hz: what every supported speech encoder reads
+MIN_SAMPLES = 400  # at 16 kHz (25 ms): fewer give no frame at all
+MAX_CHANNELS = 8  # 7.1 surround; more in the smaller dimension means the array is a batch
+_RATE_RANGE = (1_000, 768_000)  # Hz
+_MAX_AMPLITUDE = 1e9  # beyond it float32 variances overflow; nothing recorded comes near
+_PCM = {"int8": 0, "int16": 0, "int32": 0, "uint8": 128, "uint16": 32_768}  # dtype -> the value of silence
+_ACCEPTED = (
+    "a numpy array, a list of floats, a torch tensor, a path, bytes, a binary file object, or a dictionary "
+    'with "array" and "sampling_rate" or with "bytes" and "path"'
+)
+
+
+def split_audio_batch(audio: Any) -> list[Any]:
+    """Return the utterances in `audio` as a list.
+
+    An array, a tensor or a flat list of numbers is always *one* utterance, a two-dimensional array is one utterance
+    with several channels: a batch is a list.
+
+    Raises:
+        ValueError: If `audio` is an empty list.
+    """
+    if not isinstance(audio, (list, tuple)):
+        return [audio]
+    if len(audio) == 0:
+        raise ValueError("`audio` is an empty list: pass at least one utterance.")
+    if isinstance(audio[0], Real) and not isinstance(audio[0], bool):
+        return [audio]
+    return list(audio)
+
+
+def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio") -> np.ndarray:
+    """Load one utterance as 16 kHz mono.
+
+    Channels are averaged. In a two-dimensional array the smaller dimension is the channels, so (samples, channels) and
+    (channels, samples) both work. Integer arrays are scaled as PCM of their width to [-1, 1). Resampling is soxr's
+    "HQ" (linear phase, 20 bit). Audio is never clipped, trimmed or normalised here.
+
+    Args:
+        item: A numpy array, list of floats or torch tensor; a path (`str` or `Path`), the bytes of an audio file or a
+            binary file object (wav, flac, ogg, mp3 and what else libsndfile reads); or the dictionaries of `datasets`.
+        sampling_rate: Hz, required for arrays, lists and tensors. Files and dictionaries carry their own.
+        name: What errors call the item, for instance "audio[3]".
+
+    Returns:
+        The waveform, float32, shape (samples,), at 16 kHz, at least 400 samples.
+
+    Raises:
+        TypeError: If `item` is of none of these types.
+        FileNotFoundError: If a path does not exist.
+        ValueError: If the audio is empty, shorter than 400 samples at 16 kHz, unreadable, has NaN or infinite samples,
+            a shape that is no waveform, or an unknown or impossible sampling rate.
+    """
+    if isinstance(item, Mapping):
+        if item.get("array") is not None:
+            return load_audio(item["array"], item.get("sampling_rate"), name)
+        if item.get("bytes") is None and item.get("path") is None:
+            raise ValueError(
+                f'{name}: expected a dictionary with "array" and "sampling_rate" or with "bytes" or "path", '
+                f"got the keys {sorted(map(str, item))}."
+            )
+        if item.get("bytes") is not None:
+            name = f"{name} ({item['path']})" if item.get("path") else name
+            samples, rate = _decode(item["bytes"], name)
+        else:
+            samples, rate, name = _decode_path(item["path"], name)
+    elif isinstance(item, (str, os.PathLike)):
+        samples, rate, name = _decode_path(item, name)
+    elif isinstance(item, (bytes, bytearray, memoryview)) or hasattr(item, "read"):
+        samples, rate = _decode(item, name)
+    elif isinstance(item, (np.ndarray, torch.Tensor, list, tuple)):
+        samples, rate = _as_float(item, name), _check_rate(sampling_rate, name)
+    else:
+        raise TypeError(f"{name}: expected {_ACCEPTED}, got {type(item).__name__}.")
+    return _resample(_check_samples(_to_mono(samples, name), name), rate, name)
+
+
+def _decode_path(path: str | os.PathLike, name: str) -> tuple[np.ndarray, int, str]:
+    text = os.fspath(path)
+    name = f"{name} ({text})"
+    if isinstance(text, str) and "://" in text:
+        raise ValueError(f"{name}: URLs are not fetched; download the file and pass its path or bytes.")
+    text = os.path.expanduser(text)
+    if not os.path.exists(text):
+        raise FileNotFoundError(f"{name}: no such file.")
+    if os.path.isdir(text):
+        raise ValueError(f"{name}: this is a directory, expected an audio file.")
+    with open(text, "rb") as file:
+        return *_decode(file, name), name
+
+
+def _decode(source: Any, name: str) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if len(source) == 0:
+            raise ValueError(f"{name}: empty audio (0 bytes).")
+        source = io.BytesIO(source)
+    elif not hasattr(source, "seek"):  # a pipe or a response: libsndfile has to jump about
+        content = source.read()
+        if not isinstance(content, bytes):
+            raise TypeError(f"{name}: the file object returns {type(content).__name__}; open it in binary mode.")
+        return _decode(content, name)
+    elif isinstance(source, io.TextIOBase):
+        raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
+    try:
+        with soundfile.SoundFile(source) as file:
+            samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
+            expected, rate = file.frames, file.samplerate
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless raw audio
+        raise ValueError(
+            f"{name}: cannot be read as audio ({error}). Expected wav, flac, ogg, mp3 or another format of libsndfile."
+        ) from error
+    if len(samples) < expected:
+        raise ValueError(f"{name}: the file is truncated, {len(samples)} of its {expected} samples can be read.")
+    return samples, _check_rate(rate, name)
+
+
+def _as_float(item: np.ndarray | torch.Tensor | Sequence[Any], name: str) -> np.ndarray:
+    if isinstance(item, torch.Tensor):
+        item = item.detach().cpu()
+        array = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+    else:
+        try:
+            array = np.asarray(item)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name}: expected a flat list of floats, got lists of different lengths.") from error
+    if array.size == 0:
+        raise ValueError(f"{name}: empty audio (shape {tuple(array.shape)}).")
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # an overflow becomes infinite and is reported as such
+            return array.astype(np.float32)
+    if array.dtype.name in _PCM:
+        silence = _PCM[array.dtype.name]
+        full_scale = float(1 << (8 * array.dtype.itemsize - 1))
+        return ((array.astype(np.float64) - silence) / full_scale).astype(np.float32)
+    if array.dtype.kind in "iu":
+        if np.abs(array).max() <= 1:  # a list such as [0, 0, 1]: already in range
+            return array.astype(np.float32)
+        raise ValueError(
+            f"{name}: {array.dtype.name} is no PCM format, so its full scale is unknown; convert to int16 or int32, "
+            "or to floats in [-1, 1]."
+        )
+    raise TypeError(f"{name}: expected numbers, got an array of {array.dtype}; audio is {_ACCEPTED}.")
+
+
+def _check_rate(sampling_rate: Any, name: str) -> int:
+    if sampling_rate is None:
+        raise ValueError(
+            f"{name}: the sampling rate of an array is unknown; pass `sampling_rate=` (Hz), "
+            'or a dictionary {"array": ..., "sampling_rate": ...}.'
+        )
+    low, high = _RATE_RANGE
+    number = isinstance(sampling_rate, Real) and not isinstance(sampling_rate, bool)
+    if not number or not low <= sampling_rate <= high or sampling_rate != int(sampling_rate):
+        raise ValueError(
+            f"{name}: expected a sampling rate in whole Hz between {low} and {high}, got {sampling_rate!r}."
+        )
+    return int(sampling_rate)
+
+
+def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:
+    if samples.size == 0:
+        raise ValueError(f"{name}: empty audio (0 samples).")
+    if samples.ndim == 1:
+        return samples
+    if samples.ndim != 2 or min(samples.shape) > MAX_CHANNELS:
+        raise ValueError(
+            f"{name}: expected one utterance of shape (samples,), (samples, channels) or (channels, samples) with at "
+            f"most {MAX_CHANNELS} channels, got {tuple(samples.shape)}; pass a batch as a list of utterances."
+        )
+    return samples.mean(axis=int(np.argmin(samples.shape)))
+
+
+def _check_samples(samples: np.ndarray, name: str) -> np.ndarray:
+    finite = np.isfinite(samples)
+    if not finite.all():
+        wrong = np.flatnonzero(~finite)
+        raise ValueError(f"{name}: {len(wrong)} samples are NaN or infinite, the first at index {wrong[0]}.")
+    peak = float(np.abs(samples).max())
+    if peak > _MAX_AMPLITUDE:
+        raise ValueError(f"{name}: samples reach {peak:.3g}; expected a waveform in about [-1, 1].")
+    return samples
+
+
+def _resample(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
+    given = len(samples)
+    if rate != SAMPLING_RATE:
+        import soxr
+
+        samples = soxr.resample(samples, rate, SAMPLING_RATE, quality="HQ")
+    if len(samples) < MIN_SAMPLES:
+        origin = "" if rate == SAMPLING_RATE else f" (from {given} at {rate} Hz)"
+        raise ValueError(
+            f"{name}: too short, {len(samples)} samples at {SAMPLING_RATE} Hz{origin}; "
+            f"at least {MIN_SAMPLES} ({1000 * MIN_SAMPLES // SAMPLING_RATE} ms) are needed."
+        )
+    return np.ascontiguousarray(samples, dtype=np.float32)

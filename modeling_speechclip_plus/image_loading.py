@@ -1,0 +1,180 @@
+"""Whatever a user calls an image, as a PIL image in RGB, 8 bit, the right way up.
+
+PIL is imported when first needed.
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_ASPECT_RATIO = 200  # beyond it, scaling the short side to CLIP's size would take gigabytes
+_CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
+_ACCEPTED = (
+    "a PIL image, a path, the bytes of an image file, a binary file object, an array or tensor, "
+    'or a dictionary with "bytes" or "path"'
+)
+
+
+def split_image_batch(images: Any) -> list[Any]:
+    """Return the images in `images` as a list; a four-dimensional array or tensor is a batch, others are one image.
+
+    Raises:
+        ValueError: If `images` is an empty list or batch.
+    """
+    if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4):
+        if len(images) == 0:
+            raise ValueError("`images` is an empty batch: pass at least one image.")
+        return list(images)
+    return [images]
+
+
+def load_image(item: Any, name: str = "images") -> "Image":
+    """Load one image as 8-bit RGB.
+
+    The EXIF orientation is applied. Transparent parts are composited on white (what a page would show; dropping the
+    alpha channel instead uncovers arbitrary colours). Grey is repeated over the channels, palettes are looked up,
+    16-bit grey is scaled down by 257. Of an animation the first frame is taken.
+
+    Args:
+        item: A PIL image of any mode; a path, the bytes of an image file or a binary file object; a dictionary of
+            `datasets` ("bytes" or "path"); or an array or tensor of shape (H, W), (H, W, C) or (C, H, W) with 1 to 4
+            channels, uint8, uint16, bool, or float in [0, 1]. Where both ends could be the channels, a tensor is read
+            as (C, H, W) and an array as (H, W, C).
+        name: What errors call the item, for instance "images[3]".
+
+    Returns:
+        The image, mode "RGB".
+
+    Raises:
+        TypeError: If `item` is of none of these types.
+        FileNotFoundError: If a path does not exist.
+        ValueError: If the image has no pixels, cannot be read, is a URL, has values out of range, or is more than 200
+            times as long as it is wide.
+    """
+    from PIL import Image
+
+    if isinstance(item, Mapping):
+        if item.get("bytes") is None and item.get("path") is None:
+            raise ValueError(
+                f'{name}: expected a dictionary with "bytes" or "path", got the keys {sorted(map(str, item))}.'
+            )
+        if item.get("bytes") is None:
+            return load_image(item["path"], name)
+        return load_image(item["bytes"], f"{name} ({item['path']})" if item.get("path") else name)
+    if isinstance(item, Image.Image):
+        return _to_rgb(item, name)
+    if isinstance(item, (str, os.PathLike)):
+        text = os.fspath(item)
+        name = f"{name} ({text})"
+        if isinstance(text, str) and "://" in text:
+            raise ValueError(f"{name}: URLs are not fetched; download the file and pass its path or bytes.")
+        text = os.path.expanduser(text)
+        if not os.path.exists(text):
+            raise FileNotFoundError(f"{name}: no such file.")
+        if os.path.isdir(text):
+            raise ValueError(f"{name}: this is a directory, expected an image file.")
+        with open(text, "rb") as file:
+            return _open(file, name)
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        if len(item) == 0:
+            raise ValueError(f"{name}: empty image file (0 bytes).")
+        return _open(io.BytesIO(item), name)
+    if hasattr(item, "read"):
+        if isinstance(item, io.TextIOBase):
+            raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
+        return _open(item, name)
+    if isinstance(item, (np.ndarray, torch.Tensor)):
+        return _to_rgb(_from_array(item, name), name)
+    raise TypeError(f"{name}: expected {_ACCEPTED}, got {type(item).__name__}.")
+
+
+def _open(file: Any, name: str) -> "Image":
+    from PIL import Image
+
+    try:
+        image = Image.open(file)
+        image.load()
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{name}: cannot be read as an image; expected png, jpeg, webp, bmp, gif or tiff.") from error
+    except Exception as error:  # on damaged files PIL's decoders raise anything from OSError to struct.error
+        raise ValueError(f"{name}: cannot be read as an image ({error}).") from error
+    return _to_rgb(image, name)
+
+
+def _to_rgb(image: "Image", name: str) -> "Image":
+    from PIL import Image, ImageOps
+
+    width, height = image.size
+    if width == 0 or height == 0:
+        raise ValueError(f"{name}: the image has no pixels ({width} x {height}).")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ValueError(f"{name}: {width} x {height} is more than {MAX_ASPECT_RATIO} to 1; crop the image first.")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "La":  # premultiplied grey; PIL knows one way out of it
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these at 255 instead of scaling
+        pixels = np.asarray(image)
+        if image.mode != "F":
+            if pixels.min() < 0 or pixels.max() > 65_535:
+                raise ValueError(f"{name}: expected 16-bit grey values, got {pixels.min()} to {pixels.max()}.")
+            pixels = pixels.astype(np.uint16)
+        image = _from_array(pixels, name)
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; convert the image to RGB first.") from error
+
+
+def _from_array(item: np.ndarray | torch.Tensor, name: str) -> "Image":
+    from PIL import Image
+
+    shape = tuple(item.shape)
+    if 0 in shape:
+        raise ValueError(f"{name}: the image has no pixels (shape {shape}).")
+    last, first = len(shape) == 3 and shape[-1] in _CHANNELS, len(shape) == 3 and shape[0] in _CHANNELS
+    if len(shape) != 2 and not last and not first:
+        raise ValueError(f"{name}: expected (H, W), (H, W, C) or (C, H, W) with 1 to 4 channels, got shape {shape}.")
+    channels_first = first and (isinstance(item, torch.Tensor) or not last)
+    if isinstance(item, torch.Tensor):
+        item = item.detach().cpu()
+        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+    if channels_first:
+        item = item.transpose(1, 2, 0)  # (C, H, W) -> (H, W, C)
+    pixels = _to_uint8(item, name)
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+
+
+def _to_uint8(pixels: np.ndarray, name: str) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * 255
+    if pixels.dtype.kind == "f":
+        if not np.isfinite(pixels).all():
+            raise ValueError(f"{name}: the image has NaN or infinite values.")
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < -1e-3 or high > 1 + 1e-3:  # a little beyond is what interpolation leaves
+            raise ValueError(
+                f"{name}: expected floats in [0, 1] or uint8, got {low:.4g} to {high:.4g}; "
+                "pixel values that are already normalised go to the model directly."
+            )
+        return (pixels.clip(0, 1).astype(np.float32) * 255).round().astype(np.uint8)
+    if pixels.dtype == np.uint16:
+        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if pixels.dtype.kind in "iu":
+        low, high = int(pixels.min()), int(pixels.max())
+        if low < 0 or high > 255:
+            raise ValueError(f"{name}: expected {pixels.dtype.name} values from 0 to 255, got {low} to {high}.")
+        return pixels.astype(np.uint8)
+    raise TypeError(f"{name}: expected numbers, got an array of {pixels.dtype}.")

@@ -1,0 +1,244 @@
+"""The processor: raw audio, pictures and text to what `SpeechClipPlusModel` reads."""
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, Wav2Vec2FeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import cached_file
+
+from .audio_loading import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
+from .image_loading import load_image, split_image_batch
+
+CLIP_TEXT_PLACES = 77  # start and end included
+
+
+class SpeechClipPlusProcessor(ProcessorMixin):
+    """Wrap a speech feature extractor, a CLIP image processor and a CLIP tokenizer into one object.
+
+    Whether waveforms are normalised to zero mean and unit variance, each over its own length, is the feature
+    extractor's `do_normalize`; it is saved with the processor and always obeyed.
+
+    Args:
+        feature_extractor: A `Wav2Vec2FeatureExtractor` (HuBERT, WavLM and wav2vec 2.0 share it) for 16 kHz that pads
+            on the right.
+        image_processor: CLIP's image processor.
+        tokenizer: CLIP's tokenizer.
+
+    Raises:
+        ValueError: If the feature extractor is not for raw 16 kHz waveforms padded on the right.
+    """
+
+    # What a call uses unless told otherwise. The text mask is left out: CLIP's text tower is causal and read at the
+    # end token, so it does not need one, and the name would collide with the audio's.
+    text_kwargs = {"padding": True, "truncation": True, "return_attention_mask": False, "return_tensors": "pt"}
+    images_kwargs = {"return_tensors": "pt"}
+    audio_kwargs = {"padding": True, "return_attention_mask": True, "return_tensors": "pt"}
+
+    def __init__(self, feature_extractor, image_processor, tokenizer):
+        super().__init__(feature_extractor, image_processor, tokenizer)
+        if "input_values" not in feature_extractor.model_input_names:
+            raise ValueError(
+                f"Expected a feature extractor of raw waveforms such as Wav2Vec2FeatureExtractor, got "
+                f"{type(feature_extractor).__name__}, which makes {feature_extractor.model_input_names[0]}."
+            )
+        if feature_extractor.sampling_rate != SAMPLING_RATE or feature_extractor.padding_side != "right":
+            raise ValueError(
+                f"Expected a feature extractor for {SAMPLING_RATE} Hz that pads on the right, got "
+                f"{feature_extractor.sampling_rate} Hz and {feature_extractor.padding_side!r}."
+            )
+
+    @classmethod
+    def from_backbones(
+        cls,
+        speech: str | os.PathLike,
+        clip: str | os.PathLike,
+        do_normalize: bool | None = None,
+        speech_revision: str | None = None,
+        clip_revision: str | None = None,
+        **hub_kwargs: Any,
+    ) -> "SpeechClipPlusProcessor":
+        """Build a processor from the repositories (or local directories) of a speech encoder and a CLIP model.
+
+        Args:
+            speech: Where the speech encoder is; its `preprocessor_config.json` or `processor_config.json` is used.
+            clip: Where CLIP is; its image processor and tokenizer are used.
+            do_normalize: Whether waveforms are normalised; None takes what `speech` says. Presets name the value the
+                published models were trained with, which differs from the repository's for some.
+            speech_revision: Branch, tag or commit of `speech`.
+            clip_revision: Branch, tag or commit of `clip`.
+            **hub_kwargs: `cache_dir`, `token`, `local_files_only` and the like, for both.
+
+        Raises:
+            OSError: If something cannot be found or downloaded.
+            ValueError: If `speech` has no preprocessor configuration and `do_normalize` is not given: it is the one
+                thing about a waveform that cannot be guessed.
+        """
+        speech, clip = os.fspath(speech), os.fspath(clip)
+        speech_kwargs = {**hub_kwargs, "revision": speech_revision or "main"}
+        clip_kwargs = {**hub_kwargs, "revision": clip_revision or "main"}
+        configured = any(
+            cached_file(speech, name, _raise_exceptions_for_missing_entries=False, **speech_kwargs)
+            for name in ("preprocessor_config.json", "processor_config.json")
+        )
+        if not configured:
+            cached_file(speech, "config.json", **speech_kwargs)  # raises if there is no such model at all
+        if configured:
+            feature_extractor = AutoFeatureExtractor.from_pretrained(speech, **speech_kwargs)
+            if do_normalize is not None:
+                feature_extractor.do_normalize = do_normalize
+        elif do_normalize is None:
+            raise ValueError(
+                f"{speech} has no preprocessor_config.json, so whether its encoder reads normalised waveforms is "
+                "unknown; pass do_normalize=True or do_normalize=False."
+            )
+        else:
+            feature_extractor = Wav2Vec2FeatureExtractor(do_normalize=do_normalize)
+        return cls(
+            feature_extractor=feature_extractor,
+            image_processor=AutoImageProcessor.from_pretrained(clip, **clip_kwargs),
+            tokenizer=AutoTokenizer.from_pretrained(clip, **clip_kwargs),
+        )
+
+    def __call__(
+        self,
+        audio: Any = None,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
+        """Prepare any of audio, images and text for the model.
+
+        Args:
+            audio: One utterance or a list: arrays, flat lists of floats, tensors ((samples,), (samples, channels) or
+                (channels, samples): an array is always one utterance), paths, bytes, binary file objects, or
+                dictionaries of `datasets`. Resampled to 16 kHz mono; see `load_audio`.
+            images: One image or a list: PIL images, paths, bytes, binary file objects, arrays or tensors ((H, W),
+                (H, W, C) or (C, H, W); a four-dimensional one is a batch), or dictionaries of `datasets`.
+                Transparency is composited on white, EXIF orientation applied; see `load_image`.
+            text: A string or a list of strings; cut to CLIP's 77 places with a warning that counts the cuts.
+            **kwargs: `sampling_rate` (Hz), required if any utterance is an array, a list or a tensor (files and
+                dictionaries carry their own); `return_tensors`, by default "pt"; and what transformers' processors
+                take, plain or in `audio_kwargs`, `images_kwargs`, `text_kwargs`. A plain `padding`, `truncation` or
+                `max_length` goes to text and audio alike.
+
+        Returns:
+            Of what was given: `input_values` (B, S) float32, zeros after an utterance's end; `attention_mask` (B, S)
+            int64, 1 = sample; `pixel_values` (B, 3, H, W) float32; `input_ids` (B, places) int64.
+
+        Raises:
+            TypeError: If an item, named by its index, or an argument is of the wrong kind.
+            FileNotFoundError: If a file, named, does not exist.
+            ValueError: If nothing is given, a batch is empty, or an item, named by its index and path, cannot be used.
+        """
+        self._check_arguments(images, text, audio, kwargs)
+        sampling_rate = self._pop_sampling_rate(kwargs)
+        # Defaults stored in the tokenizer (its max_length, say) are for text, not for the length of audio.
+        merged = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
+        data: dict[str, Any] = {}
+        if audio is not None:
+            data |= self._prepare_audio(audio, sampling_rate, **merged["audio_kwargs"])
+        if images is not None:
+            data |= self._prepare_images(images, **merged["images_kwargs"])
+        if text is not None:
+            merged = self._merge_kwargs(
+                self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            )
+            data |= self._prepare_text(text, **merged["text_kwargs"])
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors a call can return."""
+        return ["input_values", "attention_mask", "pixel_values", "input_ids"]
+
+    def _check_arguments(self, images: Any, text: Any, audio: Any, kwargs: dict[str, Any]) -> None:
+        if images is None and text is None and audio is None:
+            raise ValueError("Nothing to process: pass at least one of `audio`, `images` and `text`.")
+        known = {"common_kwargs"}
+        for name, annotation in self.valid_processor_kwargs.__annotations__.items():
+            known |= {name, *getattr(annotation, "__annotations__", {})}
+        for part in (self.image_processor, self.feature_extractor, self.tokenizer):
+            known |= set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", {}))
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise TypeError(
+                f"Unexpected argument {unknown[0]!r}: expected `audio`, `images`, `text`, `sampling_rate`, "
+                "`return_tensors`, or an option of transformers' processors."
+            )
+        if (kwargs.get("text_kwargs") or {}).get("return_attention_mask"):
+            raise ValueError(
+                "The text mask is not returned: `attention_mask` is the audio's, and CLIP's causal text tower does "
+                "not need one. Call `processor.tokenizer` to get it."
+            )
+
+    @staticmethod
+    def _pop_sampling_rate(kwargs: dict[str, Any]) -> Any:
+        audio_kwargs = dict(kwargs.get("audio_kwargs") or {})
+        nested = audio_kwargs.pop("sampling_rate", None)
+        plain = kwargs.pop("sampling_rate", None)
+        if "audio_kwargs" in kwargs:
+            kwargs["audio_kwargs"] = audio_kwargs
+        if nested is not None and plain is not None and nested != plain:
+            raise ValueError(f"Two sampling rates were given, {plain} and, in `audio_kwargs`, {nested}; pass one.")
+        return plain if nested is None else nested
+
+    def _prepare_audio(
+        self, audio: Any, sampling_rate: Any, return_tensors: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        max_length = kwargs.get("max_length")
+        if kwargs.get("truncation") and max_length is not None and max_length < MIN_SAMPLES:
+            raise ValueError(
+                f"`truncation` with max_length={max_length} would cut every utterance to {max_length} samples, at "
+                f"least {MIN_SAMPLES} are needed; to limit the text alone pass them in `text_kwargs`."
+            )
+        waveforms = [
+            load_audio(item, sampling_rate, name=f"audio[{index}]")
+            for index, item in enumerate(split_audio_batch(audio))
+        ]
+        features = self.feature_extractor(waveforms, sampling_rate=SAMPLING_RATE, **kwargs)
+        data: dict[str, Any] = {"input_values": [np.asarray(x, dtype=np.float32) for x in features["input_values"]]}
+        if "attention_mask" in features:
+            data["attention_mask"] = [np.asarray(x, dtype=np.int64) for x in features["attention_mask"]]
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _prepare_images(self, images: Any, **kwargs: Any) -> BatchFeature:
+        pictures = [load_image(item, name=f"images[{index}]") for index, item in enumerate(split_image_batch(images))]
+        return self.image_processor(pictures, **kwargs)
+
+    def _prepare_text(self, text: Any, **kwargs: Any) -> dict[str, Any]:
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)):
+            raise TypeError(f"text: expected a string or a list of strings, got {type(text).__name__}.")
+        if len(texts) == 0:
+            raise ValueError("`text` is an empty list: pass at least one string.")
+        for index, item in enumerate(texts):
+            if not isinstance(item, str):
+                raise TypeError(f"text[{index}]: expected a string, got {type(item).__name__}.")
+        if kwargs.get("max_length") is None:
+            kwargs["max_length"] = min(self.tokenizer.model_max_length, CLIP_TEXT_PLACES)
+        if kwargs.get("truncation"):
+            self._warn_of_cuts(texts, kwargs["max_length"])
+        kwargs["return_attention_mask"] = False  # a plain `return_attention_mask=True` is the audio's
+        encoding = self.tokenizer(text if isinstance(text, str) else list(texts), **kwargs)
+        return {"input_ids": encoding["input_ids"]}
+
+    def _warn_of_cuts(self, texts: list[str] | tuple[str, ...], max_length: int) -> None:
+        # A byte is at most one subword, so short texts need no second look.
+        long = [item for item in texts if len(item.encode("utf-8", "replace")) + 2 > max_length]
+        if not long:
+            return
+        lengths = [len(ids) for ids in self.tokenizer(long, verbose=False, return_attention_mask=False)["input_ids"]]
+        cut = sum(length > max_length for length in lengths)
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(texts)} texts {'is' if cut == 1 else 'are'} longer than {max_length} subwords (start "
+                f"and end included, the longest has {max(lengths)}) and {'was' if cut == 1 else 'were'} cut.",
+                stacklevel=4,
+            )
+
+
+__all__ = ["SpeechClipPlusProcessor"]

@@ -1,0 +1,70 @@
+"""What all tests share: no network, no user caches, and tiny stand-ins built once per session."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Set before anything imports huggingface_hub, which reads them once.
+_HF_HOME = tempfile.mkdtemp(prefix="speechclip-plus-tests-")
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
+os.environ.update(
+    HF_HOME=_HF_HOME,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_XET="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ENDPOINT", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def repository_root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+def _byte_symbols() -> list[str]:
+    """The 256 printable stand-ins for bytes that CLIP's (and GPT-2's) subword vocabularies start from."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(rest))]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """A CLIPTokenizer with every byte, a few merges, and CLIP's own start and end tokens."""
+    from transformers import CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny_tokenizer")
+    merges = [("d", "o"), ("do", "g</w>"), ("r", "e"), ("re", "d</w>")]
+    symbols = _byte_symbols()
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in merges)]
+    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges), encoding="utf-8"
+    )
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}), encoding="utf-8"
+    )
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(tiny_tokenizer):
+    """A SpeechClipPlusProcessor with 32 x 32 pictures that leaves waveforms as they are."""
+    from transformers import CLIPImageProcessor, Wav2Vec2FeatureExtractor
+
+    from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+
+    return SpeechClipPlusProcessor(
+        feature_extractor=Wav2Vec2FeatureExtractor(do_normalize=False),
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer=tiny_tokenizer,
+    )
