@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,36 @@ from .audio_loading import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_b
 from .image_loading import load_image, split_image_batch
 
 CLIP_TEXT_PLACES = 77  # start and end included
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Name `what` in errors of the libraries below, which offline do not say what they could not find."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{what}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _load_feature_extractor(speech: str, do_normalize: bool | None, **kwargs: Any) -> Any:
+    configured = any(
+        cached_file(speech, name, _raise_exceptions_for_missing_entries=False, **kwargs)
+        for name in ("preprocessor_config.json", "processor_config.json")
+    )
+    if configured:
+        feature_extractor = AutoFeatureExtractor.from_pretrained(speech, **kwargs)
+        if do_normalize is not None:
+            feature_extractor.do_normalize = do_normalize
+        return feature_extractor
+    cached_file(speech, "config.json", **kwargs)  # raises if there is no such model at all
+    if do_normalize is None:
+        raise ValueError(
+            "no preprocessor_config.json, so whether the encoder reads normalised waveforms is unknown; "
+            "pass do_normalize=True or do_normalize=False."
+        )
+    return Wav2Vec2FeatureExtractor(do_normalize=do_normalize)
 
 
 class SpeechClipPlusProcessor(ProcessorMixin):
@@ -80,28 +112,12 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         speech, clip = os.fspath(speech), os.fspath(clip)
         speech_kwargs = {**hub_kwargs, "revision": speech_revision or "main"}
         clip_kwargs = {**hub_kwargs, "revision": clip_revision or "main"}
-        configured = any(
-            cached_file(speech, name, _raise_exceptions_for_missing_entries=False, **speech_kwargs)
-            for name in ("preprocessor_config.json", "processor_config.json")
-        )
-        if not configured:
-            cached_file(speech, "config.json", **speech_kwargs)  # raises if there is no such model at all
-        if configured:
-            feature_extractor = AutoFeatureExtractor.from_pretrained(speech, **speech_kwargs)
-            if do_normalize is not None:
-                feature_extractor.do_normalize = do_normalize
-        elif do_normalize is None:
-            raise ValueError(
-                f"{speech} has no preprocessor_config.json, so whether its encoder reads normalised waveforms is "
-                "unknown; pass do_normalize=True or do_normalize=False."
-            )
-        else:
-            feature_extractor = Wav2Vec2FeatureExtractor(do_normalize=do_normalize)
-        return cls(
-            feature_extractor=feature_extractor,
-            image_processor=AutoImageProcessor.from_pretrained(clip, **clip_kwargs),
-            tokenizer=AutoTokenizer.from_pretrained(clip, **clip_kwargs),
-        )
+        with _naming(f"speech backbone {speech!r}"):
+            feature_extractor = _load_feature_extractor(speech, do_normalize, **speech_kwargs)
+        with _naming(f"CLIP backbone {clip!r}"):
+            image_processor = AutoImageProcessor.from_pretrained(clip, **clip_kwargs)
+            tokenizer = AutoTokenizer.from_pretrained(clip, **clip_kwargs)
+        return cls(feature_extractor=feature_extractor, image_processor=image_processor, tokenizer=tokenizer)
 
     def __call__(
         self,

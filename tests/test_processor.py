@@ -490,7 +490,7 @@ def test_a_speech_backbone_without_preprocessor_needs_do_normalize(backbone_fold
 def test_a_missing_backbone_is_an_error(backbone_folders, tmp_path):
     with pytest.raises(OSError, match="no-such-speech-encoder"):
         SpeechClipPlusProcessor.from_backbones("nobody/no-such-speech-encoder", backbone_folders[1])
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises((OSError, ValueError), match="CLIP backbone"):
         SpeechClipPlusProcessor.from_backbones(backbone_folders[0], tmp_path)
 
 

@@ -21,7 +21,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command(
-        ".trainer.quickstart", "make data, train a small model, evaluate it and write a report to look at and listen to"
+        ".trainer.quickstart",
+        "make data, train a small model, evaluate it and write a report to look at and listen to",
     ),
 }
 
