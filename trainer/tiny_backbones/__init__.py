@@ -1,0 +1,29 @@
+"""Small backbones that stand in for the large ones offline, and the scripts that trained them."""
+
+from pathlib import Path
+
+TINY_BACKBONES = ("hubert", "clip")
+
+
+def tiny_backbone(name: str) -> str:
+    """Return the folder of a tiny backbone that ships with the package.
+
+    Args:
+        name: "hubert" or "clip".
+
+    Returns:
+        The path of a folder that ``from_pretrained`` reads.
+
+    Raises:
+        ValueError: unknown name.
+        FileNotFoundError: the weights are not installed.
+    """
+    if name not in TINY_BACKBONES:
+        raise ValueError(f"There is no tiny backbone {name!r}: choose one of {', '.join(TINY_BACKBONES)}.")
+    folder = Path(__file__).resolve().parent / name
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no model.safetensors: reinstall the package, or train it anew with "
+            f"`python -m speechclip_plus.trainer.tiny_backbones.train_{name} {folder}`."
+        )
+    return str(folder)

@@ -1,0 +1,266 @@
+"""Train the tiny CLIP on scenes drawn and described on the spot.
+
+Run as ``python -m speechclip_plus.trainer.tiny_backbones.train_clip OUT``. Only contents of the training split are
+used. Batches are made of groups of scenes that differ in one attribute, so that every attribute counts from the start.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from ..scenes import COLOURS, IMAGE_SIZE, SHAPES, SIZES, Scene, sample_scenes, scene_words
+from .clip_captions import END, START, STYLES, build_vocabulary, worn_caption
+
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+GROUP = 4
+
+
+def clip_config(vocabulary: dict[str, int], width: int, image_layers: int, text_layers: int) -> CLIPConfig:
+    """Configure a CLIP for pictures of 64 x 64 pixels in patches of 8 and for ``vocabulary``."""
+    common = {"hidden_size": width, "num_attention_heads": width // 32, "hidden_act": "quick_gelu"}
+    ids = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END], "pad_token_id": vocabulary[END]}
+    return CLIPConfig(
+        text_config={
+            **common, **ids, "vocab_size": len(vocabulary), "intermediate_size": 4 * width,
+            "num_hidden_layers": text_layers, "max_position_embeddings": 77, "projection_dim": width,
+        },
+        vision_config={
+            **common, "image_size": IMAGE_SIZE, "patch_size": 8, "intermediate_size": 2 * width,
+            "num_hidden_layers": image_layers, "projection_dim": width,
+        },
+        projection_dim=width,
+        **ids,
+    )  # fmt: skip
+
+
+def _render(scenes: list[Scene]) -> np.ndarray:
+    return np.stack([np.asarray(scene.draw()) for scene in scenes])
+
+
+def render_pictures(scenes: list[Scene], processes: int) -> np.ndarray:
+    """Draw all scenes: uint8 (N, 64, 64, 3)."""
+    chunks = [scenes[start : start + 1000] for start in range(0, len(scenes), 1000)]
+    pictures, began = [], time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for number, chunk in enumerate(pool.imap(_render, chunks), 1):
+            pictures.append(chunk)
+            if number % 10 == 0 or number == len(chunks):
+                print(f"drew {min(number * 1000, len(scenes))} of {len(scenes)} pictures, "
+                      f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+    return np.concatenate(pictures)
+
+
+class Batches:
+    """Endless batches of (pixels, subword ids, contents), a part of each made of groups of near neighbours."""
+
+    def __init__(
+        self, scenes: list[Scene], pictures: np.ndarray, vocabulary: dict[str, int], args: argparse.Namespace
+    ):
+        """Index the scenes by content; ``args`` gives batch, hard and seed."""
+        self.scenes, self.pictures, self.vocabulary, self.args = scenes, pictures, vocabulary, args
+        self.rng = np.random.default_rng(args.seed)
+        self.drawings: dict[str, list[int]] = {}
+        for index, scene in enumerate(scenes):
+            self.drawings.setdefault(scene.content, []).append(index)
+        self.numbers = {content: number for number, content in enumerate(self.drawings)}
+
+    def neighbour(self, scene: Scene) -> int | None:
+        """Index of a training scene that differs in one attribute or in the order, None if it is held out."""
+        rng, words = self.rng, [*scene.content.split("|")]
+        kind = int(rng.integers(8))
+        if kind == 6:
+            words[0], words[1] = words[1], words[0]
+        elif kind == 7:
+            words[2] = "above" if words[2] == "left" else "left"
+        else:
+            attributes = words[kind % 2].split()
+            options = (tuple(SIZES), tuple(COLOURS), SHAPES)[kind // 2]
+            attributes[kind // 2] = options[int(rng.integers(len(options)))]
+            words[kind % 2] = " ".join(attributes)
+        drawings = self.drawings.get("|".join(words))
+        return None if drawings is None else drawings[int(rng.integers(len(drawings)))]
+
+    def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return pixels (B, 3, 64, 64) float32, ids (B, L) int64 and content numbers (B,) int64."""
+        rng, args = self.rng, self.args
+        indices = []
+        while len(indices) < args.batch:
+            indices.append(int(rng.integers(len(self.scenes))))
+            if rng.random() < args.hard:
+                anchor = self.scenes[indices[-1]]
+                indices += [n for n in (self.neighbour(anchor) for _ in range(GROUP - 1)) if n is not None]
+        indices = indices[: args.batch]
+        styles = rng.choice(len(STYLES), args.batch, p=args.styles)
+        captions = [
+            worn_caption(self.scenes[n], rng, STYLES[s], self.vocabulary) for n, s in zip(indices, styles, strict=True)
+        ]
+        pixels = to_pixels(shifted(self.pictures[indices], rng))
+        contents = torch.tensor([self.numbers[self.scenes[n].content] for n in indices])
+        return pixels, padded(captions, self.vocabulary), contents
+
+
+def shifted(pictures: np.ndarray, rng: np.random.Generator, reach: int = 2) -> np.ndarray:
+    """Shift each picture by up to ``reach`` pixels, repeating its border: the pool of drawings is finite."""
+    wide = np.pad(pictures, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    places = rng.integers(0, 2 * reach + 1, (len(pictures), 2))
+    size = pictures.shape[1]
+    return np.stack([p[y : y + size, x : x + size] for p, (y, x) in zip(wide, places, strict=True)])
+
+
+def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+    """Scale uint8 (B, H, W, 3) to what the image processor gives: float32 (B, 3, H, W)."""
+    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+
+
+def padded(captions: list[list[int]], vocabulary: dict[str, int]) -> torch.Tensor:
+    """Put start and end around each caption and pad with end: int64 (B, L)."""
+    length = max(map(len, captions)) + 2
+    start, end = vocabulary[START], vocabulary[END]
+    return torch.tensor([[start, *ids, *[end] * (length - 1 - len(ids))] for ids in captions])
+
+
+def embed_images(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Unit-length image embeddings (B, P)."""
+    return nn.functional.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+
+
+def embed_texts(model: CLIPModel, ids: torch.Tensor) -> torch.Tensor:
+    """Unit-length text embeddings (B, P)."""
+    return nn.functional.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)
+
+
+def contrastive_loss(
+    model: CLIPModel, pixels: torch.Tensor, ids: torch.Tensor, contents: torch.Tensor
+) -> torch.Tensor:
+    """Symmetric cross-entropy; other drawings of the same content are no negatives."""
+    # Chunks keep the tensors of the image tower in the processor's caches and out of the slow path of malloc.
+    images = torch.cat([embed_images(model, chunk) for chunk in pixels.split(64)])
+    logits = model.logit_scale.exp() * embed_texts(model, ids) @ images.T  # (B, B)
+    same = (contents[:, None] == contents[None, :]).fill_diagonal_(False)
+    logits = logits.masked_fill(same, float("-inf"))
+    target = torch.arange(len(logits))
+    return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+
+
+@torch.no_grad()
+def measure(model: CLIPModel, scenes: list[Scene], vocabulary: dict[str, int], seed: int = 0) -> dict[str, float]:
+    """Retrieval on scenes: recall in percent, text to image and back, for each style of caption."""
+    model.eval()
+    pictures = _render(scenes)
+    images = torch.cat([embed_images(model, to_pixels(p)) for p in np.array_split(pictures, -(-len(pictures) // 250))])
+    found = {}
+    for style in STYLES:
+        rng = np.random.default_rng(seed)
+        ids = padded([worn_caption(scene, rng, style, vocabulary) for scene in scenes], vocabulary)
+        similarities = embed_texts(model, ids) @ images.T  # (texts, images)
+        for direction, matrix in (("text_to_image", similarities), ("image_to_text", similarities.T)):
+            right = matrix.diagonal()[:, None]
+            rank = (matrix >= right).sum(1) - 1
+            for k in (1, 10):
+                found[f"{style}/{direction}_r{k}"] = round(100 * float((rank < k).float().mean()), 1)
+    return found
+
+
+def train(model: CLIPModel, batches: Batches, validation: list[Scene], args: argparse.Namespace) -> None:
+    """Train with AdamW, linear warm-up and cosine decay; print loss, speed and validation recall."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim > 1 and "embedding" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim <= 1 or "embedding" in n]
+    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    began, losses = time.monotonic(), []
+    for step in range(args.steps):
+        rate = min((step + 1) / args.warmup, 0.5 + 0.5 * math.cos(math.pi * step / args.steps)) * args.lr
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        model.train()
+        loss = contrastive_loss(model, *batches.draw())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0 or step + 1 == args.steps:
+            spent = time.monotonic() - began
+            left = spent / (step + 1) * (args.steps - step - 1)
+            print(f"step {step + 1}/{args.steps} loss {np.mean(losses[-50:]):.3f} scale {model.logit_scale.exp():.1f} "
+                  f"{spent:.0f} s spent, {left:.0f} s left", flush=True)  # fmt: skip
+        if (step + 1) % args.evaluate_every == 0:
+            print("validation", measure(model, validation, batches.vocabulary), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, measure and write a folder that ``CLIPModel`` and ``CLIPProcessor`` load."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder to write; replaced if it is there")
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--pictures", type=int, default=51498, help="drawings held in memory (12 kB each)")
+    parser.add_argument("--hard", type=float, default=0.5, help="share of scenes that bring near neighbours along")
+    parser.add_argument("--styles", type=float, nargs=3, default=[0.4, 0.2, 0.4], help=f"shares of {STYLES}")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--image-layers", type=int, default=4)
+    parser.add_argument("--text-layers", type=int, default=3)
+    parser.add_argument("--evaluate-every", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args(argv)
+    began = time.monotonic()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    vocabulary, merges = build_vocabulary(scene_words())
+    model = CLIPModel(clip_config(vocabulary, args.width, args.image_layers, args.text_layers))
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{size / 1e6:.2f} M parameters, {len(vocabulary)} subwords; {args.steps} steps of {args.batch} pairs. "
+          f"Budget on two free cores: {args.pictures / 600:.0f} s of drawing, about {args.steps * args.batch / 256:.0f} s"
+          " of training.", flush=True)  # fmt: skip
+    scenes = sample_scenes("train", args.pictures, args.seed)
+    batches = Batches(scenes, render_pictures(scenes, args.threads), vocabulary, args)
+    train(model, batches, sample_scenes("validation", 500, 1), args)
+    model.half().float()  # what is shipped is fp16, so that is what is measured
+    results = {split: measure(model, sample_scenes(split, 500, 1), vocabulary) for split in ("validation", "test")}
+    print(json.dumps(results, indent=1), flush=True)
+    save(model, vocabulary, merges, results, args, time.monotonic() - began)
+    return 0
+
+
+def save(model, vocabulary, merges, results, args, seconds: float) -> None:
+    """Write weights (fp16), tokenizer, image processor, card and metrics, then rename the folder into place."""
+    out = args.out.resolve()
+    work = out.with_name(f".{out.name}.{os.getpid()}")
+    work.mkdir(parents=True)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[tuple(m) for m in merges], model_max_length=77)
+    mean, std = [PIXEL_MEAN] * 3, [PIXEL_STD] * 3
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=mean, image_std=std,
+    )  # fmt: skip
+    model.half().save_pretrained(work)
+    CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(work)
+    (work / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
+    (work / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (work / "metrics.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    work.rename(out)
+    print(f"wrote {out}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
