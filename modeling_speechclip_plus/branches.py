@@ -1,0 +1,137 @@
+"""The trained layer over the frozen speech features (arXiv 2210.00705, section 3; arXiv 2402.06959, section 2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for its weights: `(B, S, heads, size)` outputs and `(B, heads, S, S)` weights."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class BranchAttention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface, so that SDPA and others can be chosen."""
+
+    is_causal = False
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.branch_config.num_attention_heads
+        self.dropout = config.branch_config.dropout
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Attend within `(B, S, D)`; returns the same shape and, with eager attention, weights `(B, heads, S, S)`."""
+        shape = (*hidden.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            projection(hidden).view(shape).transpose(1, 2)  # (B, heads, S, head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.head_dim**-0.5,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(output.reshape(hidden.shape)), weights
+
+
+class BranchLayer(GradientCheckpointingLayer):
+    """`LayerNorm(attention(x) + x)`, and for `transformer_encoder` the feed-forward part behind it."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        branch = config.branch_config
+        self.attention = BranchAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=branch.layer_norm_eps)
+        self.feed_forward = None
+        if branch.layer_type == "transformer_encoder":
+            self.attention_dropout = nn.Dropout(branch.dropout)
+            self.feed_forward = nn.Sequential(
+                nn.Linear(config.hidden_size, branch.intermediate_size),
+                nn.GELU(),
+                nn.Dropout(branch.dropout),
+                nn.Linear(branch.intermediate_size, config.hidden_size),
+                nn.Dropout(branch.dropout),
+            )
+            self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=branch.layer_norm_eps)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Transform `(B, S, D)`; returns the same shape and the attention weights, if computed."""
+        attended, weights = self.attention(hidden, attention_mask)
+        if self.feed_forward is None:
+            return self.attention_norm(attended + hidden), weights
+        hidden = self.attention_norm(self.attention_dropout(attended) + hidden)
+        return self.feed_forward_norm(self.feed_forward(hidden) + hidden), weights
+
+
+class BranchEncoder(nn.Module):
+    """Learned CLS vectors in front of the frames, and the layer(s) over both.
+
+    There is one CLS vector for the parallel branch and one per keyword of the fixed-number variants, in that order.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+        num_keywords = config.keyword_config.num_keywords if config.has_cascaded else None
+        self.num_cls = int(config.has_parallel) + (num_keywords or 0)
+        if self.num_cls:
+            self.cls_tokens = nn.Parameter(torch.randn(self.num_cls, config.hidden_size))
+        self.layers = nn.ModuleList(BranchLayer(config) for _ in range(config.branch_config.num_layers))
+        self.norm = None
+        if config.branch_config.layer_type == "transformer_encoder":
+            self.norm = nn.LayerNorm(config.hidden_size, eps=config.branch_config.layer_norm_eps)
+
+    def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        """Encode frames `(B, T, D)` under a mask `(B, T)` (True: a frame).
+
+        Returns:
+            CLS outputs `(B, num_cls, D)`, frame outputs `(B, T, D)` and the attention weights of each layer.
+        """
+        hidden, mask = frames, frame_mask
+        if self.num_cls:
+            cls = self.cls_tokens.to(frames.dtype).expand(len(frames), -1, -1)
+            hidden = torch.cat([cls, frames], dim=1)
+            mask = torch.cat([mask.new_ones(len(frames), self.num_cls), mask], dim=1)
+        attention_mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=mask)
+        weights = []
+        for layer in self.layers:
+            hidden, layer_weights = layer(hidden, attention_mask)
+            weights.append(layer_weights)
+        if self.norm is not None:
+            # torch's fast path in evaluation zeroes padding here, its slow path in training does not; always zeroed.
+            hidden = self.norm(hidden.masked_fill(~mask[:, :, None], 0))
+        return hidden[:, : self.num_cls], hidden[:, self.num_cls :], tuple(weights)

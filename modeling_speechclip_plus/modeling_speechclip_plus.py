@@ -1,0 +1,870 @@
+"""SpeechCLIP and SpeechCLIP+ models (arXiv 2210.00705, arXiv 2402.06959)."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, CLIPModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, SpeechClipPlusConfig
+from .branches import BranchAttention, BranchEncoder
+from .cif import CifOutput, ContinuousIntegrateAndFire, keyword_times
+from .clip_towers import embed_images, embed_texts, read_keywords
+from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
+from .losses import contrastive_loss, quantity_loss
+from .speech_encoder import (
+    SAMPLING_RATE,
+    LayerWeightedSum,
+    LengthAwareFeatureEncoder,
+    encode_speech,
+    minimum_samples,
+    samples_per_frame,
+    uses_group_norm,
+)
+
+BACKBONES = {"speech_encoder": "speech_backbone", "clip": "clip_backbone"}
+
+
+@dataclass
+class SpeechClipPlusOutput(ModelOutput):
+    """Output of [`SpeechClipPlusModel`].
+
+    B utterances and images, N keywords (of the longest utterance), T frames (50 per second), P joint width.
+
+    Attributes:
+        loss (scalar, float32, with `return_loss`): Weighted sum of the losses.
+        parallel_loss (scalar, float32, with `return_loss` and a parallel branch): Contrastive loss of that branch.
+        cascaded_loss (scalar, float32, with `return_loss` and a cascaded branch): Contrastive loss of that branch.
+        quantity_loss (scalar, float32, with `return_loss` and CIF): Keyword-count loss, before its weight.
+        parallel_logits (`(B_speech, B_image)`, with images and a parallel branch): Scaled similarities.
+        cascaded_logits (`(B_speech, B_image)`, with images and a cascaded branch): Scaled similarities.
+        speech_embeds (`(B, P)`): Unit-length embedding of each utterance by the configured `retrieval_branch`.
+        parallel_embeds (`(B, P)`, with a parallel branch): Unit-length embedding by that branch.
+        cascaded_embeds (`(B, P)`, with a cascaded branch): Unit-length embedding by that branch.
+        image_embeds (`(B, P)`, with images): Unit-length image embeddings.
+        keyword_ids (`(B, N)` int64, with a cascaded branch): CLIP subword of each keyword, -1 at padding.
+        keyword_lengths (`(B,)` int64, with a cascaded branch): Keywords of each utterance.
+        keyword_similarities (`(B, N)` float32, with a cascaded branch): Cosine similarity of keyword feature and
+            subword, 0 at padding.
+        keyword_embeds (`(B, N, E)`, with a cascaded branch): The subwords' embeddings.
+        alphas (`(B, T)` float32, with CIF): Weights as integrated, 0 at padding.
+        alpha_sums (`(B,)` float32, with CIF): Sums of the weights before scaling.
+        target_lengths (`(B,)` int64, with CIF, in training or with `return_loss`): Wanted numbers of keywords.
+        frame_lengths (`(B,)` int64): Frames of each utterance.
+        hidden_states (tuple of L + 1 `(B, T, D)`, with `output_hidden_states`): The speech encoder's, before any
+            final norm.
+        attentions (tuple of L `(B, heads, T, T)`, with `output_attentions`): The speech encoder's.
+        branch_attentions (tuple of `(B, heads, S, S)`, with `output_attentions`): The branch's, over CLS vectors
+            and frames.
+    """
+
+    loss: Tensor | None = None
+    parallel_loss: Tensor | None = None
+    cascaded_loss: Tensor | None = None
+    quantity_loss: Tensor | None = None
+    parallel_logits: Tensor | None = None
+    cascaded_logits: Tensor | None = None
+    speech_embeds: Tensor | None = None
+    parallel_embeds: Tensor | None = None
+    cascaded_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    keyword_ids: Tensor | None = None
+    keyword_lengths: Tensor | None = None
+    keyword_similarities: Tensor | None = None
+    keyword_embeds: Tensor | None = None
+    alphas: Tensor | None = None
+    alpha_sums: Tensor | None = None
+    target_lengths: Tensor | None = None
+    frame_lengths: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    branch_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A subword near a keyword: its text (`None` without a tokenizer), CLIP id and cosine similarity."""
+
+    text: str | None
+    id: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A keyword read out of an utterance.
+
+    Attributes:
+        text: The subword as text; `None` without a tokenizer.
+        id: Its CLIP id.
+        similarity: Cosine similarity of the keyword's feature and the subword's embedding.
+        start: Where the keyword begins, in seconds; `None` in the fixed-number variants, which do not locate it.
+        end: Where it ends, in seconds; `None` likewise.
+        neighbours: The subwords of the vocabulary whose embeddings are nearest to the keyword's, itself first.
+    """
+
+    text: str | None
+    id: int
+    similarity: float
+    start: float | None
+    end: float | None
+    neighbours: tuple[Neighbour, ...]
+
+
+class SpeechClipPlusPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading."""
+
+    config: SpeechClipPlusConfig
+    config_class = SpeechClipPlusConfig
+    base_model_prefix = "speechclip_plus"
+    main_input_name = "input_values"
+    input_modalities = ("audio", "image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["BranchLayer"]
+    # bfloat16 would lose the running statistics' small updates and CIF's and the temperature's small steps.
+    _keep_in_fp32_modules_strict = ["keyword_norm", "logit_scale", "layer_sum"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, BranchAttention):
+            # As torch's MultiheadAttention, whose three input projections are one Xavier-initialised matrix.
+            bound = math.sqrt(6 / (4 * module.q_proj.in_features))
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                init.uniform_(projection.weight, -bound, bound)
+            for projection in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
+                init.zeros_(projection.bias)
+            bound = 1 / math.sqrt(module.out_proj.in_features)
+            init.uniform_(module.out_proj.weight, -bound, bound)
+            for projection in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
+                projection._is_hf_initialized = True
+        elif isinstance(module, nn.Linear | nn.Conv1d):
+            # torch's own default, which the original trains from.
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, BranchEncoder) and module.num_cls:
+            init.normal_(module.cls_tokens)
+        elif isinstance(module, LayerWeightedSum):
+            init.zeros_(module.weight)
+        elif isinstance(module, KeywordBatchNorm):
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, SpeechClipPlusModel):
+            init.constant_(module.logit_scale, math.log(1 / self.config.loss_config.temperature))
+            if self.config.has_cascaded:
+                module._init_vocabulary()
+                module._init_keyword_norm()
+
+
+class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
+    """A frozen speech encoder and a frozen CLIP, joined by a small trained branch.
+
+    One class serves the five variants; only what the configured one needs is built. Speech, images and texts embed
+    into CLIP's joint space at unit length, so that any two compare by dot product.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel
+    >>> model = SpeechClipPlusModel(SpeechClipPlusConfig.from_preset("hybrid_plus-tiny")).eval()
+    >>> model.get_speech_features(torch.randn(2, 16_000)).shape
+    torch.Size([2, 128])
+
+    ```
+    """
+
+    def __init__(self, config: SpeechClipPlusConfig):
+        super().__init__(config)
+        text_config = config.clip_config.text_config
+        joint_size = config.clip_config.projection_dim
+        self.speech_encoder = AutoModel.from_config(config.speech_config)
+        if config.padding == "invariant" and uses_group_norm(config.speech_config):
+            self.speech_encoder.feature_extractor = LengthAwareFeatureEncoder(self.speech_encoder.feature_extractor)
+        self.clip = CLIPModel._from_config(config.clip_config)
+        self.layer_sum = LayerWeightedSum(config.speech_config.num_hidden_layers + 1, config.normalize_hidden_states)
+        self.branch = BranchEncoder(config)
+        if config.has_parallel:
+            self.parallel_projection = projection_head(
+                config.hidden_size,
+                joint_size,
+                config.branch_config.parallel_projection_hidden_size,
+                config.branch_config.dropout,
+            )
+        if config.has_cif:
+            cif = config.cif_config
+            self.cif = ContinuousIntegrateAndFire(
+                config.hidden_size,
+                threshold=cif.threshold,
+                conv_layers=cif.conv_layers,
+                conv_width=cif.conv_width,
+                dropout=cif.dropout,
+                tail_threshold=cif.tail_threshold,
+                max_keywords=config.max_keywords,
+                mask_padding=config.padding == "invariant",
+            )
+        if config.has_cascaded:
+            keyword = config.keyword_config
+            self.keyword_projection = projection_head(
+                config.hidden_size, text_config.hidden_size, keyword.projection_hidden_size, keyword.projection_dropout
+            )
+            self.keyword_norm = KeywordBatchNorm(text_config.hidden_size, keyword.num_keywords)
+            size = text_config.vocab_size if keyword.vocabulary_ids is None else len(keyword.vocabulary_ids)
+            # Derived from the configuration, so neither is saved; both are filled in _init_weights.
+            self.register_buffer("vocabulary_ids", torch.zeros(size, dtype=torch.long), persistent=False)
+            self.register_buffer("is_keyword", torch.zeros(size, dtype=torch.bool), persistent=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.loss_config.temperature)))
+        self.post_init()
+        self.set_trainable(speech_encoder=config.train_speech_encoder, clip=config.train_clip)
+        if not config.backbones_saved:
+            self._keys_to_ignore_on_load_missing |= {rf"^{name}\." for name in BACKBONES}
+
+    # Building, freezing, saving and loading
+
+    @classmethod
+    def from_backbones(
+        cls,
+        speech: str | os.PathLike | None = None,
+        clip: str | os.PathLike | None = None,
+        config: SpeechClipPlusConfig | str = "hybrid_plus-base-flickr8k",
+        *,
+        speech_revision: str | None = None,
+        clip_revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        **kwargs: Any,
+    ) -> SpeechClipPlusModel:
+        """Join pretrained backbones by a new, untrained branch.
+
+        Args:
+            speech: Repository id or folder of a HuBERT, WavLM or wav2vec 2.0; the configuration's if not given.
+            clip: Repository id or folder of a CLIP; the configuration's if not given.
+            config: A configuration or the name of a preset. Its sub-configurations of the two backbones are replaced
+                by the backbones' own.
+            speech_revision: Branch, tag or commit of the speech encoder's repository.
+            clip_revision: The same of CLIP's.
+            dtype: Of all weights.
+            **kwargs: Passed to both backbones' `from_pretrained`, for instance `cache_dir` or `token`.
+
+        Returns:
+            The model in evaluation mode, its keyword batch norm initialised from the loaded CLIP.
+
+        Raises:
+            ValueError: If a backbone is of another kind, or the parts do not fit together.
+            OSError: If a backbone is not there.
+        """
+        config = SpeechClipPlusConfig.from_preset(config) if isinstance(config, str) else config
+        values = config.to_dict()
+        sources = {}
+        for name, given, revision in (("speech", speech, speech_revision), ("clip", clip, clip_revision)):
+            recorded = values[f"{name}_backbone"]
+            if given is None and recorded is None:
+                raise ValueError(f"The configuration names no {name} backbone: pass {name}=REPOSITORY_OR_FOLDER.")
+            source = {"repo_id": _absolute_if_folder(given), "revision": revision} if given is not None else recorded
+            loaded = AutoConfig.from_pretrained(source["repo_id"], revision=source["revision"], **kwargs)
+            allowed = SPEECH_MODEL_TYPES if name == "speech" else ("clip",)
+            if loaded.model_type not in allowed:
+                raise ValueError(
+                    f"{name}={source['repo_id']!r} is a {loaded.model_type!r} model; "
+                    f"it must be one of {', '.join(allowed)}."
+                )
+            sources[name] = values[f"{name}_backbone"] = source
+            values[f"{name}_config"] = loaded
+        model = cls(SpeechClipPlusConfig(**values))
+        model._load_backbones(**kwargs)
+        if model.config.has_cascaded:
+            model._init_keyword_norm()
+        return model.to(dtype).float_statistics().eval()
+
+    def _load_backbones(self, **kwargs: Any) -> None:
+        """Load both backbones' weights from where the configuration says they are, in float32."""
+        for name, key in BACKBONES.items():
+            source = getattr(self.config, key)
+            own = getattr(self, name)
+            loader = CLIPModel if name == "clip" else AutoModel
+            try:
+                backbone, report = loader.from_pretrained(
+                    source["repo_id"],
+                    revision=source["revision"],
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    **kwargs,
+                )
+            except OSError as error:
+                raise OSError(
+                    f"This model needs the backbone {source['repo_id']!r} (revision {source['revision']!r}) for its "
+                    f"{name}, which cannot be loaded: {error}"
+                ) from error
+            missing = [key for key in report["missing_keys"] if "masked_spec_embed" not in key]
+            if missing or report["mismatched_keys"]:
+                raise OSError(
+                    f"The backbone {source['repo_id']!r} does not hold the whole {name}: "
+                    f"missing or misshapen are {sorted(map(str, [*missing, *report['mismatched_keys']]))[:5]}."
+                )
+            state = backbone.state_dict()
+            wrong = [name for name, value in own.state_dict().items() if name in state and state[name].shape != value.shape]
+            if wrong:
+                raise ValueError(
+                    f"The backbone {source['repo_id']!r} has another size than this model's {name}, first at {wrong[0]!r}."
+                )
+            own.load_state_dict(state)
+
+    def float_statistics(self) -> SpeechClipPlusModel:
+        """Bring the parts that must stay float32 back to it, after a cast of the whole model; returns the model."""
+        for name in self._keep_in_fp32_modules_strict:
+            if isinstance(part := getattr(self, name, None), nn.Module):
+                part.float()
+            elif part is not None:
+                part.data = part.data.float()
+        return self
+
+    def set_trainable(self, speech_encoder: bool | None = None, clip: bool | None = None) -> None:
+        """Freeze or unfreeze the backbones; `None` leaves one as it is. The configuration records the choice.
+
+        A frozen backbone takes no gradient and stays in evaluation mode under `train()`.
+        """
+        for name, trainable in (("speech_encoder", speech_encoder), ("clip", clip)):
+            if trainable is not None:
+                setattr(self.config, f"train_{name}", trainable)
+                getattr(self, name).requires_grad_(trainable)
+        # CLIP's own temperature has no part in what this model computes.
+        self.clip.logit_scale.requires_grad_(False)
+        self.logit_scale.requires_grad_(self.config.loss_config.train_temperature)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> SpeechClipPlusModel:
+        """Set training mode, except for frozen backbones, which stay in evaluation mode."""
+        super().train(mode)
+        if not self.config.train_clip:
+            self.clip.eval()
+        if not self.config.train_speech_encoder:
+            self.speech_encoder.eval()
+            if mode and self.config.speech_encoder_dropout:
+                # The original leaves dropout on in the frozen encoder; time masking and LayerDrop stay off.
+                self.speech_encoder.feature_projection.train()
+                self.speech_encoder.encoder.layers.train()
+                self.speech_encoder.encoder.dropout.train()
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> SpeechClipPlusModel:
+        """Load a model saved whole, or its trained part together with the backbones that it names.
+
+        See `transformers.PreTrainedModel.from_pretrained` for the arguments.
+
+        Raises:
+            OSError: If the folder or repository, or a backbone that it needs, is not there.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not model.config.backbones_saved:
+            passed_on = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
+            model._load_backbones(**{key: kwargs[key] for key in passed_on if key in kwargs})
+            model.config.backbones_saved = True
+        return loaded
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, save_backbones: bool = True, **kwargs: Any
+    ) -> None:
+        """Save the model as safetensors.
+
+        Args:
+            save_directory: Folder to write.
+            *args: See `transformers.PreTrainedModel.save_pretrained`.
+            save_backbones: `False` saves the trained part alone (some MB), with the backbones' repositories and
+                revisions, from which `from_pretrained` restores them.
+            **kwargs: See `transformers.PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: If the backbones shall be left out but were trained, or it is not known where they came from.
+        """
+        if not save_backbones:
+            for name, key in BACKBONES.items():
+                if getattr(self.config, f"train_{name}"):
+                    raise ValueError(f"The {name} was trained, so it must be saved: use save_backbones=True.")
+                if getattr(self.config, key) is None:
+                    raise ValueError(
+                        f"It is not known where the {name} came from (config.{key} is None), so it could not be "
+                        "loaded again. Build the model with from_backbones, or use save_backbones=True."
+                    )
+        ignored = self._keys_to_ignore_on_save
+        try:
+            self.config.backbones_saved = save_backbones
+            if not save_backbones:
+                prefixes = tuple(f"{name}." for name in BACKBONES)
+                self._keys_to_ignore_on_save = {key for key in self.state_dict() if key.startswith(prefixes)}
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config.backbones_saved = True
+            self._keys_to_ignore_on_save = ignored
+
+    def get_input_embeddings(self) -> nn.Module:
+        """CLIP's subword embeddings, which are also the keywords' codebook."""
+        return self.clip.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace CLIP's subword embeddings."""
+        self.clip.text_model.embeddings.token_embedding = value
+
+    # Vocabulary
+
+    def _init_vocabulary(self) -> None:
+        ids = self.config.keyword_config.vocabulary_ids
+        size = len(self.vocabulary_ids)
+        ids = torch.arange(size) if ids is None else torch.tensor(ids)
+        init.copy_(self.vocabulary_ids, ids)
+        excluded = torch.tensor(sorted(self.config.excluded_token_ids), dtype=torch.long)
+        init.copy_(self.is_keyword, ~torch.isin(ids, excluded))
+
+    @torch.no_grad()
+    def _init_keyword_norm(self) -> None:
+        scale = self.config.keyword_config.batch_norm_scale
+        weight, bias = self.keyword_norm.initial_values(self._codebook(), scale)
+        init.copy_(self.keyword_norm.weight, weight)
+        init.copy_(self.keyword_norm.bias, bias)
+
+    def _codebook(self) -> Tensor:
+        """CLIP's own embeddings of the vocabulary in use, `(V, E)`."""
+        table = self.clip.text_model.embeddings.token_embedding.weight
+        return table if self.config.keyword_config.vocabulary_ids is None else table[self.vocabulary_ids]
+
+    # Embeddings
+
+    def encode_speech_frames(
+        self, input_values: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the speech encoder alone, for keeping what it says while it is frozen.
+
+        Args:
+            input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right.
+            attention_mask: `(B, S)`, 1 for a sample.
+
+        Returns:
+            All hidden states `(B, L + 1, T, D)` and the frames of each utterance `(B,)`; every other method takes
+            them as `speech_hidden_states` and `frame_lengths` in place of waveforms.
+        """
+        hidden_states, frame_lengths, _ = self._run_speech_encoder(input_values, attention_mask)
+        return torch.stack(hidden_states, dim=1), frame_lengths
+
+    def get_speech_features(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        branch: str | None = None,
+        speech_hidden_states: Tensor | None = None,
+        frame_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Embed speech.
+
+        Args:
+            input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right.
+            attention_mask: `(B, S)`, 1 for a sample; needed where utterances differ in length.
+            branch: `"parallel"` or `"cascaded"`; the configured `retrieval_branch` if not given.
+            speech_hidden_states: From `encode_speech_frames`, in place of `input_values`.
+            frame_lengths: The same.
+
+        Returns:
+            `(B, P)`, unit length.
+
+        Raises:
+            ValueError: If the model has no such branch, or the input does not fit.
+        """
+        branch = branch or self.config.retrieval_branch
+        if branch not in ("parallel", "cascaded") or not getattr(self.config, f"has_{branch}"):
+            raise ValueError(f"This {self.config.variant} model has no {branch!r} branch.")
+        hidden_states, frame_lengths, _ = self._speech_states(
+            input_values, attention_mask, speech_hidden_states, frame_lengths
+        )
+        return self._embed_speech(hidden_states, frame_lengths, branches=(branch,))[f"{branch}_embeds"]
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Embed images `(B, 3, H, W)`, as the processor makes them: `(B, P)`, unit length."""
+        with self._no_grad_if_frozen("clip"):
+            return F.normalize(embed_images(self.clip, pixel_values), dim=-1)
+
+    def get_text_features(self, input_ids: Tensor) -> Tensor:
+        """Embed texts `(B, L)` of subword ids, as the processor makes them: `(B, P)`, unit length."""
+        with self._no_grad_if_frozen("clip"):
+            return F.normalize(embed_texts(self.clip, input_ids), dim=-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        global_step: int | None = None,
+        speech_hidden_states: Tensor | None = None,
+        frame_lengths: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> SpeechClipPlusOutput:
+        """Embed speech, and images if given, and compare them.
+
+        Args:
+            input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right.
+            attention_mask: `(B, S)`, 1 for a sample, 0 for padding.
+            pixel_values: `(B_image, 3, H, W)` images.
+            image_ids: `(B,)` int64; utterances and images with the same id are no negatives of each other.
+            return_loss: Whether to compute the losses; needs one image per utterance.
+            global_step: Training step, against which `cif_config.scale_until_step` is held; 0 if not given.
+            speech_hidden_states: `(B, L + 1, T, D)` from `encode_speech_frames`, in place of `input_values`.
+            frame_lengths: `(B,)` frames, with `speech_hidden_states`.
+            image_embeds: `(B_image, P)` CLIP image features, in place of `pixel_values`.
+            target_lengths: `(B,)` int64, wanted numbers of keywords for CIF; needed with a `"caption"` target.
+            output_hidden_states: Whether to return the speech encoder's hidden states.
+            output_attentions: Whether to return attention weights; needs `attn_implementation="eager"`.
+            **kwargs: `return_dict=False` for a tuple; anything else is an error.
+
+        Raises:
+            ValueError: If inputs are missing, of the wrong shape, or do not fit together.
+        """
+        kwargs.pop("return_dict", None)
+        if kwargs:
+            raise TypeError(f"SpeechClipPlusModel.forward does not know {', '.join(map(repr, kwargs))}.")
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        hidden_states, frame_lengths, attentions = self._speech_states(
+            input_values, attention_mask, speech_hidden_states, frame_lengths, output_attentions
+        )
+        if pixel_values is not None and image_embeds is not None:
+            raise ValueError("Give pixel_values or image_embeds, not both.")
+        if pixel_values is not None:
+            image_embeds = self.get_image_features(pixel_values)
+        elif image_embeds is not None:
+            image_embeds = F.normalize(image_embeds.to(self.dtype), dim=-1)
+        _check_pairs(len(frame_lengths), image_embeds, image_ids, return_loss)
+
+        use_targets = config.has_cif and (self.training or bool(return_loss))
+        if use_targets:
+            target_lengths = self._target_lengths(frame_lengths, target_lengths)
+        speech = self._embed_speech(hidden_states, frame_lengths, target_lengths, global_step or 0)
+        output = SpeechClipPlusOutput(
+            speech_embeds=speech[f"{config.retrieval_branch}_embeds"],
+            parallel_embeds=speech.get("parallel_embeds"),
+            cascaded_embeds=speech.get("cascaded_embeds"),
+            image_embeds=image_embeds,
+            keyword_ids=speech.get("keyword_ids"),
+            keyword_lengths=speech.get("keyword_lengths"),
+            keyword_similarities=speech.get("keyword_similarities"),
+            keyword_embeds=speech.get("keyword_embeds"),
+            target_lengths=target_lengths if use_targets else None,
+            frame_lengths=frame_lengths,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+            branch_attentions=speech["branch_attentions"] if output_attentions else None,
+        )
+        if (cif := speech.get("cif")) is not None:
+            output.alphas, output.alpha_sums = cif.alphas, cif.alpha_sums
+        if image_embeds is not None:
+            scale = self.logit_scale.float().exp()
+            for branch in ("parallel", "cascaded"):
+                if (embeds := speech.get(f"{branch}_embeds")) is not None:
+                    with torch.autocast(embeds.device.type, enabled=False):
+                        output[f"{branch}_logits"] = scale * (embeds.float() @ image_embeds.float().T)
+        if return_loss:
+            losses = self.compute_losses(
+                output.parallel_logits, output.cascaded_logits, output.alpha_sums, output.target_lengths, image_ids
+            )
+            for name, value in losses.items():
+                output[name] = value
+        return output
+
+    def compute_losses(
+        self,
+        parallel_logits: Tensor | None = None,
+        cascaded_logits: Tensor | None = None,
+        alpha_sums: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+        image_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the losses of the configured branches and their weighted sum (arXiv 2402.06959, section 2.3).
+
+        Args:
+            parallel_logits: `(B, B)` scaled similarities of the parallel branch.
+            cascaded_logits: `(B, B)` of the cascaded branch.
+            alpha_sums: `(B,)` unscaled sums of CIF's weights.
+            target_lengths: `(B,)` wanted numbers of keywords.
+            image_ids: `(B,)`.
+
+        Returns:
+            Scalars by name: `parallel_loss`, `cascaded_loss`, `quantity_loss` where the variant has them, and `loss`.
+        """
+        losses = {}
+        if parallel_logits is not None:
+            losses["parallel_loss"] = contrastive_loss(parallel_logits, image_ids)
+        if cascaded_logits is not None:
+            losses["cascaded_loss"] = contrastive_loss(cascaded_logits, image_ids)
+        if alpha_sums is not None and target_lengths is not None:
+            losses["quantity_loss"] = quantity_loss(alpha_sums, target_lengths)
+        weights = self.config.loss_config
+        losses["loss"] = sum(getattr(weights, f"{name.removesuffix('_loss')}_weight") * losses[name] for name in losses)
+        return losses
+
+    @torch.no_grad()
+    def extract_keywords(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        tokenizer: Any = None,
+        top_k: int = 5,
+        speech_hidden_states: Tensor | None = None,
+        frame_lengths: Tensor | None = None,
+    ) -> list[list[Keyword]]:
+        """Read the keywords out of speech.
+
+        Args:
+            input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right.
+            attention_mask: `(B, S)`, 1 for a sample.
+            tokenizer: CLIP's, or the processor that holds it; the keywords' texts are `None` without it.
+            top_k: Nearest subwords to return with each keyword.
+            speech_hidden_states: From `encode_speech_frames`, in place of `input_values`.
+            frame_lengths: The same.
+
+        Returns:
+            Per utterance its keywords in spoken order.
+
+        Raises:
+            ValueError: If the variant has no keywords, or `top_k` is not possible.
+        """
+        if not self.config.has_cascaded:
+            raise ValueError("The parallel variant has no keywords; use a cascaded or hybrid model.")
+        if not 1 <= top_k <= int(self.is_keyword.sum()):
+            raise ValueError(f"top_k must be between 1 and {int(self.is_keyword.sum())}, but is {top_k}.")
+        was_training = self.training
+        self.eval()
+        try:
+            hidden_states, frame_lengths, _ = self._speech_states(
+                input_values, attention_mask, speech_hidden_states, frame_lengths
+            )
+            speech = self._embed_speech(hidden_states, frame_lengths, branches=("cascaded",))
+        finally:
+            self.train(was_training)
+        near = cosine_similarities(speech["keyword_embeds"], self._codebook()).masked_fill(~self.is_keyword, -torch.inf)
+        near_similarities, near_rows = near.topk(top_k, dim=-1)  # (B, N, k)
+        near_ids = self.vocabulary_ids[near_rows].tolist()
+        near_similarities = near_similarities.tolist()
+        spans = None
+        if (cif := speech.get("cif")) is not None:
+            lengths = speech["keyword_lengths"]
+            seconds = samples_per_frame(self.config.speech_config) / SAMPLING_RATE
+            spans = (keyword_times(cif.alphas, frame_lengths, lengths, self.cif.threshold) * seconds).tolist()
+        ids, similarities = speech["keyword_ids"].tolist(), speech["keyword_similarities"].tolist()
+        texts = _texts(tokenizer, {i for row in ids for i in row} | {i for row in near_ids for ks in row for i in ks})
+        return [
+            [
+                Keyword(
+                    text=texts.get(ids[b][n]),
+                    id=ids[b][n],
+                    similarity=similarities[b][n],
+                    start=spans[b][n][0] if spans else None,
+                    end=spans[b][n][1] if spans else None,
+                    neighbours=tuple(
+                        Neighbour(texts.get(i), i, s)
+                        for i, s in zip(near_ids[b][n], near_similarities[b][n], strict=True)
+                    ),
+                )
+                for n in range(length)
+            ]
+            for b, length in enumerate(speech["keyword_lengths"].tolist())
+        ]
+
+    # From hidden states to embeddings
+
+    def _no_grad_if_frozen(self, name: str):
+        # Parameters without gradient still make outputs that require one: HuBERT's first convolution asks for it.
+        return nullcontext() if getattr(self.config, f"train_{name}") else torch.no_grad()
+
+    def _run_speech_encoder(
+        self, input_values: Tensor, attention_mask: Tensor | None, output_attentions: bool = False
+    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
+        _check_waveforms(input_values, attention_mask, minimum_samples(self.config.speech_config))
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"Attention weights cannot be had from attn_implementation={self.config._attn_implementation!r}. Load "
+                "the model with attn_implementation='eager', or call model.set_attn_implementation('eager')."
+            )
+        with self._no_grad_if_frozen("speech_encoder"):
+            return encode_speech(
+                self.speech_encoder,
+                input_values.to(self.speech_encoder.dtype),
+                attention_mask,
+                padding=self.config.padding,
+                output_attentions=output_attentions,
+            )
+
+    def _speech_states(
+        self,
+        input_values: Tensor | None,
+        attention_mask: Tensor | None,
+        speech_hidden_states: Tensor | None,
+        frame_lengths: Tensor | None,
+        output_attentions: bool = False,
+    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
+        if (input_values is None) == (speech_hidden_states is None):
+            raise ValueError("Give either input_values or speech_hidden_states.")
+        if speech_hidden_states is None:
+            return self._run_speech_encoder(input_values, attention_mask, output_attentions)
+        if output_attentions:
+            raise ValueError("Attention weights need input_values: speech_hidden_states come without them.")
+        expected = (self.config.speech_config.num_hidden_layers + 1, self.config.hidden_size)
+        shape = tuple(speech_hidden_states.shape)
+        if len(shape) != 4 or (shape[1], shape[3]) != expected:
+            raise ValueError(
+                f"speech_hidden_states must have the shape (B, {expected[0]}, T, {expected[1]}), but has {shape}."
+            )
+        if frame_lengths is None or frame_lengths.shape != (shape[0],):
+            raise ValueError(f"speech_hidden_states of {shape[0]} utterances need frame_lengths of shape ({shape[0]},).")
+        return speech_hidden_states.to(self.branch_dtype).unbind(dim=1), frame_lengths, None
+
+    @property
+    def branch_dtype(self) -> torch.dtype:
+        """Dtype of the trained layers."""
+        return self.branch.layers[0].attention.out_proj.weight.dtype
+
+    def _target_lengths(self, frame_lengths: Tensor, target_lengths: Tensor | None) -> Tensor:
+        cif = self.config.cif_config
+        if target_lengths is None:
+            if cif.target_length == "caption":
+                raise ValueError(
+                    "cif_config.target_length is 'caption': give target_lengths, for instance each caption's subwords."
+                )
+            # Half to even, as the original rounds. It asks for no keyword at all in very short utterances.
+            target_lengths = torch.round(frame_lengths / cif.frames_per_keyword).long()
+            target_lengths = target_lengths.clamp(min=0 if self.config.padding == "original" else 1)
+        elif target_lengths.shape != frame_lengths.shape:
+            raise ValueError(
+                f"target_lengths must have the shape {tuple(frame_lengths.shape)}, "
+                f"but has {tuple(target_lengths.shape)}."
+            )
+        return target_lengths
+
+    def _embed_speech(
+        self,
+        hidden_states: tuple[Tensor, ...],
+        frame_lengths: Tensor,
+        target_lengths: Tensor | None = None,
+        global_step: int = 0,
+        branches: tuple[str, ...] = ("parallel", "cascaded"),
+    ) -> dict[str, Any]:
+        config = self.config
+        frames = self.layer_sum(hidden_states)  # (B, T, D)
+        frame_mask = torch.arange(frames.shape[1], device=frames.device) < frame_lengths[:, None]  # (B, T)
+        cls_outputs, frame_outputs, attentions = self.branch(frames, frame_mask)
+        speech: dict[str, Any] = {"branch_attentions": attentions}
+        if config.has_parallel and "parallel" in branches:
+            speech["parallel_embeds"] = F.normalize(self.parallel_projection(cls_outputs[:, 0]), dim=-1)
+        if config.has_cascaded and "cascaded" in branches:
+            if config.has_cif:
+                training_targets = target_lengths if self.training else None
+                scale = self.training and global_step < config.cif_config.scale_until_step
+                cif: CifOutput = self.cif(frame_outputs, frame_mask, training_targets, scale=scale)
+                speech["cif"] = cif
+                features, lengths = cif.keywords, cif.lengths
+            else:
+                features = cls_outputs[:, int(config.has_parallel) :]  # (B, K, D)
+                lengths = torch.full_like(frame_lengths, features.shape[1])
+            speech |= self._embed_keywords(features, lengths)
+        return speech
+
+    def _embed_keywords(self, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        config = self.config
+        mask = torch.arange(features.shape[1], device=features.device) < lengths[:, None]  # (B, N)
+        # The original lets padding into the statistics.
+        counted = mask if config.has_cif and config.padding == "invariant" else None
+        features = self.keyword_norm(self.keyword_projection(features), counted)  # (B, N, E)
+        quantized = quantize_keywords(
+            features, self._codebook(), self.is_keyword, config.keyword_config.temperature, self.training
+        )
+        embeds = read_keywords(
+            self.clip, quantized.embeds, lengths, config.start_token_id, config.end_token_id
+        )
+        return {
+            "cascaded_embeds": F.normalize(embeds, dim=-1),
+            "keyword_ids": self.vocabulary_ids[quantized.indices].masked_fill(~mask, -1),
+            "keyword_lengths": lengths,
+            "keyword_similarities": quantized.similarities.masked_fill(~mask, 0),
+            "keyword_embeds": quantized.embeds,
+        }
+
+
+def _absolute_if_folder(source: str | os.PathLike) -> str:
+    # A folder must be found again from wherever the saved model is loaded.
+    return os.path.abspath(source) if os.path.isdir(source) else os.fspath(source)
+
+
+def _texts(tokenizer: Any, ids: set[int]) -> dict[int, str]:
+    if tokenizer is None:
+        return {}
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    ordered = sorted(i for i in ids if i >= 0)
+    return {i: tokenizer.decode([i]).strip() for i in ordered}
+
+
+def _check_waveforms(input_values: Tensor, attention_mask: Tensor | None, minimum: int) -> None:
+    if not isinstance(input_values, Tensor):
+        raise TypeError(
+            f"input_values must be a tensor of waveforms (B, S), but is a {type(input_values).__name__}. "
+            "SpeechClipPlusProcessor makes one from arrays, lists and files."
+        )
+    shape = tuple(input_values.shape)
+    if input_values.ndim != 2 or not input_values.is_floating_point():
+        raise ValueError(
+            f"input_values must be floating-point waveforms of shape (B, S), but are {input_values.dtype} of {shape}."
+        )
+    if shape[0] == 0:
+        raise ValueError("input_values holds no utterance: the batch is empty.")
+    if shape[1] < minimum:
+        raise ValueError(
+            f"input_values has {shape[1]} samples ({shape[1] / SAMPLING_RATE * 1000:.0f} ms at 16 kHz); "
+            f"the speech encoder needs at least {minimum} for one frame."
+        )
+    if attention_mask is not None and tuple(attention_mask.shape) != shape:
+        raise ValueError(f"attention_mask must have the shape of input_values, {shape}, but has {tuple(attention_mask.shape)}.")
+
+
+def _check_pairs(num_utterances: int, image_embeds: Tensor | None, image_ids: Tensor | None, return_loss: Any) -> None:
+    if image_ids is not None and image_ids.shape != (num_utterances,):
+        raise ValueError(
+            f"image_ids must name one image for each of the {num_utterances} utterances, shape ({num_utterances},), "
+            f"but has {tuple(image_ids.shape)}."
+        )
+    if return_loss and image_embeds is None:
+        raise ValueError("return_loss needs images: give pixel_values or image_embeds.")
+    if return_loss and len(image_embeds) != num_utterances:
+        raise ValueError(
+            f"return_loss needs one image for each utterance, but there are {num_utterances} utterances and "
+            f"{len(image_embeds)} images. Repeat an image that several utterances describe."
+        )
+
+
+__all__ = [
+    "Keyword",
+    "Neighbour",
+    "SpeechClipPlusModel",
+    "SpeechClipPlusOutput",
+    "SpeechClipPlusPreTrainedModel",
+]
