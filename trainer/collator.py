@@ -1,0 +1,138 @@
+"""From rows of a data set to the tensors of a batch."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
+from ..modeling_speechclip_plus.image_loading import load_image
+
+# Keys of a batch that the model's forward does not take: what evaluation compares its keywords with.
+GOLD_SUBWORDS = "gold_subwords"
+
+
+class SpeechImageCollator:
+    """Turn rows of speech-image pairs into a batch for `SpeechClipPlusModel`.
+
+    A row has `audio` and `image` (as the data sets of this package hold them: dictionaries with `bytes` or `path`; or
+    anything the processor takes, but an array needs its rate: `{"array": ..., "sampling_rate": ...}`), an integer
+    `image_id`, and where known `text` and `caption_id`. What is computed already is taken as it is:
+    `speech_hidden_states` (L+1, T, D) in place of `audio`, `image_embeds` (P,) in place of `image`.
+
+    The batch has `input_values` (B, S) and `attention_mask` (B, S), or `speech_hidden_states` (B, L+1, T, D) and
+    `frame_lengths` (B,); `pixel_values` or `image_embeds` (B, P); `image_ids` (B,) int64; and `gold_subwords` (B, L),
+    the captions' subword ids padded with -1.
+
+    Args:
+        processor: a `SpeechClipPlusProcessor`.
+        max_audio_samples: longer utterances are cropped to this many samples at 16 kHz, at a place drawn from the
+            seed, the epoch and the row; None never crops. For training only: `for_training` sets it.
+        seed: seed of the crops.
+    """
+
+    def __init__(self, processor: Any, max_audio_samples: int | None = None, seed: int = 0) -> None:
+        self.processor = processor
+        self.max_audio_samples = max_audio_samples
+        self.seed = seed
+        self.epoch = 0
+
+    def for_training(self, max_audio_samples: int | None, seed: int) -> "SpeechImageCollator":
+        """Return a copy that crops long utterances."""
+        training = copy(self)
+        training.max_audio_samples, training.seed = max_audio_samples, seed
+        return training
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other crops in this epoch. The same epoch draws the same again, so a resumed run continues exactly."""
+        self.epoch = epoch
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate.
+
+        Raises:
+            ValueError: for an empty batch, a row without speech, picture or `image_id`, and audio or pictures that
+                cannot be read; the message names the row by its `caption_id` or `image_id`.
+        """
+        if len(rows) == 0:
+            raise ValueError("The batch is empty; a batch needs at least one row.")
+        names = [_name(row, number) for number, row in enumerate(rows)]
+        return {
+            **self._speech(rows, names),
+            **self._images(rows, names),
+            "image_ids": torch.tensor([_image_id(row, name) for row, name in zip(rows, names, strict=True)]),
+            **self._gold_subwords(rows),
+        }
+
+    def _speech(self, rows: Sequence[Mapping[str, Any]], names: list[str]) -> dict[str, Tensor]:
+        if _all_have(rows, names, "speech_hidden_states", "audio"):
+            states = [torch.as_tensor(row["speech_hidden_states"]) for row in rows]  # each (L+1, T_i, D)
+            lengths = torch.tensor([len(state[0]) for state in states])
+            layers, _, width = states[0].shape
+            padded = torch.zeros(len(rows), layers, int(lengths.max()), width)  # (B, L+1, T, D)
+            for row, state in enumerate(states):
+                padded[row, :, : lengths[row]] = state  # stored in fp16, computed with in fp32
+            return {"speech_hidden_states": padded, "frame_lengths": lengths}
+        audio = []
+        for row, name in zip(rows, names, strict=True):
+            waveform = load_audio(row["audio"], name=f"audio of {name}")
+            if self.max_audio_samples is not None and len(waveform) > self.max_audio_samples:
+                waveform = self._crop(waveform, name)
+            audio.append(waveform)
+        inputs = self.processor(audio=audio, sampling_rate=SAMPLING_RATE, return_tensors="pt")
+        return {"input_values": inputs["input_values"], "attention_mask": inputs["attention_mask"]}
+
+    def _crop(self, waveform: np.ndarray, name: str) -> np.ndarray:
+        assert self.max_audio_samples is not None
+        # A checksum instead of a random generator: no state to save, the same in every worker process.
+        draw = zlib.crc32(f"{self.seed}/{self.epoch}/{name}".encode())
+        start = draw % (len(waveform) - self.max_audio_samples + 1)
+        return waveform[start : start + self.max_audio_samples]
+
+    def _images(self, rows: Sequence[Mapping[str, Any]], names: list[str]) -> dict[str, Tensor]:
+        if _all_have(rows, names, "image_embeds", "image"):
+            return {"image_embeds": torch.stack([torch.as_tensor(row["image_embeds"]).float() for row in rows])}
+        images = [load_image(row["image"], name=f"image of {name}") for row, name in zip(rows, names, strict=True)]
+        return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
+
+    def _gold_subwords(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        tokenizer = getattr(self.processor, "tokenizer", None)
+        if tokenizer is None:
+            return {}
+        texts = [row.get("text") or "" for row in rows]  # no caption: a row of padding, which evaluation leaves out
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        gold = torch.full((len(rows), max(1, max(map(len, ids)))), -1)  # (B, L)
+        for row, subwords in enumerate(ids):
+            gold[row, : len(subwords)] = torch.tensor(subwords, dtype=torch.long)
+        return {GOLD_SUBWORDS: gold}
+
+
+def _name(row: Mapping[str, Any], number: int) -> str:
+    for key in ("caption_id", "image_id"):
+        if row.get(key) is not None:
+            return f"{key} {row[key]}"
+    return f"row {number} of the batch"
+
+
+def _image_id(row: Mapping[str, Any], name: str) -> int:
+    image_id = row.get("image_id")
+    if isinstance(image_id, (int, np.integer)) and not isinstance(image_id, bool):
+        return int(image_id)
+    raise ValueError(
+        f"{name} has the image_id {image_id!r}; expected a whole number, the same for all utterances of one picture."
+    )
+
+
+def _all_have(rows: Sequence[Mapping[str, Any]], names: list[str], computed: str, raw: str) -> bool:
+    """Whether the rows have what is computed already; otherwise all must have the raw column."""
+    if all(row.get(computed) is not None for row in rows):
+        return True
+    for row, name in zip(rows, names, strict=True):
+        if row.get(raw) is None:
+            found = ", ".join(sorted(key for key, value in row.items() if value is not None)) or "nothing"
+            raise ValueError(f"{name} has no `{raw}` (nor have all rows `{computed}`); it has {found}.")
+    return False

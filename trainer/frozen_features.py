@@ -1,0 +1,176 @@
+"""What the frozen encoders give for a data set, computed once.
+
+The speech encoder and CLIP's image tower do not change in training, so their outputs for the same rows do not either.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
+from ..modeling_speechclip_plus.image_loading import load_image
+
+# Utterances are sorted by length within this many batches: little padding, and few waveforms in memory.
+_BATCHES_SORTED_TOGETHER = 16
+
+
+class FrozenFeatures(Dataset):
+    """Rows whose `speech_hidden_states` and `image_embeds` are computed already, as `SpeechImageCollator` takes them.
+
+    Args:
+        states: one tensor (L+1, T, D) per utterance.
+        image_embeds: (I, P), each picture once.
+        image_rows: for each utterance the row of its picture in `image_embeds`.
+        columns: the other columns of the rows: `image_id`, `text`, `caption_id`, ...
+    """
+
+    def __init__(
+        self,
+        states: Sequence[Tensor],
+        image_embeds: Tensor,
+        image_rows: Sequence[int],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> None:
+        self.states = list(states)
+        self.image_embeds, self.image_rows = image_embeds, list(image_rows)
+        self.columns = dict(columns)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "speech_hidden_states": self.states[index],
+            "image_embeds": self.image_embeds[self.image_rows[index]],
+            **{name: values[index] for name, values in self.columns.items()},
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the hidden states, in bytes."""
+        return sum(state.numel() * state.element_size() for state in self.states)
+
+
+def compute_frozen_features(
+    model: Any,
+    dataset: Any,
+    processor: Any,
+    batch_size: int = 32,
+    dtype: torch.dtype = torch.float16,
+    folder: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FrozenFeatures:
+    """Run the frozen encoders over a data set: every utterance once, every picture once.
+
+    Args:
+        model: a `SpeechClipPlusModel` whose backbones are frozen and whose padding is `"invariant"` (in the original
+            mode an utterance's features depend on the batch, so they cannot be computed beforehand).
+        dataset: a `datasets.Dataset` with `audio`, `image`, `image_id` and any other columns, which are kept.
+        processor: the model's `SpeechClipPlusProcessor`.
+        batch_size: utterances, or pictures, at a time.
+        dtype: how the hidden states are stored.
+        folder: keep the hidden states in a file in this folder, mapped into memory, and delete it at the end of the
+            process; None keeps them in memory.
+        progress: called with (utterances done, all utterances) after every batch.
+
+    Raises:
+        ValueError: if the data set is empty, if the features could change, or if they do not fit into `dtype`.
+    """
+    config = model.config
+    if config.train_speech_encoder or config.train_clip or config.padding != "invariant":
+        raise ValueError(
+            "Features can be computed beforehand only if they never change: the model must have "
+            "train_speech_encoder=False, train_clip=False and padding='invariant'; it has "
+            f"{config.train_speech_encoder}, {config.train_clip} and {config.padding!r}."
+        )
+    if len(dataset) == 0:
+        raise ValueError("The data set is empty, so there is nothing to compute.")
+    was_training = model.training
+    model.eval()
+    try:
+        encoded = _encode_speech(model, dataset, processor, batch_size, dtype, progress)
+        states = (
+            _in_memory(encoded, len(dataset)) if folder is None else _in_file(encoded, len(dataset), dtype, folder)
+        )
+        image_embeds, image_rows = _encode_images(model, dataset, processor, batch_size)
+    finally:
+        model.train(was_training)
+    columns = {name: list(dataset[name]) for name in dataset.column_names if name not in ("audio", "image")}
+    return FrozenFeatures(states, image_embeds, image_rows, columns)
+
+
+@torch.no_grad()
+def _encode_speech(
+    model: Any, dataset: Any, processor: Any, batch_size: int, dtype: torch.dtype, progress: Any
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (row, hidden states (L+1, T, D)) for every utterance, in no particular order."""
+    audio = dataset.select_columns(["audio"])
+    done = 0
+    for start in range(0, len(dataset), batch_size * _BATCHES_SORTED_TOGETHER):
+        rows = range(start, min(start + batch_size * _BATCHES_SORTED_TOGETHER, len(dataset)))
+        waveforms = [(row, load_audio(audio[row]["audio"], name=f"audio of row {row}")) for row in rows]
+        waveforms.sort(key=lambda item: len(item[1]))
+        for first in range(0, len(waveforms), batch_size):
+            batch = waveforms[first : first + batch_size]
+            inputs = processor(audio=[wave for _, wave in batch], sampling_rate=SAMPLING_RATE, return_tensors="pt")
+            hidden, lengths = model.encode_speech_frames(
+                inputs["input_values"].to(model.device), inputs["attention_mask"].to(model.device)
+            )  # (B, L+1, T, D), (B,)
+            hidden = hidden.to("cpu", dtype)
+            for (row, _), states, length in zip(batch, hidden, lengths.tolist(), strict=True):
+                states = states[:, :length].clone()  # the padding and the batch are let go
+                if not states.isfinite().all():
+                    raise ValueError(
+                        f"Hidden states of row {row} are NaN or do not fit into {dtype}; store them in torch.bfloat16 "
+                        "or torch.float32."
+                    )
+                yield row, states
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(dataset))
+
+
+def _in_memory(encoded: Iterator[tuple[int, Tensor]], count: int) -> list[Tensor]:
+    states = dict(encoded)
+    return [states[row] for row in range(count)]
+
+
+def _in_file(
+    encoded: Iterator[tuple[int, Tensor]], count: int, dtype: torch.dtype, folder: str | Path
+) -> list[Tensor]:
+    """Write the hidden states one after the other, then map the file; it is nameless, so nothing is left behind."""
+    places: dict[int, tuple[int, torch.Size]] = {}
+    size = 0
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".features") as file:
+        for row, states in encoded:
+            file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
+            places[row] = (size, states.shape)
+            size += states.numel()
+        file.flush()
+        flat = torch.from_file(file.name, shared=False, size=size, dtype=dtype)
+    return [flat[start : start + shape.numel()].view(shape) for start, shape in (places[row] for row in range(count))]
+
+
+@torch.no_grad()
+def _encode_images(model: Any, dataset: Any, processor: Any, batch_size: int) -> tuple[Tensor, list[int]]:
+    """Return the embedding of every picture (I, P), and for every row of the data set that of its picture."""
+    first_row: dict[int, int] = {}
+    for row, image_id in enumerate(dataset["image_id"]):
+        first_row.setdefault(image_id, row)
+    images = dataset.select_columns(["image"])
+    rows = list(first_row.values())
+    embeds = []
+    for start in range(0, len(rows), batch_size):
+        batch = [
+            load_image(images[row]["image"], name=f"image of row {row}") for row in rows[start : start + batch_size]
+        ]
+        pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
+        embeds.append(model.get_image_features(pixel_values.to(model.device)).float().cpu())
+    place = {image_id: number for number, image_id in enumerate(first_row)}
+    return torch.cat(embeds), [place[image_id] for image_id in dataset["image_id"]]

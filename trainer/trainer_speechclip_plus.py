@@ -1,0 +1,302 @@
+"""`transformers.Trainer` for speech-image models: the published optimiser, named losses, retrieval as evaluation."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput, has_length
+
+from .collator import GOLD_SUBWORDS, SpeechImageCollator
+from .evaluation import KEPT_OUTPUTS, join_batches, kept_outputs, split_metrics
+from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
+
+LOSS_PARTS = ("parallel_loss", "cascaded_loss", "quantity_loss")
+
+
+class SpeechClipPlusTrainer(Trainer):
+    """Train a `SpeechClipPlusModel` on pairs of speech and pictures.
+
+    Logs, beside the loss, each of its parts, the temperature, the mean number of keywords per utterance, the error of
+    CIF's length and the number of different subwords chosen since the last log. Evaluates retrieval over the whole
+    split: see `evaluation.split_metrics` for the names. CIF's scaling ends at a global step, which a resumed run
+    knows.
+
+    Args:
+        model: the model.
+        args: `SpeechClipPlusTrainingArguments`.
+        data_collator: default: `SpeechImageCollator(processing_class)`. In training it crops long utterances.
+        processing_class: a `SpeechClipPlusProcessor`, saved with every checkpoint.
+        **kwargs: see `transformers.Trainer`.
+
+    Example:
+        ```python
+        trainer = SpeechClipPlusTrainer(
+            model=model,
+            args=SpeechClipPlusTrainingArguments(output_dir="runs/first", max_steps=1000, warmup_steps=100),
+            train_dataset=load_speech_image_dataset("spoken_scenes", split="train"),
+            eval_dataset=load_speech_image_dataset("spoken_scenes", split="validation"),
+            processing_class=processor,
+        )
+        trainer.train()
+        ```
+    """
+
+    args: SpeechClipPlusTrainingArguments
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: SpeechClipPlusTrainingArguments,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(args, SpeechClipPlusTrainingArguments):
+            raise TypeError(
+                f"args must be SpeechClipPlusTrainingArguments, got {type(args).__name__}; they carry the optimiser, "
+                "the schedule and the crop that this trainer needs."
+            )
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError("Give processing_class (a SpeechClipPlusProcessor) or a data_collator.")
+            data_collator = SpeechImageCollator(processing_class)
+        knows_use_cache = hasattr(model.config, "use_cache")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if not knows_use_cache:
+            del model.config.use_cache  # Trainer sets it on every model; nothing here reads it
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not over tokens
+        if self.compute_metrics is None:
+            self.compute_metrics = self._split_metrics
+        self._forward_names = frozenset(inspect.signature(self.model.forward).parameters)
+        self._vocabulary_size = self.model.config.clip_config.text_config.vocab_size
+        self._observed = _Observed()
+        self._training_collator: SpeechImageCollator | None = None
+        self.add_callback(_EpochOfCrops(self))
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; see `transformers.Trainer.train`."""
+        # Trainer writes a processor's special tokens into the model's configuration, for models that generate text.
+        processor = self.processing_class
+        if processor is not None:
+            self.processing_class = _Unaligned(processor)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.processing_class = processor
+
+    # ---- loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Return the weighted sum of the losses (and the output), and remember the parts for the next log."""
+        inputs = {name: value for name, value in inputs.items() if name in self._forward_names}
+        outputs = model(**inputs, return_loss=True, global_step=self.state.global_step)
+        if model.training:
+            self._observed.add(outputs, self._vocabulary_size)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the parts of the loss beside the loss itself."""
+        if "loss" in logs and self._observed.batches:
+            logs.update(self._observed.averages(self.accelerator))
+            scale = getattr(self.accelerator.unwrap_model(self.model), "logit_scale", None)
+            if scale is not None:
+                logs["temperature"] = torch.exp(-scale.detach().float()).item()
+        super().log(logs, start_time)
+
+    # ---- optimiser and schedule
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create Adam with an L2 term on every trained parameter as published, or what `optim` names."""
+        if self.args.optimizer == "trainer" or self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
+            return super().create_optimizer(model)
+        trained = [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad]
+        if not trained:
+            raise ValueError("No parameter of the model requires a gradient, so there is nothing to train.")
+        self.optimizer = torch.optim.Adam(
+            trained,
+            lr=self.args.learning_rate,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+            weight_decay=self.args.weight_decay,  # torch's Adam adds it to the gradient: L2, not decoupled
+        )
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create the published warm-up and decay, or what `lr_scheduler_type` names."""
+        if self.args.schedule == "trainer" or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        curve = partial(
+            warmup_decay,
+            warmup_steps=self.args.get_warmup_steps(num_training_steps),
+            total_steps=num_training_steps,
+            final_ratio=self.args.final_learning_rate / self.args.learning_rate,
+        )
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, curve)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # ---- data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the training batches, long utterances cropped."""
+        collator = self.data_collator
+        if isinstance(collator, SpeechImageCollator):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            self._training_collator = collator.for_training(self.args.max_audio_samples, seed)
+            self.data_collator = self._training_collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """Return all evaluation batches, the incomplete last one too."""
+        with self._keeping_the_last_batch():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Return all test batches, the incomplete last one too."""
+        with self._keeping_the_last_batch():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _keeping_the_last_batch(self) -> Iterator[None]:
+        # `dataloader_drop_last` is meant for training, but Trainer applies it to evaluation too.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    # ---- evaluation
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Return the loss, what evaluation keeps of the output, and the image ids and captions."""
+        inputs = self._prepare_inputs(inputs)
+        labels = {name: inputs[name] for name in ("image_ids", GOLD_SUBWORDS) if name in inputs}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        loss = loss.detach().float().mean()
+        return (loss, None, None) if prediction_loss_only else (loss, kept_outputs(outputs), labels)
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
+        """Run over the whole split.
+
+        Raises:
+            RuntimeError: if fewer or more utterances were scored than the data set has.
+        """
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        scored = (output.metrics or {}).get(f"{prefix}_utterances")
+        dataset = getattr(dataloader, "dataset", None)
+        if scored is not None and has_length(dataset) and scored != len(dataset):
+            raise RuntimeError(
+                f"{scored} utterances were scored, but the data set has {len(dataset)}: the figures would be wrong."
+            )
+        return output
+
+    def _split_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        predictions, labels = _joined(prediction.predictions), _joined(prediction.label_ids)
+        model = self.accelerator.unwrap_model(self.model)
+        return split_metrics(
+            predictions,
+            labels["image_ids"],
+            labels.get(GOLD_SUBWORDS),
+            model.config,
+            model.get_input_embeddings().weight,
+            self.args.hit_rate_neighbours,
+        )
+
+
+def _joined(batches: Any) -> dict[str, Tensor]:
+    """Join the evaluation loop's batches (or its one joined batch) name by name."""
+    batches = batches if isinstance(batches, list) else [batches]
+    names = [name for name in batches[0] if all(name in batch for batch in batches)]
+    return {name: join_batches([batch[name] for batch in batches], KEPT_OUTPUTS.get(name, -1)) for name in names}
+
+
+class _Unaligned:
+    """A processor that Trainer does not take for one."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
+class _Observed:
+    """Sums of what training batches gave since the last log, kept on their device so that no step waits for them."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.sums: dict[str, Tensor] = {}
+        self.chosen: Tensor | None = None  # (V + 1,) one flag per subword, the first for padding
+
+    def add(self, outputs: Mapping[str, Any], vocabulary_size: int) -> None:
+        values = {name: outputs[name] for name in LOSS_PARTS if outputs.get(name) is not None}
+        if outputs.get("keyword_ids") is not None:
+            values["keywords_per_utterance"] = outputs["keyword_lengths"].float().mean()
+            ids = outputs["keyword_ids"].detach().flatten().clamp(min=-1) + 1
+            if self.chosen is None:
+                self.chosen = torch.zeros(vocabulary_size + 1, dtype=torch.float32, device=ids.device)
+            self.chosen.index_fill_(0, ids, 1.0)
+        if outputs.get("alpha_sums") is not None and outputs.get("target_lengths") is not None:
+            values["cif_length_error"] = (outputs["alpha_sums"].float() - outputs["target_lengths"]).abs().mean()
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.batches += 1
+
+    def averages(self, accelerator: Any) -> dict[str, float]:
+        """Means over the batches and processes since the last call."""
+        result = {
+            name: accelerator.reduce(total / self.batches, reduction="mean").item()
+            for name, total in self.sums.items()
+        }
+        if self.chosen is not None:
+            counts = accelerator.reduce(self.chosen[1:], reduction="sum")
+            result["distinct_keywords"] = int((counts > 0).sum())
+        self.__init__()
+        return result
+
+
+class _EpochOfCrops(TrainerCallback):
+    """Tells the collator the epoch, so that every epoch crops elsewhere and a resumed one at the same places."""
+
+    def __init__(self, trainer: SpeechClipPlusTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._training_collator is not None:
+            self.trainer._training_collator.set_epoch(int(state.epoch or 0))

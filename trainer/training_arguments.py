@@ -1,0 +1,125 @@
+"""Training arguments whose defaults are the published optimiser and schedule."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ..configuration.presets import load_preset
+
+OPTIMIZERS = ("adam", "trainer")
+SCHEDULES = ("warmup_decay", "trainer")
+
+
+@dataclass
+class SpeechClipPlusTrainingArguments(TrainingArguments):
+    """Arguments of `SpeechClipPlusTrainer`: those of `transformers.TrainingArguments` and a few more.
+
+    The defaults are the paper's: Adam with an L2 term of 1e-6 on every trained parameter, learning rate 1e-4 with a
+    linear warm-up over 5,000 steps and a linear decay to 1e-8 at the last one, 50,000 steps of 256 pairs, gradients
+    clipped to norm 4, and the best checkpoint chosen by mean recall at 10.
+
+    Attributes:
+        optimizer: "adam" for Adam with L2 as published; "trainer" for the one that `optim` names (AdamW, ...).
+        schedule: "warmup_decay" as published; "trainer" for the one that `lr_scheduler_type` names (cosine, ...).
+        final_learning_rate: where "warmup_decay" ends, after which it stays there.
+        max_audio_samples: longest utterance in training, in samples at 16 kHz; longer ones are cropped at a random
+            place. None never crops. Evaluation never does.
+        hit_rate_neighbours: the k of the keyword hit rates: a keyword hits if one of its k nearest subwords is in
+            the caption.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "The highest learning rate, after the warm-up."})
+    weight_decay: float = field(default=1e-6, metadata={"help": "L2 term (adam) or weight decay (others)."})
+    warmup_steps: float = field(default=5000, metadata={"help": "Steps of the warm-up; below 1: a share of all."})
+    max_steps: int = field(default=50_000, metadata={"help": "Optimiser steps; -1 counts epochs instead."})
+    max_grad_norm: float = field(default=4.0, metadata={"help": "Gradients are clipped to this norm."})
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "Pairs per device: all are negatives."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
+    metric_for_best_model: str | None = field(default="mean_R@10", metadata={"help": "Chooses the best checkpoint."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a higher metric is better."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads columns by name."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["image_ids"], metadata={"help": "What evaluation keeps beside the predictions."}
+    )
+    eval_do_concat_batches: bool = field(default=False, metadata={"help": "Concatenated once, after the loop."})
+
+    optimizer: str = field(default="adam", metadata={"help": f"One of {', '.join(OPTIMIZERS)}."})
+    schedule: str = field(default="warmup_decay", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
+    final_learning_rate: float = field(default=1e-8, metadata={"help": "Where warmup_decay ends."})
+    max_audio_samples: int | None = field(
+        default=102_400, metadata={"help": "Longest training utterance, in samples."}
+    )
+    hit_rate_neighbours: list[int] = field(
+        default_factory=lambda: [1, 5], metadata={"help": "The k of the keyword hit rates."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check our own fields, then those of `transformers`."""
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {self.optimizer!r}. For AdamW and others "
+                "give optimizer='trainer' and optim='adamw_torch'."
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule must be one of {', '.join(SCHEDULES)}; got {self.schedule!r}. For a cosine and others "
+                "give schedule='trainer' and lr_scheduler_type='cosine'."
+            )
+        if not 0 <= self.final_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate must lie between 0 and learning_rate ({self.learning_rate}); got "
+                f"{self.final_learning_rate}."
+            )
+        if self.max_audio_samples is not None and self.max_audio_samples < 400:
+            raise ValueError(
+                f"max_audio_samples is in samples at 16 kHz and must be at least 400 (one frame) or None; got "
+                f"{self.max_audio_samples}."
+            )
+        super().__post_init__()
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "SpeechClipPlusTrainingArguments":
+        """Return the hyper-parameters that a preset was published with.
+
+        Half precision is switched on where the preset used it and a CUDA device is there.
+
+        Args:
+            name: a preset, such as "hybrid_plus-large-flickr8k".
+            **overrides: any argument; it replaces the preset's.
+
+        Raises:
+            ValueError: for an unknown preset, naming those that exist.
+        """
+        training = load_preset(name)["training"]
+        half = training["precision"] == "fp16" and torch.cuda.is_available()
+        arguments = {
+            "per_device_train_batch_size": training["batch_size"],
+            "fp16": half,
+            **{key: value for key, value in training.items() if key not in ("dataset", "batch_size", "precision")},
+        }
+        return cls(**{**arguments, **overrides})
+
+
+def warmup_decay(step: int, warmup_steps: int, total_steps: int, final_ratio: float) -> float:
+    """The published learning-rate curve, as a factor of the highest learning rate.
+
+    Linear from 1/warmup at step 0 up to 1, then linear down to `final_ratio` at the last step, where it stays (the
+    original ran on below zero).
+
+    Args:
+        step: optimiser steps taken so far, from 0.
+        warmup_steps: number of warm-up steps.
+        total_steps: number of all steps.
+        final_ratio: final learning rate over highest learning rate.
+
+    Example:
+        >>> [round(warmup_decay(step, 2, 6, 0.0), 2) for step in range(8)]
+        [0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
+    """
+    done = step + 1
+    if done <= warmup_steps:
+        return done / warmup_steps
+    share = (done - warmup_steps) / max(1, total_steps - warmup_steps)
+    return max(final_ratio, 1.0 - (1.0 - final_ratio) * share)
