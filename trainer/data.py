@@ -1,7 +1,7 @@
 """Speech and image data sets by name, all with the same columns.
 
 ``audio`` (``datasets.Audio`` at 16 kHz, not decoded), ``image`` (``datasets.Image``, not decoded), ``image_id``
-(int64, the same for all captions of a picture), ``text``, ``caption_id`` and ``speaker`` (strings, empty where unknown).
+(int64, the same for all captions of a picture), ``text``, ``caption_id``, ``speaker`` (strings, empty where unknown).
 """
 
 import csv

@@ -8,8 +8,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel
 
 from ..scenes import COLOURS, IMAGE_SIZE, SHAPES, SIZES, Scene, sample_scenes, scene_words
 from .clip_captions import END, START, STYLES, build_vocabulary, worn_caption
+from .clip_folder import PIXEL_MEAN, PIXEL_STD, save
 
-PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 GROUP = 4
 
 
@@ -227,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     model = CLIPModel(clip_config(vocabulary, args.width, args.image_layers, args.text_layers))
     size = sum(p.numel() for p in model.parameters())
     print(f"{size / 1e6:.2f} M parameters, {len(vocabulary)} subwords; {args.steps} steps of {args.batch} pairs. "
-          f"Budget on two free cores: {args.pictures / 600:.0f} s of drawing, about {args.steps * args.batch / 256:.0f} s"
+          f"Budget on two free cores: {args.pictures / 600:.0f} s of drawing, {args.steps * args.batch / 256:.0f} s"
           " of training.", flush=True)  # fmt: skip
     scenes = sample_scenes("train", args.pictures, args.seed)
     batches = Batches(scenes, render_pictures(scenes, args.threads), vocabulary, args)
@@ -237,29 +235,6 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps(results, indent=1), flush=True)
     save(model, vocabulary, merges, results, args, time.monotonic() - began)
     return 0
-
-
-def save(model, vocabulary, merges, results, args, seconds: float) -> None:
-    """Write weights (fp16), tokenizer, image processor, card and metrics, then rename the folder into place."""
-    out = args.out.resolve()
-    work = out.with_name(f".{out.name}.{os.getpid()}")
-    work.mkdir(parents=True)
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[tuple(m) for m in merges], model_max_length=77)
-    mean, std = [PIXEL_MEAN] * 3, [PIXEL_STD] * 3
-    image_processor = CLIPImageProcessor(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        image_mean=mean, image_std=std,
-    )  # fmt: skip
-    model.half().save_pretrained(work)
-    CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(work)
-    (work / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
-    (work / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (work / "metrics.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if out.exists():
-        shutil.rmtree(out)
-    work.rename(out)
-    print(f"wrote {out}", flush=True)
 
 
 if __name__ == "__main__":
