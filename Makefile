@@ -1,0 +1,59 @@
+# `make help` lists what there is. A virtual environment is made in .venv at the first use and kept up to date with
+# pyproject.toml. Variables: PYTHON (3.11 or newer), VENV, PIP_FLAGS (given to every `pip install`),
+# ARGS (given to the command).
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+ARGS ?=
+BIN := $(VENV)/bin
+PROJECT := pyproject.toml setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint types doctest bench build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.installed-quickstart ## set up, then make data, train, evaluate and write quickstart/report.html
+	$(BIN)/speechclip-plus quickstart $(ARGS)
+
+test: $(VENV)/.installed-dev ## set up, then check style and run the tests (ARGS="-m ''" includes the slow ones)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --doctest-modules -q --pyargs speechclip_plus
+
+lint: $(VENV)/.installed-dev ## check style and formatting alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev ## check types with mypy and pyright
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+doctest: $(VENV)/.installed-dev ## run the examples in docstrings alone
+	$(BIN)/python -m pytest --doctest-modules --pyargs speechclip_plus
+
+bench: $(VENV)/.installed-quickstart ## run the benchmarks, one after the other
+	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+build: $(VENV)/.installed-dev ## build the source distribution and the wheel into dist/
+	$(BIN)/python -m build
+
+clean: ## remove the virtual environment and what was built; quickstart/ and runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"error: Python 3.11 or newer is needed, {sys.executable} is {v.major}.{v.minor}; name another one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-quickstart: $(PROJECT) | $(BIN)/python
+	@echo "Installing the package and what it needs (PyTorch is large: some minutes the first time)"
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[quickstart]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(PROJECT) | $(BIN)/python
+	@echo "Installing the package and what its tests need (PyTorch is large: some minutes the first time)"
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[quickstart,dev]"
+	@touch $@ $(VENV)/.installed-quickstart

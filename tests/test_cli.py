@@ -1,0 +1,104 @@
+"""The command line: help, exit codes, and one line instead of a traceback."""
+
+import argparse
+import sys
+import types
+from importlib import import_module
+
+import pytest
+
+from speechclip_plus import cli
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Install a command called "probe" whose behaviour the test gives as a function of its arguments."""
+
+    def install(run):
+        module = types.ModuleType("speechclip_plus.probe")
+        module.add_arguments = lambda parser: parser.add_argument("--number", type=int, default=0)
+        module.run = run
+        monkeypatch.setitem(sys.modules, "speechclip_plus.probe", module)
+        monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command(".probe", "a probe"))
+
+    return install
+
+
+def raising(error):
+    def run(args):
+        raise error
+
+    return run
+
+
+def test_the_exit_code_is_the_commands(command):
+    command(lambda args: args.number)
+    assert cli.main(["probe", "--number", "0"]) == 0
+    assert cli.main(["probe", "--number", "3"]) == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("a.wav: too\nshort"), FileNotFoundError("a.wav: too short")])
+def test_an_expected_error_is_one_line_and_exit_code_1(command, capsys, error):
+    command(raising(error))
+    assert cli.main(["probe"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: a.wav: too short\n" and captured.out == ""
+
+
+@pytest.mark.parametrize("error", [KeyError("speed"), RuntimeError("no"), ValueError()])
+def test_an_unexpected_error_is_one_line_with_its_type_and_the_way_to_see_more(command, capsys, error):
+    command(raising(error))
+    assert cli.main(["probe"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {type(error).__name__}") and "--traceback" in err and err.count("\n") == 1
+
+
+def test_a_traceback_can_be_asked_for(command):
+    command(raising(KeyError("speed")))
+    with pytest.raises(KeyError):
+        cli.main(["--traceback", "probe"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["no-such-command"], ["probe", "--no-such-option"], ["probe", "--number", "x"], ["--nonsense"]]
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(command, capsys, arguments):
+    command(lambda args: 0)
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "--help" in err
+
+
+def test_a_command_may_report_wrong_usage_itself(command, capsys):
+    command(raising(argparse.ArgumentError(None, "--audio needs --images")))
+    assert cli.main(["probe"]) == 2
+    assert capsys.readouterr().err == "error: --audio needs --images\n"
+
+
+def test_an_interruption_is_exit_code_130(command, capsys):
+    command(raising(KeyboardInterrupt()))
+    assert cli.main(["probe"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_help_lists_the_commands_and_the_commands_own_arguments(command, capsys):
+    command(lambda args: 0)
+    assert cli.main(["--help"]) == 0
+    listing = capsys.readouterr().out
+    assert all(name in listing for name in cli.COMMANDS)
+    assert cli.main(["probe", "--help"]) == 0
+    assert "--number" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_listed_command_exists(name):
+    module = import_module(cli.COMMANDS[name].module, "speechclip_plus")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    assert callable(module.run)
+
+
+def test_help_of_the_program_imports_no_command(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "import_module", raising(AssertionError("imported")))
+    assert cli.main(["--help"]) == 0
+    assert "usage:" in capsys.readouterr().out

@@ -1,0 +1,201 @@
+"""The house: folders, links, what the wheel holds, and what importing the package costs."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+FOLDERS = ["configuration", "modeling_speechclip_plus", "trainer", "hub_cards"]
+# Directories whose Python files are data: written out for somebody else to run.
+TEMPLATES = {"hub_cards/templates", "hub_cards/space"}
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return what git would keep of `folder`: no bytecode, nothing hidden."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.suffix != ".pyc"
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def wheel(repository_root, tmp_path_factory) -> Path:
+    """A wheel built from a copy of the tree without the links, as on a system that has none."""
+    pytest.importorskip("setuptools")
+    source = tmp_path_factory.mktemp("source")
+    for folder in FOLDERS:
+        shutil.copytree(repository_root / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    package = source / "src" / "speechclip_plus"
+    package.mkdir(parents=True)
+    for path in (repository_root / "src" / "speechclip_plus").iterdir():
+        if path.is_file():
+            shutil.copy(path, package)
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "MANIFEST.in"):
+        if (repository_root / name).exists():
+            shutil.copy(repository_root / name, source)
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    built = subprocess.run([*command, "-w", target, source], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return next(target.glob("*.whl"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_folder_has_its_link_under_src(repository_root, folder):
+    link = repository_root / "src" / "speechclip_plus" / folder
+    assert link.is_symlink() and link.resolve() == repository_root / folder
+    assert not Path(os.readlink(link)).is_absolute()
+
+
+def test_every_folder_with_python_files_is_a_package(repository_root):
+    directories = {
+        path.parent.relative_to(repository_root).as_posix()
+        for folder in FOLDERS
+        for path in files_of(repository_root / folder)
+        if path.suffix == ".py"
+    }
+    directories = {name for name in directories if not any(f"{name}/".startswith(f"{t}/") for t in TEMPLATES)}
+    assert directories >= set(FOLDERS)
+    for name in directories:
+        assert (repository_root / name / "__init__.py").is_file(), f"{name} has Python files and no __init__.py"
+
+
+def test_no_top_level_folder_hides_a_dependency(repository_root):
+    for name in ("datasets", "evaluate", "tokenizers", "accelerate", "transformers"):
+        assert not (repository_root / name).exists()
+
+
+def test_imports_between_folders_are_relative_and_name_the_module(repository_root):
+    for folder in FOLDERS:
+        for path in files_of(repository_root / folder):
+            if path.suffix != ".py" or any(part in path.as_posix() for part in TEMPLATES):
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+                names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                wrong = [name for name in names if name.split(".")[0] in {*FOLDERS, "speechclip_plus"}]
+                assert not wrong, f"{path}:{node.lineno} imports {wrong[0]} absolutely"
+
+
+@pytest.mark.parametrize(
+    "folder, forbidden",
+    [
+        ("configuration", {"modeling_speechclip_plus", "trainer", "hub_cards"}),
+        ("modeling_speechclip_plus", {"trainer", "hub_cards"}),
+        ("trainer", {"hub_cards"}),
+    ],
+)
+def test_data_flows_one_way(repository_root, folder, forbidden):
+    for path in files_of(repository_root / folder):
+        if path.suffix != ".py":
+            continue
+        depth = len(path.relative_to(repository_root / folder).parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level > depth:
+                target = (node.module or "").split(".")[0]
+                # the quickstart is a command: it uses everything
+                assert target not in forbidden or path.name == "quickstart.py", f"{path}:{node.lineno}"
+
+
+def test_the_wheel_holds_every_file_of_the_folders_and_nothing_beside_the_package(repository_root, wheel):
+    names = {PurePosixPath(name) for name in zipfile.ZipFile(wheel).namelist()}
+    expected = {
+        PurePosixPath("speechclip_plus") / path.relative_to(repository_root).as_posix()
+        for folder in FOLDERS
+        for path in files_of(repository_root / folder)
+    }
+    assert not expected - names
+    assert PurePosixPath("speechclip_plus/py.typed") in names
+    assert {name.parts[0] for name in names} == {"speechclip_plus", f"{wheel.name.split('-py3')[0]}.dist-info"}
+
+
+def test_the_wheel_ships_presets_vocabularies_and_the_command(wheel):
+    archive = zipfile.ZipFile(wheel)
+    names = archive.namelist()
+    assert any(re.fullmatch(r"speechclip_plus/configuration/presets/.*\.json", name) for name in names)
+    assert any(re.fullmatch(r"speechclip_plus/configuration/vocabularies/.*\.npy", name) for name in names)
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    assert "speechclip-plus = speechclip_plus.cli:main" in archive.read(entry_points).decode()
+
+
+def test_the_wheel_works_from_anywhere(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    code = (
+        "import speechclip_plus, speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus as p;"
+        "print(speechclip_plus.__file__); print(p.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith(str(tmp_path / "installed")) for line in done.stdout.splitlines())
+
+
+def test_the_metadata_names_the_licence_and_the_extras(wheel):
+    archive = zipfile.ZipFile(wheel)
+    metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode())
+    assert metadata["License-Expression"] == "MIT"
+    assert set(metadata.get_all("Provides-Extra")) == {"quickstart", "faiss", "demo", "dev"}
+
+
+def test_importing_the_package_imports_nothing_slow(repository_root, tmp_path):
+    code = (
+        "import sys, speechclip_plus;"
+        "print(*({'datasets', 'evaluate', 'open_clip', 'gradio', 'faiss', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(repository_root / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_the_version_is_the_same_everywhere(repository_root):
+    version = tomllib.loads((repository_root / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (repository_root / "CITATION.cff").read_text()
+    assert re.search(
+        rf"\[{re.escape(version)}\]|What will be {re.escape(version)}", _read(repository_root, "CHANGELOG.md")
+    )
+    declared = re.search(r'__version__ = "([^"]+)"', _read(repository_root, "src/speechclip_plus/__init__.py"))
+    assert declared is None or declared[1] == version
+
+
+def test_no_file_names_a_private_path_or_a_registry(repository_root):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository_root, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    # put together here so that this file does not hold them
+    words = ["/" + "work/", "../" + "shared", "/" + "tmp/w", "/" + "root/", "/opt/" + "wheels", "/opt/" + "pypi"]
+    words += ["find" + "-links", "extra-index" + "-url"]
+    for name in filter(None, listed.stdout.split("\0")):
+        path = repository_root / name
+        if path.is_symlink() or not path.is_file():
+            continue
+        content = path.read_bytes()
+        if b"\0" in content[:8_000]:
+            continue
+        for word in words:
+            assert word.encode() not in content, f"{name} holds {word!r}"
+
+
+def _read(root: Path, name: str) -> str:
+    return (root / name).read_text(encoding="utf-8")
