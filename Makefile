@@ -18,18 +18,18 @@ quickstart: $(VENV)/.installed-quickstart ## set up, then make data, train, eval
 	$(BIN)/speechclip-plus quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev ## set up, then check style and run the tests (ARGS="-m ''" includes the slow ones)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
 	$(BIN)/python -m pytest --doctest-modules -q --pyargs speechclip_plus
 
 lint: $(VENV)/.installed-dev ## check style and formatting alone
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 types: $(VENV)/.installed-dev ## check types with mypy and pyright
-	$(BIN)/mypy
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 doctest: $(VENV)/.installed-dev ## run the examples in docstrings alone
 	$(BIN)/python -m pytest --doctest-modules --pyargs speechclip_plus
