@@ -1,0 +1,1 @@
+"""The model, its modules, and the processor."""
