@@ -1,0 +1,1 @@
+"""The configuration, its presets and vocabularies."""
