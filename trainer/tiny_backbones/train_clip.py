@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train, measure and write a folder that ``CLIPModel`` and ``CLIPProcessor`` load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write; replaced if it is there")
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--pictures", type=int, default=51498, help="drawings held in memory (12 kB each)")
     parser.add_argument("--hard", type=float, default=0.5, help="share of scenes that bring near neighbours along")
