@@ -25,10 +25,14 @@ _ACCEPTED = (
 def split_image_batch(images: Any) -> list[Any]:
     """Return the images in `images` as a list; a four-dimensional array or tensor is a batch, others are one image.
 
+    A list of lists, which is how transformers' processors write "the images of each text", is flattened.
+
     Raises:
         ValueError: If `images` is an empty list or batch.
     """
     if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4):
+        if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
+            images = [image for item in images for image in item]
         if len(images) == 0:
             raise ValueError("`images` is an empty batch: pass at least one image.")
         return list(images)

@@ -300,6 +300,12 @@ def test_a_four_dimensional_tensor_is_a_batch(tiny_processor):
     assert tiny_processor(images=batch)["pixel_values"].shape == (5, 3, 32, 32)
 
 
+def test_images_nested_per_text_are_flattened(tiny_processor):
+    red, blue = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (40, 40), "blue")
+    nested, flat = tiny_processor(images=[[red], [], [blue]]), tiny_processor(images=[red, blue])
+    torch.testing.assert_close(nested["pixel_values"], flat["pixel_values"])
+
+
 @pytest.mark.parametrize(
     "image, colour",
     [
@@ -420,10 +426,12 @@ def test_decoding_is_the_tokenizers(tiny_processor):
     assert tiny_processor.decode(ids[0], skip_special_tokens=True).strip() == "a red dog"
 
 
-@pytest.mark.parametrize("kind", ["audio", "images", "text"])
-def test_an_empty_batch_is_an_error(tiny_processor, kind):
+@pytest.mark.parametrize(
+    "kind, empty", [("audio", []), ("images", []), ("images", [[]]), ("images", torch.zeros(0, 3, 8, 8)), ("text", [])]
+)
+def test_an_empty_batch_is_an_error(tiny_processor, kind, empty):
     with pytest.raises(ValueError, match=f"`{kind}` is an empty"):
-        tiny_processor(**{kind: []})
+        tiny_processor(**{kind: empty})
 
 
 @pytest.mark.parametrize("wrong, name", [(3, "text"), (["a", None], r"text\[1\]"), ([["a"]], r"text\[0\]")])
