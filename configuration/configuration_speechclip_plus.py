@@ -304,7 +304,9 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 f"the speech encoder must be one of {', '.join(SPEECH_MODEL_TYPES)}."
             )
         _require_choice("padding", self.padding, ("invariant", "original"))
-        branches = [name for name, built in (("parallel", self.has_parallel), ("cascaded", self.has_cascaded)) if built]
+        branches = [
+            name for name, built in (("parallel", self.has_parallel), ("cascaded", self.has_cascaded)) if built
+        ]
         if self.retrieval_branch not in branches:
             raise ValueError(
                 f"retrieval_branch is {self.retrieval_branch!r}, but the {self.variant} variant has only: "
@@ -359,7 +361,9 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         for key in ("threshold", "conv_layers", "conv_width", "frames_per_keyword", "tail_threshold"):
             _require_positive(f"cif_config.{key}", getattr(cif, key))
         if cif.conv_width % 2 == 0:
-            raise ValueError(f"cif_config.conv_width must be odd to keep the number of frames, but is {cif.conv_width}.")
+            raise ValueError(
+                f"cif_config.conv_width must be odd to keep the number of frames, but is {cif.conv_width}."
+            )
         if cif.scale_until_step < 0:
             raise ValueError(f"cif_config.scale_until_step must be at least 0, but is {cif.scale_until_step}.")
         if cif.tail_threshold > cif.threshold:

@@ -110,7 +110,8 @@ class ContinuousIntegrateAndFire(nn.Module):
             lengths=lengths,
             tail_threshold=self.tail_threshold if target_lengths is None else None,
             max_keywords=self.max_keywords,
-            keep_residue=not self.mask_padding,
+            # The original leaves the residue in training, and clears it where it looks at tails.
+            keep_residue=not self.mask_padding and target_lengths is not None,
         )
         return CifOutput(keywords=keywords, lengths=lengths, alphas=alphas.float(), alpha_sums=alpha_sums)
 
@@ -127,7 +128,7 @@ def scale_alphas(alphas: Tensor, target_lengths: Tensor, threshold: float = 1.0)
         `alphas * (b * target + 1e-5) / sum(alphas)`, in float64 so that no fire is misplaced, and the numbers of
         keywords `(B,)` int64. A row of zeros has nothing to scale: it stays zero, with one empty keyword.
     """
-    precise = alphas.to(_accumulation_dtype(alphas))
+    precise = alphas.to(accumulation_dtype(alphas))
     sums = precise.sum(dim=1)
     fires = sums > 0
     ratio = (threshold * target_lengths + TARGET_MARGIN) / torch.where(fires, sums, 1)
@@ -172,7 +173,7 @@ def integrate_and_fire(
 
     ```
     """
-    ends = alphas.to(_accumulation_dtype(alphas)).cumsum(dim=1)  # (B, T)
+    ends = alphas.to(accumulation_dtype(alphas)).cumsum(dim=1)  # (B, T)
     starts = F.pad(ends[:, :-1], (1, 0))
     sums = ends[:, -1]
     if lengths is None:
@@ -218,7 +219,7 @@ def keyword_times(alphas: Tensor, frame_lengths: Tensor, lengths: Tensor, thresh
     Returns:
         `(B, N, 2)` float32, start and end of each keyword in frames; 0 behind `lengths`.
     """
-    precise = alphas.to(_accumulation_dtype(alphas))
+    precise = alphas.to(accumulation_dtype(alphas))
     ends = precise.cumsum(dim=1)
     num_keywords = int(lengths.max())
     marks = threshold * torch.arange(num_keywords + 1, device=alphas.device, dtype=ends.dtype)
@@ -235,5 +236,6 @@ def keyword_times(alphas: Tensor, frame_lengths: Tensor, lengths: Tensor, thresh
     return spans.masked_fill((slots >= lengths[:, None])[:, :, None], 0).float()
 
 
-def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """Float64, or float32 on MPS devices, which have no float64."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cif import accumulation_dtype
+
 
 def projection_head(in_size: int, out_size: int, hidden_size: int | None, dropout: float) -> nn.Module:
     """Build a linear map, or one with a hidden ReLU layer of `hidden_size` and dropout behind it."""
@@ -21,7 +23,7 @@ def projection_head(in_size: int, out_size: int, hidden_size: int | None, dropou
 class KeywordBatchNorm(nn.Module):
     """Batch normalisation that puts keyword features where CLIP's subword embeddings lie.
 
-    Its statistics are kept and computed in float32. Padding can be left out of them: torch's own batch norm cannot.
+    Its statistics are kept in float32 whatever the dtype of the model. Padding can be left out of them: torch's own batch norm cannot.
 
     Args:
         embed_size: Width E of CLIP's subword embeddings.
@@ -44,35 +46,28 @@ class KeywordBatchNorm(nn.Module):
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise features `(B, N, E)`; entries where the mask `(B, N)` is False stay out of the statistics."""
         batch, num_keywords, embed_size = features.shape
-        # (B, N, E) -> (B, E * K) with places, (B * N, E) without: rows of channels.
-        rows = features.float()
+        # (B, N, E) -> (B, E * K) with places, (B * N, E) without: rows of channels. In float64, which costs nothing at
+        # this size: the gradient through the statistics of a few rows loses three digits.
+        rows = features.to(accumulation_dtype(features))
         rows = rows.reshape(-1, embed_size) if self.num_places is None else rows.transpose(1, 2).reshape(batch, -1)
         if self.training:
-            mean, var, count = self._batch_statistics(rows, None if mask is None else mask.reshape(-1, 1))
+            mask = rows.new_ones(len(rows), 1) if mask is None else mask.reshape(-1, 1).to(rows.dtype)
+            count = mask.sum().clamp(min=1)
+            mean = (rows * mask).sum(dim=0) / count
+            var = ((rows - mean).square() * mask).sum(dim=0) / count
             with torch.no_grad():
                 unbiased = var * count / (count - 1).clamp(min=1)
-                self.running_mean.lerp_(mean.detach().float(), self.momentum)
-                self.running_var.lerp_(unbiased.detach().float(), self.momentum)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
                 self.num_batches_tracked.add_(1)
         else:
-            mean, var = self.running_mean.float(), self.running_var.float()
-        rows = (rows - mean) * (torch.rsqrt(var + self.eps) * self.weight.float()) + self.bias.float()
+            mean, var = self.running_mean, self.running_var
+        rows = (rows - mean) * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
         if self.num_places is None:
             rows = rows.reshape(batch, num_keywords, embed_size)
         else:
             rows = rows.reshape(batch, embed_size, num_keywords).transpose(1, 2)
         return rows.to(features.dtype)
-
-    @staticmethod
-    def _batch_statistics(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if mask is None:
-            var, mean = torch.var_mean(rows, dim=0, correction=0)
-            return mean, var, torch.tensor(float(len(rows)), device=rows.device)
-        weight = mask.to(rows.dtype)
-        count = weight.sum().clamp(min=1)
-        mean = (rows * weight).sum(dim=0) / count
-        var = ((rows - mean).square() * weight).sum(dim=0) / count
-        return mean, var, count
 
     def initial_values(self, embeddings: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Weight and bias from the standard deviation and mean per dimension of subword embeddings `(V, E)`."""

@@ -316,7 +316,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                     f"missing or misshapen are {sorted(map(str, [*missing, *report['mismatched_keys']]))[:5]}."
                 )
             state = backbone.state_dict()
-            wrong = [name for name, value in own.state_dict().items() if name in state and state[name].shape != value.shape]
+            wrong = [
+                name for name, value in own.state_dict().items() if name in state and state[name].shape != value.shape
+            ]
             if wrong:
                 raise ValueError(
                     f"The backbone {source['repo_id']!r} has another size than this model's {name}, first at {wrong[0]!r}."
@@ -621,7 +623,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if alpha_sums is not None and target_lengths is not None:
             losses["quantity_loss"] = quantity_loss(alpha_sums, target_lengths)
         weights = self.config.loss_config
-        losses["loss"] = sum(getattr(weights, f"{name.removesuffix('_loss')}_weight") * losses[name] for name in losses)
+        losses["loss"] = sum(
+            getattr(weights, f"{name.removesuffix('_loss')}_weight") * losses[name] for name in losses
+        )
         return losses
 
     @torch.no_grad()
@@ -663,7 +667,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             speech = self._embed_speech(hidden_states, frame_lengths, branches=("cascaded",))
         finally:
             self.train(was_training)
-        near = cosine_similarities(speech["keyword_embeds"], self._codebook()).masked_fill(~self.is_keyword, -torch.inf)
+        near = cosine_similarities(speech["keyword_embeds"], self._codebook()).masked_fill(
+            ~self.is_keyword, -torch.inf
+        )
         near_similarities, near_rows = near.topk(top_k, dim=-1)  # (B, N, k)
         near_ids = self.vocabulary_ids[near_rows].tolist()
         near_similarities = near_similarities.tolist()
@@ -737,12 +743,14 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 f"speech_hidden_states must have the shape (B, {expected[0]}, T, {expected[1]}), but has {shape}."
             )
         if frame_lengths is None or frame_lengths.shape != (shape[0],):
-            raise ValueError(f"speech_hidden_states of {shape[0]} utterances need frame_lengths of shape ({shape[0]},).")
-        return speech_hidden_states.to(self.branch_dtype).unbind(dim=1), frame_lengths, None
+            raise ValueError(
+                f"speech_hidden_states of {shape[0]} utterances need frame_lengths of shape ({shape[0]},)."
+            )
+        return speech_hidden_states.to(self.dtype).unbind(dim=1), frame_lengths, None
 
     @property
-    def branch_dtype(self) -> torch.dtype:
-        """Dtype of the trained layers."""
+    def dtype(self) -> torch.dtype:
+        """Dtype of the model; not that of its first parameter, the temperature, which stays float32."""
         return self.branch.layers[0].attention.out_proj.weight.dtype
 
     def _target_lengths(self, frame_lengths: Tensor, target_lengths: Tensor | None) -> Tensor:
@@ -799,9 +807,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         quantized = quantize_keywords(
             features, self._codebook(), self.is_keyword, config.keyword_config.temperature, self.training
         )
-        embeds = read_keywords(
-            self.clip, quantized.embeds, lengths, config.start_token_id, config.end_token_id
-        )
+        embeds = read_keywords(self.clip, quantized.embeds, lengths, config.start_token_id, config.end_token_id)
         return {
             "cascaded_embeds": F.normalize(embeds, dim=-1),
             "keyword_ids": self.vocabulary_ids[quantized.indices].masked_fill(~mask, -1),
@@ -843,7 +849,9 @@ def _check_waveforms(input_values: Tensor, attention_mask: Tensor | None, minimu
             f"the speech encoder needs at least {minimum} for one frame."
         )
     if attention_mask is not None and tuple(attention_mask.shape) != shape:
-        raise ValueError(f"attention_mask must have the shape of input_values, {shape}, but has {tuple(attention_mask.shape)}.")
+        raise ValueError(
+            f"attention_mask must have the shape of input_values, {shape}, but has {tuple(attention_mask.shape)}."
+        )
 
 
 def _check_pairs(num_utterances: int, image_embeds: Tensor | None, image_ids: Tensor | None, return_loss: Any) -> None:

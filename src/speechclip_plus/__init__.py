@@ -1,2 +1,66 @@
-"""Visually grounded speech: SpeechCLIP+ models for the Hugging Face ecosystem."""
+"""Visually grounded speech: SpeechCLIP+ models for the Hugging Face ecosystem.
+
+Importing this package registers its model with `AutoConfig`, `AutoModel` and `AutoProcessor`. What trains and
+evaluates is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from .configuration.presets import load_preset, preset_names
+from .modeling_speechclip_plus.modeling_speechclip_plus import (
+    Keyword,
+    SpeechClipPlusModel,
+    SpeechClipPlusOutput,
+    SpeechClipPlusPreTrainedModel,
+)
+from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+
+if TYPE_CHECKING:
+    from .trainer.collator import SpeechImageCollator
+    from .trainer.data import load_speech_image_dataset
+    from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
+    from .trainer.training_arguments import SpeechClipPlusTrainingArguments
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "SpeechClipPlusTrainer": ".trainer.trainer_speechclip_plus",
+    "SpeechClipPlusTrainingArguments": ".trainer.training_arguments",
+    "SpeechImageCollator": ".trainer.collator",
+    "load_speech_image_dataset": ".trainer.data",
+}
+
+AutoConfig.register(SpeechClipPlusConfig.model_type, SpeechClipPlusConfig, exist_ok=True)
+AutoModel.register(SpeechClipPlusConfig, SpeechClipPlusModel, exist_ok=True)
+AutoProcessor.register(SpeechClipPlusConfig, SpeechClipPlusProcessor, exist_ok=True)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
+
+
+__all__ = [
+    "Keyword",
+    "SpeechClipPlusConfig",
+    "SpeechClipPlusModel",
+    "SpeechClipPlusOutput",
+    "SpeechClipPlusPreTrainedModel",
+    "SpeechClipPlusProcessor",
+    "SpeechClipPlusTrainer",
+    "SpeechClipPlusTrainingArguments",
+    "SpeechImageCollator",
+    "load_preset",
+    "load_speech_image_dataset",
+    "preset_names",
+]
