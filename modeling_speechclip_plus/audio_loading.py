@@ -14,8 +14,10 @@ import torch
 
 SAMPLING_RATE = 16_000  # Hz: what every supported speech encoder reads
 MIN_SAMPLES = 400  # at 16 kHz (25 ms): fewer give no frame at all
-MAX_CHANNELS = 8  # 7.1 surround; more in the smaller dimension means the array is a batch
+MAX_ARRAY_CHANNELS = 2  # more in the smaller dimension means that the array is a batch
 _RATE_RANGE = (1_000, 768_000)  # Hz
+_UNKNOWN_FRAMES = 2**62  # libsndfile's count for streams whose header does not say how long they are
+_LOST_FRAMES = 2_304  # two mp3 frames: what a lossy decoder may drop at an end
 _MAX_AMPLITUDE = 1e9  # beyond it float32 variances overflow; nothing recorded comes near
 _PCM = {"int8": 0, "int16": 0, "int32": 0, "uint8": 128, "uint16": 32_768}  # dtype -> the value of silence
 _ACCEPTED = (
@@ -45,14 +47,15 @@ def split_audio_batch(audio: Any) -> list[Any]:
 def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio") -> np.ndarray:
     """Load one utterance as 16 kHz mono.
 
-    Channels are averaged. In a two-dimensional array the smaller dimension is the channels, so (samples, channels) and
-    (channels, samples) both work. Integer arrays are scaled as PCM of their width to [-1, 1). Resampling is soxr's
+    Channels are averaged, of a file however many there are. In a two-dimensional array the smaller dimension is the
+    channels, one or two, so (samples, channels) and (channels, samples) both work. Integer arrays are scaled as PCM of their width to [-1, 1). Resampling is soxr's
     "HQ" (linear phase, 20 bit). Audio is never clipped, trimmed or normalised here.
 
     Args:
         item: A numpy array, list of floats or torch tensor; a path (`str` or `Path`), the bytes of an audio file or a
             binary file object (wav, flac, ogg, mp3 and what else libsndfile reads); or the dictionaries of `datasets`.
-        sampling_rate: Hz, required for arrays, lists and tensors. Files and dictionaries carry their own.
+        sampling_rate: Hz, required for arrays, lists and tensors. Files, and dictionaries that name one, have their
+            own.
         name: What errors call the item, for instance "audio[3]".
 
     Returns:
@@ -66,7 +69,8 @@ def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio")
     """
     if isinstance(item, Mapping):
         if item.get("array") is not None:
-            return load_audio(item["array"], item.get("sampling_rate"), name)
+            own_rate = item.get("sampling_rate")
+            return load_audio(item["array"], sampling_rate if own_rate is None else own_rate, name)
         if item.get("bytes") is None and item.get("path") is None:
             raise ValueError(
                 f'{name}: expected a dictionary with "array" and "sampling_rate" or with "bytes" or "path", '
@@ -118,15 +122,21 @@ def _decode(source: Any, name: str) -> tuple[np.ndarray, int]:
         raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
     try:
         with soundfile.SoundFile(source) as file:
-            samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
             expected, rate = file.frames, file.samplerate
+            if expected >= _UNKNOWN_FRAMES:
+                raise ValueError(
+                    f"{name}: its header does not say how long it is (written to a pipe?); encode it again."
+                )
+            samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless raw audio
         raise ValueError(
             f"{name}: cannot be read as audio ({error}). Expected wav, flac, ogg, mp3 or another format of libsndfile."
         ) from error
-    if len(samples) < expected:
+    if len(samples) < expected - _LOST_FRAMES:
         raise ValueError(f"{name}: the file is truncated, {len(samples)} of its {expected} samples can be read.")
-    return samples, _check_rate(rate, name)
+    if len(samples) == 0:
+        raise ValueError(f"{name}: empty audio (0 samples).")
+    return samples.mean(axis=1), _check_rate(rate, name)
 
 
 def _as_float(item: np.ndarray | torch.Tensor | Sequence[Any], name: str) -> np.ndarray:
@@ -173,14 +183,12 @@ def _check_rate(sampling_rate: Any, name: str) -> int:
 
 
 def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:
-    if samples.size == 0:
-        raise ValueError(f"{name}: empty audio (0 samples).")
     if samples.ndim == 1:
         return samples
-    if samples.ndim != 2 or min(samples.shape) > MAX_CHANNELS:
+    if samples.ndim != 2 or min(samples.shape) > MAX_ARRAY_CHANNELS:
         raise ValueError(
-            f"{name}: expected one utterance of shape (samples,), (samples, channels) or (channels, samples) with at "
-            f"most {MAX_CHANNELS} channels, got {tuple(samples.shape)}; pass a batch as a list of utterances."
+            f"{name}: expected one utterance of shape (samples,), (samples, channels) or (channels, samples), mono or "
+            f"stereo, got {tuple(samples.shape)}; pass a batch as a list of utterances, average more channels before."
         )
     return samples.mean(axis=int(np.argmin(samples.shape)))
 

@@ -68,12 +68,13 @@ def normalizing_processor(tiny_processor):
         lambda x: torch.from_numpy(x),
         lambda x: torch.from_numpy(x).requires_grad_(),
         lambda x: {"array": x, "sampling_rate": RATE},
+        lambda x: {"array": x},
         lambda x: {"bytes": encoded(x, subtype="FLOAT"), "path": None},
         lambda x: encoded(x, subtype="FLOAT"),
         lambda x: bytearray(encoded(x, subtype="FLOAT")),
         lambda x: io.BytesIO(encoded(x, subtype="FLOAT")),
     ],
-    ids="array float64 list tensor grad-tensor array-dict bytes-dict bytes bytearray file".split(),
+    ids="array float64 list tensor grad-tensor array-dict array-dict-without-rate bytes-dict bytes bytearray file".split(),
 )
 def test_every_form_of_the_same_audio_gives_the_same_values(tiny_processor, convert):
     given = tone()
@@ -202,7 +203,7 @@ def test_400_samples_are_enough_and_399_are_not(tiny_processor):
         (np.array([0.0, 0.0, np.inf] * 200), "NaN or infinite, the first at index 2"),
         (np.full(800, 1e300), "NaN or infinite"),
         (np.full(800, 1e20), "samples reach 1e\\+20"),
-        (np.zeros((16, 800), np.float32), "pass a batch as a list"),
+        (np.zeros((3, 800), np.float32), "pass a batch as a list"),
         (np.zeros((2, 2, 800), np.float32), "pass a batch as a list"),
         (np.arange(800), "int64 is no PCM format"),
         ([[0.0, 0.1], [0.0]], "different lengths"),
@@ -255,6 +256,19 @@ def test_a_truncated_flac_is_an_error_and_not_a_shorter_utterance(tiny_processor
     whole = encoded(rng.uniform(-0.5, 0.5, 40_000).astype(np.float32), format="FLAC")
     with pytest.raises(ValueError, match=r"audio\[0\].*(truncated|cannot be read)"):
         tiny_processor(audio=whole[: len(whole) // 2])
+
+
+def test_a_file_that_does_not_say_how_long_it_is_is_named(tiny_processor):
+    content = bytearray(encoded(tone(), format="FLAC"))
+    content[21] &= 0xF0  # the 36 bits of STREAMINFO with the number of samples
+    content[22:26] = bytes(4)
+    with pytest.raises(ValueError, match=r"audio\[0\]: its header does not say how long"):
+        tiny_processor(audio=bytes(content))
+
+
+def test_all_channels_of_a_file_are_averaged(tiny_processor):
+    values = waveform(tiny_processor, encoded(np.stack([tone(), *[0 * tone()] * 4], 1), subtype="FLOAT"))
+    np.testing.assert_allclose(values, tone() / 5, atol=1e-6)
 
 
 def test_an_empty_wav_file_is_empty_audio(tiny_processor):
