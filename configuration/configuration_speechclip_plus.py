@@ -171,7 +171,6 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         ValueError: If the combination is impossible; the message says what to change.
 
     Example:
-
     ```python
     >>> from speechclip_plus import SpeechClipPlusConfig
     >>> SpeechClipPlusConfig.from_preset("hybrid_plus-base-flickr8k").variant

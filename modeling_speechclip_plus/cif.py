@@ -164,7 +164,6 @@ def integrate_and_fire(
         Keywords `(B, N, D)` in the dtype of `frames`, and their numbers `(B,)` int64.
 
     Example:
-
     ```python
     >>> frames = torch.tensor([[[1.0], [2.0], [4.0]]])
     >>> keywords, lengths = integrate_and_fire(frames, torch.tensor([[0.75, 0.5, 0.75]]))

@@ -20,7 +20,6 @@ def contrastive_loss(logits: Tensor, speech_ids: Tensor | None = None, image_ids
         A scalar, float32: the mean of both directions.
 
     Example:
-
     ```python
     >>> contrastive_loss(torch.eye(2) * 100).item() < 1e-6
     True

@@ -178,7 +178,6 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     into CLIP's joint space at unit length, so that any two compare by dot product.
 
     Example:
-
     ```python
     >>> import torch
     >>> from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel

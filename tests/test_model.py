@@ -1,0 +1,483 @@
+"""What users rely on in the model: freezing, batch independence, saving and loading, keywords, errors."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, HubertConfig, HubertModel
+
+from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel
+
+VARIANTS = ["parallel", "cascaded", "cascaded_plus", "hybrid", "hybrid_plus"]
+SPEECH = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+CLIP = {
+    "projection_dim": 20,
+    "text_config": {
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "bos_token_id": 58,
+        "eos_token_id": 59,
+        "pad_token_id": 59,
+    },
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    },
+}
+
+
+def make_config(variant="hybrid_plus", speech=None, **kwargs) -> SpeechClipPlusConfig:
+    kwargs.setdefault("branch_config", {"num_attention_heads": 2, "intermediate_size": 32})
+    speech = {"model_type": "hubert", **SPEECH, **(speech or {})}
+    return SpeechClipPlusConfig(variant=variant, speech_config=speech, clip_config=CLIP, **kwargs)
+
+
+def make_model(variant="hybrid_plus", **kwargs) -> SpeechClipPlusModel:
+    torch.manual_seed(0)
+    return SpeechClipPlusModel(make_config(variant, **kwargs)).eval()
+
+
+def make_inputs(lengths=(8000, 5000, 6400), seed=0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    waveforms = torch.randn(len(lengths), max(lengths), generator=generator)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return {"input_values": waveforms * mask, "attention_mask": mask.long()}
+
+
+def make_pairs() -> dict[str, torch.Tensor]:
+    pixels = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return {**make_inputs(), "pixel_values": pixels, "image_ids": torch.tensor([1, 2, 1])}
+
+
+# Embeddings
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_speech_images_and_texts_embed_into_one_space_at_unit_length(variant):
+    model = make_model(variant)
+    speech = model.get_speech_features(**make_inputs())
+    images = model.get_image_features(torch.randn(2, 3, 16, 16))
+    texts = model.get_text_features(torch.tensor([[58, 4, 5, 59], [58, 7, 59, 59]]))
+    for embeds, count in ((speech, 3), (images, 2), (texts, 2)):
+        assert embeds.shape == (count, 20)
+        torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(count))
+
+
+def test_a_hybrid_lets_the_caller_choose_the_branch():
+    model, inputs = make_model("hybrid_plus"), make_inputs()
+    output = model(**inputs)
+    torch.testing.assert_close(model.get_speech_features(**inputs, branch="cascaded"), output.cascaded_embeds)
+    torch.testing.assert_close(model.get_speech_features(**inputs), output.parallel_embeds)
+    with pytest.raises(ValueError, match="has no 'cascaded' branch"):
+        make_model("parallel").get_speech_features(**inputs, branch="cascaded")
+
+
+def test_texts_of_a_published_clip_configuration_end_at_the_right_subword():
+    # openai/clip-vit-base-patch32 carries bos 0 and eos 2; start and end are the table's last two rows.
+    text = {**CLIP["text_config"], "bos_token_id": 0, "eos_token_id": 2}
+    config = SpeechClipPlusConfig(
+        variant="cascaded",
+        speech_config={"model_type": "hubert", **SPEECH},
+        clip_config={**CLIP, "text_config": text},
+        branch_config={"num_attention_heads": 2},
+    )
+    assert (config.start_token_id, config.end_token_id) == (58, 59)
+    assert config.excluded_token_ids == {0, 58, 59}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kept_hidden_states_stand_for_the_waveforms_they_came_from(variant):
+    model, inputs = make_model(variant), make_inputs()
+    states, lengths = model.encode_speech_frames(**inputs)
+    assert states.shape[:2] == (3, 3)
+    torch.testing.assert_close(
+        model(speech_hidden_states=states, frame_lengths=lengths).speech_embeds, model(**inputs).speech_embeds
+    )
+
+
+ENCODERS = {
+    "hubert, group norm": {"model_type": "hubert"},
+    "hubert, layer norm": {"model_type": "hubert", **LAYER_NORM},
+    "wav2vec2, group norm": {"model_type": "wav2vec2"},
+    "wavlm, group norm": {"model_type": "wavlm"},
+    "wavlm, layer norm": {"model_type": "wavlm", **LAYER_NORM},
+}
+
+
+@pytest.mark.parametrize("speech", ENCODERS.values(), ids=ENCODERS.keys())
+def test_an_utterance_embeds_the_same_alone_and_beside_a_longer_one(speech):
+    model = make_model("hybrid_plus", speech=speech)
+    long, short = torch.randn(1, 16_000), torch.randn(1, 4_321)
+    batch = torch.cat([long, torch.nn.functional.pad(short, (0, 16_000 - 4_321))])
+    mask = (torch.arange(16_000) < torch.tensor([[16_000], [4_321]])).long()
+    with torch.no_grad():
+        together, alone = model(batch, mask), model(short)
+    assert together.keyword_lengths[1] == alone.keyword_lengths[0]
+    torch.testing.assert_close(together.parallel_embeds[1:], alone.parallel_embeds, atol=2e-5, rtol=0)
+    torch.testing.assert_close(together.cascaded_embeds[1:], alone.cascaded_embeds, atol=2e-5, rtol=0)
+
+
+def test_training_statistics_do_not_depend_on_padding_either():
+    model = make_model("hybrid_plus", cif_config={"dropout": 0.0}).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.branch.layers[0].attention.dropout = 0.0
+    inputs = make_inputs()
+    more = {name: torch.nn.functional.pad(value, (0, 4000)) for name, value in inputs.items()}
+    torch.testing.assert_close(model(**inputs).cascaded_embeds, model(**more).cascaded_embeds, atol=1e-5, rtol=0)
+
+
+# Training
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_the_branch_is_trained_and_all_of_it(variant):
+    model = make_model(variant, cif_config={"dropout": 0.0} if variant.endswith("plus") else None).train()
+    model(**make_pairs(), return_loss=True).loss.backward()
+    for name, parameter in model.named_parameters():
+        backbone = name.startswith(("speech_encoder.", "clip."))
+        assert (parameter.grad is None) == backbone, name
+
+
+def test_frozen_backbones_stay_in_evaluation_mode():
+    model = make_model().train()
+    assert model.branch.training
+    assert not any(module.training for module in [*model.speech_encoder.modules(), *model.clip.modules()])
+
+
+def test_the_originals_dropout_in_the_frozen_encoder_can_be_switched_on():
+    model = make_model(speech_encoder_dropout=True).train()
+    inputs = make_inputs()
+    first, second = (model.encode_speech_frames(**inputs)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    assert not model.speech_encoder.training  # no time masking
+    model.eval()
+    torch.testing.assert_close(*(model.encode_speech_frames(**inputs)[0] for _ in range(2)))
+
+
+def test_frozen_encoders_keep_no_graph():
+    output = make_model().train()(**make_pairs(), output_hidden_states=True)
+    assert not output.hidden_states[-1].requires_grad
+    assert not output.image_embeds.requires_grad
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_unfrozen_backbones_are_trained(checkpointing):
+    model = make_model(train_clip=True)
+    model.set_trainable(speech_encoder=True)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model.train()
+    model(**make_pairs(), return_loss=True).loss.backward()
+    unused = {"clip.logit_scale", "speech_encoder.masked_spec_embed"}
+    # The last layer's norm of a base encoder is inside its layers; CLIP's text tower learns through the keywords.
+    without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert without <= unused
+    assert model.config.train_speech_encoder and model.config.train_clip
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    grads = []
+    for checkpointing in (False, True):
+        model = make_model(train_speech_encoder=True, cif_config={"dropout": 0.0}).train()
+        for module in model.modules():
+            if hasattr(module, "dropout") and isinstance(module.dropout, float):
+                module.dropout = 0.0
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.speech_encoder.config.apply_spec_augment = False
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**make_pairs(), return_loss=True).loss.backward()
+        grads.append(model.speech_encoder.encoder.layers[0].attention.q_proj.weight.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_the_keyword_count_follows_the_target_only_before_the_configured_step():
+    model = make_model("cascaded_plus", cif_config={"scale_until_step": 10, "frames_per_keyword": 4}).train()
+    before, after = (model(**make_pairs(), return_loss=True, global_step=step) for step in (9, 10))
+    assert before.keyword_lengths.tolist() == before.target_lengths.tolist()
+    assert after.keyword_lengths.tolist() != after.target_lengths.tolist()
+
+
+def test_a_caption_target_takes_the_lengths_that_are_given():
+    model = make_model("cascaded_plus", cif_config={"target_length": "caption"}).train()
+    output = model(**make_pairs(), return_loss=True, target_lengths=torch.tensor([3, 1, 2]))
+    assert output.keyword_lengths.tolist() == [3, 1, 2]
+    with pytest.raises(ValueError, match="give target_lengths"):
+        model(**make_pairs(), return_loss=True)
+
+
+def test_utterances_of_one_image_are_no_negatives_of_each_other():
+    model = make_model("parallel")
+    pairs = make_pairs()
+    pairs["pixel_values"][2] = pairs["pixel_values"][0]
+    output = model(**pairs, return_loss=True)
+    logits = output.parallel_logits
+    kept = logits.masked_fill(torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0]]).bool(), -torch.inf)
+    expected = -(kept.diag() - kept.logsumexp(1) + kept.diag() - kept.logsumexp(0)).mean() / 2
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_a_batch_of_one_trains_where_torchs_batch_norm_refuses():
+    model = make_model("cascaded").train()
+    pairs = {name: value[:1] for name, value in make_pairs().items()}
+    assert model(**pairs, return_loss=True).loss.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_statistics_and_temperature_in_float32(dtype, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    model = SpeechClipPlusModel.from_pretrained(tmp_path, dtype=dtype)
+    assert model.dtype == dtype
+    assert model.keyword_norm.running_var.dtype == model.logit_scale.dtype == torch.float32
+    output = model(**make_pairs(), return_loss=True)
+    assert output.speech_embeds.dtype == dtype
+    assert output.alphas.dtype == output.loss.dtype == torch.float32
+    assert output.loss.isfinite()
+
+
+def test_autocast_gives_a_finite_loss_with_float32_parts():
+    model = make_model().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**make_pairs(), return_loss=True)
+    output.loss.backward()
+    assert output.loss.dtype == output.alphas.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+# Outputs
+
+
+def test_hidden_states_and_attentions_are_returned_on_request():
+    model = make_model("hybrid")
+    model.set_attn_implementation("eager")
+    output = model(**make_inputs(), output_hidden_states=True, output_attentions=True)
+    frames = output.hidden_states[0].shape[1]
+    assert len(output.hidden_states) == 3
+    assert [attention.shape for attention in output.attentions] == [(3, 2, frames, frames)] * 2
+    assert output.branch_attentions[0].shape == (3, 2, 9 + frames, 9 + frames)
+
+
+def test_attentions_under_sdpa_are_an_error_that_says_how_to_get_them():
+    with pytest.raises(ValueError, match="set_attn_implementation\\('eager'\\)"):
+        make_model()(**make_inputs(), output_attentions=True)
+
+
+def test_eager_and_sdpa_attention_agree():
+    model = make_model()
+    sdpa = model(**make_inputs()).cascaded_embeds
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**make_inputs()).cascaded_embeds, sdpa, atol=1e-5, rtol=0)
+
+
+def test_a_tuple_holds_what_the_output_holds():
+    model, inputs = make_model("parallel"), make_inputs()
+    torch.testing.assert_close(model(**inputs, return_dict=False)[0], model(**inputs).speech_embeds)
+
+
+# Keywords
+
+
+class Letters:
+    """Decodes subword 7 as "w7"."""
+
+    def decode(self, ids):
+        return " ".join(f"w{i}" for i in ids) + " "
+
+
+def test_keywords_come_with_text_similarity_neighbours_and_times():
+    model = make_model("hybrid_plus", keyword_config={"vocabulary_ids": [0, 58, 59, 7, 9, 30, 31]})
+    inputs = make_inputs()
+    rows = model.extract_keywords(**inputs, tokenizer=Letters(), top_k=3)
+    output = model(**inputs)
+    durations = inputs["attention_mask"].sum(1) / 16_000
+    assert [len(row) for row in rows] == output.keyword_lengths.tolist()
+    for row, duration in zip(rows, durations.tolist(), strict=True):
+        for keyword in row:
+            assert keyword.id in {7, 9, 30, 31}
+            assert keyword.text == f"w{keyword.id}"
+            assert keyword.neighbours[0].id == keyword.id
+            assert len(keyword.neighbours) == 3
+            similarities = [neighbour.similarity for neighbour in keyword.neighbours]
+            assert similarities == sorted(similarities, reverse=True)
+        ends = [keyword.end for keyword in row]
+        assert [keyword.start for keyword in row] == [0.0, *ends[:-1]]
+        assert ends == sorted(ends) and ends[-1] <= duration
+
+
+def test_a_fixed_number_of_keywords_has_no_times():
+    rows = make_model("cascaded", keyword_config={"num_keywords": 4}).extract_keywords(**make_inputs())
+    assert [len(row) for row in rows] == [4, 4, 4]
+    assert rows[0][0].text is None and rows[0][0].start is None
+
+
+def test_start_end_and_padding_are_never_keywords():
+    model = make_model("cascaded")
+    # A vocabulary in which they would be nearest to everything.
+    with torch.no_grad():
+        model.keyword_norm.weight.zero_()
+        model.keyword_norm.bias.copy_(model.get_input_embeddings().weight[58].repeat_interleave(8))
+    assert not {0, 58, 59} & set(model(**make_inputs()).keyword_ids.flatten().tolist())
+
+
+def test_the_keyword_norm_starts_where_the_vocabularys_embeddings_lie():
+    model = make_model("cascaded_plus", keyword_config={"vocabulary_ids": [3, 4, 5, 6]})
+    table = model.get_input_embeddings().weight[3:7]
+    torch.testing.assert_close(model.keyword_norm.bias.detach(), table.mean(0).detach())
+    torch.testing.assert_close(model.keyword_norm.weight.detach(), table.std(0).detach())
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_saved_model_loads_through_auto_classes_and_computes_the_same(variant, tmp_path):
+    model = make_model(variant, keyword_config=None if variant == "parallel" else {"vocabulary_ids": [2, 3, 5, 8]})
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert isinstance(loaded, SpeechClipPlusModel)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), SpeechClipPlusConfig)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    torch.testing.assert_close(loaded(**make_inputs()).speech_embeds, model(**make_inputs()).speech_embeds)
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbones")
+    torch.manual_seed(1)
+    HubertModel(HubertConfig(**SPEECH)).save_pretrained(folder / "speech")
+    clip = CLIPModel(CLIPConfig(**CLIP))
+    torch.nn.init.normal_(clip.text_model.embeddings.token_embedding.weight, mean=0.7, std=2.0)
+    clip.save_pretrained(folder / "clip")
+    return str(folder / "speech"), str(folder / "clip")
+
+
+def from_backbones(backbones, variant="hybrid_plus"):
+    return SpeechClipPlusModel.from_backbones(*backbones, config=make_config(variant))
+
+
+def test_backbones_are_joined_with_their_weights_and_statistics(backbones):
+    model = from_backbones(backbones)
+    clip = CLIPModel.from_pretrained(backbones[1])
+    table = clip.text_model.embeddings.token_embedding.weight
+    torch.testing.assert_close(model.get_input_embeddings().weight, table)
+    torch.testing.assert_close(model.keyword_norm.bias, table.mean(0))
+    pixels = torch.randn(1, 3, 16, 16)
+    features = clip.get_image_features(pixels).pooler_output
+    torch.testing.assert_close(model.get_image_features(pixels), features / features.norm())
+    speech = HubertModel.from_pretrained(backbones[0]).eval()
+    waveform = torch.randn(1, 5000)
+    torch.testing.assert_close(
+        model.encode_speech_frames(waveform)[0][:, -1], speech(waveform).last_hidden_state, atol=1e-5, rtol=0
+    )
+
+
+def test_the_trained_part_alone_is_small_and_loads_with_its_backbones(backbones, tmp_path):
+    model = from_backbones(backbones)
+    torch.nn.init.normal_(model.branch.cls_tokens)
+    model.save_pretrained(tmp_path / "part", save_backbones=False)
+    model.save_pretrained(tmp_path / "whole")
+    sizes = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("part", "whole")}
+    assert sizes["part"] < sizes["whole"] / 2
+    saved = json.loads((tmp_path / "part" / "config.json").read_text())
+    assert saved["speech_backbone"]["repo_id"] == backbones[0]
+    loaded = SpeechClipPlusModel.from_pretrained(tmp_path / "part")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, msg=name)
+    loaded.save_pretrained(tmp_path / "again")  # whole by default
+    assert (tmp_path / "again" / "model.safetensors").stat().st_size == sizes["whole"]
+
+
+def test_a_missing_backbone_is_an_error_and_never_a_random_tower(backbones, tmp_path):
+    model = from_backbones(backbones)
+    model.config.clip_backbone = {"repo_id": str(tmp_path / "gone"), "revision": None}
+    model.save_pretrained(tmp_path / "part", save_backbones=False)
+    with pytest.raises(OSError, match="needs the backbone .*gone"):
+        SpeechClipPlusModel.from_pretrained(tmp_path / "part")
+
+
+def test_trained_backbones_cannot_be_left_out(backbones, tmp_path):
+    model = from_backbones(backbones)
+    model.set_trainable(clip=True)
+    with pytest.raises(ValueError, match="clip was trained"):
+        model.save_pretrained(tmp_path / "part", save_backbones=False)
+    assert not (tmp_path / "part").exists()
+
+
+def test_unknown_origins_cannot_be_left_out(tmp_path):
+    with pytest.raises(ValueError, match="not known where the speech_encoder came from"):
+        make_model().save_pretrained(tmp_path / "part", save_backbones=False)
+
+
+def test_a_backbone_of_another_kind_is_refused(backbones):
+    with pytest.raises(ValueError, match="is a 'clip' model; it must be one of hubert"):
+        SpeechClipPlusModel.from_backbones(backbones[1], backbones[1], config=make_config())
+
+
+def test_a_truncated_weights_file_is_an_error(tmp_path):
+    make_model("parallel").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(Exception, match="(?i)incomplete|safetensor|size|header"):
+        SpeechClipPlusModel.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_is_no_model_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        SpeechClipPlusModel.from_pretrained(tmp_path)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "either input_values or speech_hidden_states"),
+        ({"input_values": torch.randn(8000)}, r"shape \(B, S\)"),
+        ({"input_values": torch.randn(1, 1, 8000)}, r"shape \(B, S\)"),
+        ({"input_values": torch.zeros(1, 8000, dtype=torch.int16)}, "floating-point"),
+        ({"input_values": torch.randn(0, 8000)}, "the batch is empty"),
+        ({"input_values": torch.randn(1, 300)}, "at least 400"),
+        ({"input_values": torch.randn(1, 8000), "attention_mask": torch.ones(1, 7000)}, "shape of input_values"),
+        ({"input_values": torch.randn(2, 900), "attention_mask": torch.arange(900).lt(torch.tensor([[900], [9]]))},
+         r"rows \[1\]"),
+        ({"speech_hidden_states": torch.randn(1, 4, 9, 24)}, r"\(B, 3, T, 24\)"),
+        ({"speech_hidden_states": torch.randn(1, 3, 9, 24)}, "need frame_lengths"),
+        ({**make_inputs(), "return_loss": True}, "needs images"),
+        ({**make_pairs(), "pixel_values": torch.randn(2, 3, 16, 16), "return_loss": True}, "3 utterances and 2 images"),
+        ({**make_pairs(), "image_ids": torch.tensor([1, 2])}, "one image for each of the 3 utterances"),
+        ({**make_pairs(), "image_embeds": torch.randn(3, 20)}, "not both"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_clear_error(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        make_model()(**inputs)
+
+
+def test_a_list_instead_of_a_tensor_points_to_the_processor():
+    with pytest.raises(TypeError, match="SpeechClipPlusProcessor"):
+        make_model()(input_values=[0.0] * 8000)
+
+
+def test_a_misspelt_argument_is_an_error():
+    with pytest.raises(TypeError, match="'pixel_value'"):
+        make_model()(**make_inputs(), pixel_value=torch.randn(3, 3, 16, 16))
