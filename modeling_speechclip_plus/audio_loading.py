@@ -48,8 +48,9 @@ def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio")
     """Load one utterance as 16 kHz mono.
 
     Channels are averaged, of a file however many there are. In a two-dimensional array the smaller dimension is the
-    channels, one or two, so (samples, channels) and (channels, samples) both work. Integer arrays are scaled as PCM of their width to [-1, 1). Resampling is soxr's
-    "HQ" (linear phase, 20 bit). Audio is never clipped, trimmed or normalised here.
+    channels, one or two, so (samples, channels) and (channels, samples) both work. Integer arrays are scaled as PCM of
+    their width to [-1, 1). Resampling is soxr's "HQ" (linear phase, 20 bit). Audio is never clipped, trimmed or
+    normalised here.
 
     Args:
         item: A numpy array, list of floats or torch tensor; a path (`str` or `Path`), the bytes of an audio file or a

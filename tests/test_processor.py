@@ -74,7 +74,7 @@ def normalizing_processor(tiny_processor):
         lambda x: bytearray(encoded(x, subtype="FLOAT")),
         lambda x: io.BytesIO(encoded(x, subtype="FLOAT")),
     ],
-    ids="array float64 list tensor grad-tensor array-dict array-dict-without-rate bytes-dict bytes bytearray file".split(),
+    ids="array float64 list tensor grad-tensor array-dict rateless-dict bytes-dict bytes bytearray file".split(),
 )
 def test_every_form_of_the_same_audio_gives_the_same_values(tiny_processor, convert):
     given = tone()
