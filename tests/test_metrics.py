@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from speechclip_plus.trainer import metrics
+from speechclip_plus.trainer.chance import chance_keyword_hit_rate, chance_recall
 from speechclip_plus.trainer.metrics import keyword_hit_rate, nearest_subwords, retrieval_ranks, retrieval_recall
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -203,3 +204,26 @@ def test_nearest_subwords_keep_to_the_vocabulary_and_start_with_themselves():
     expected = vocabulary[(units[39] @ units[vocabulary].T).argsort(descending=True)[:4]]
     assert torch.equal(found[0, 2], expected)
     assert set(found[ids >= 0].flatten().tolist()) <= set(vocabulary.tolist())
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+def test_the_chance_of_recall_is_what_random_orders_give(captions):
+    image_ids = list(range(12))
+    speech_image_ids = [image for image in image_ids for _ in range(captions)]
+    generator = torch.Generator().manual_seed(0)
+    drawn = []
+    for _ in range(400):
+        scores = torch.rand(len(speech_image_ids), 12, generator=generator)
+        drawn.append(retrieval_recall(scores, torch.eye(12), torch.tensor(speech_image_ids), torch.tensor(image_ids)))
+    expected = chance_recall(speech_image_ids, image_ids)
+    for name in ("speech_to_image_R@1", "speech_to_image_R@10", "image_to_speech_R@1", "image_to_speech_R@5"):
+        assert sum(scores[name] for scores in drawn) / len(drawn) == pytest.approx(expected[name], abs=2)
+    for direction in ("speech_to_image", "image_to_speech"):
+        ranks = sum(scores[f"{direction}_median_rank"] for scores in drawn) / len(drawn)
+        assert ranks == pytest.approx(expected[f"{direction}_median_rank"], abs=1)
+
+
+def test_the_chance_of_a_keyword_hit_leaves_out_what_cannot_become_a_keyword():
+    chance = chance_keyword_hit_rate([{1, 2, 99}, {2, 99}, {3, 99}], keyword_ids=range(1, 5))
+    assert chance["keyword_hit_rate@1"] == pytest.approx(100 * (2 + 1 + 1) / 12)
+    assert chance["keyword_hit_rate_most_common@1"] == pytest.approx(200 / 3)

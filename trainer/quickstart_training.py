@@ -1,0 +1,293 @@
+"""The quickstart's training: data, frozen features, the Trainer, evaluation on unseen scenes, the saved model."""
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from ..configuration.presets import load_preset
+from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
+from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+from .chance import chance_keyword_hit_rate, chance_recall
+from .collator import SpeechImageCollator
+from .data import load_speech_image_dataset
+from .evaluation import join_batches
+from .frozen_features import FrozenFeatures, compute_frozen_features
+from .quickstart_console import Console, ProgressPrinter, format_table
+from .quickstart_plan import Plan
+from .quickstart_report import score_tables
+from .tiny_backbones import tiny_backbone
+from .trainer_speechclip_plus import SpeechClipPlusTrainer
+from .training_arguments import SpeechClipPlusTrainingArguments
+
+# Hidden states beyond this many bytes are kept in a file that is mapped into memory, not in memory itself.
+IN_MEMORY_BYTES = 1.2e9
+
+
+def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, console: Console) -> dict[str, Any]:
+    """Run the training part of the quickstart.
+
+    Args:
+        plan: sizes.
+        preset: the model's and the training's other settings.
+        work: folder for the saved model and `expected.safetensors`, the test split's embeddings.
+        model_folder: the model's folder in it.
+        console: where to tell what happens.
+
+    Returns:
+        What `results.json` holds: data, training, history, test metrics, chance.
+    """
+    torch.manual_seed(plan.seed)
+    console.phase("data", "1. making the data")
+    splits = _load_splits(plan)
+    for name, split in splits.items():
+        console.say(f"  {name}: {len(split):,} recordings in {len(set(split['speaker']))} voices")
+
+    console.phase("features", "2. running the frozen encoders")
+    model, processor = _build_model(preset, plan)
+    train, validation = (
+        _features(model, processor, splits[name], name, work, console) for name in ("train", "validation")
+    )
+
+    trainer = _make_trainer(model, processor, train, validation, plan, preset, work, console)
+    console.phase("training", f"3. training: {trainer.args.max_steps:,} steps of {plan.batch_size} pairs")
+    started = time.monotonic()
+    trainer.train()
+    training_seconds = time.monotonic() - started
+
+    console.phase("evaluation", f"4. evaluating on {len(splits['test'])} recordings of unseen scenes in unseen voices")
+    output = trainer.predict(splits["test"], metric_key_prefix="test")
+    metrics = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
+    chance = _chance(model, processor, splits["test"])
+    for table in score_tables(metrics, chance):
+        console.say(f"  {table.caption}:")
+        rows = [(row.name, row.cells) for row in table.rows]
+        if any(table.rows[0].chance):
+            rows += [
+                (f"guessing{row.name.partition(',')[2] and ',' + row.name.partition(',')[2]}", row.chance)
+                for row in table.rows[:2]
+            ]
+        print(format_table(table.columns, rows), flush=True)
+
+    _save_expected(work / "expected.safetensors", output.predictions, splits["test"]["image_id"])
+    results = {
+        "package_version": _versions()["speechclip-plus"],
+        "versions": _versions(),
+        "seed": plan.seed,
+        "variant": model.config.variant,
+        "plan": plan.to_dict(),
+        "data": _counts(splits),
+        "training": {
+            "steps": trainer.state.global_step,
+            "seconds": round(training_seconds, 1),
+            "batch_size": plan.batch_size,
+            "learning_rate": trainer.args.learning_rate,
+            "warmup_steps": trainer.args.get_warmup_steps(trainer.args.max_steps),
+            "scale_until_step": model.config.cif_config.scale_until_step,
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "frozen_parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        },
+        "history": _history(trainer.state.log_history),
+        "test": metrics,
+        "chance": chance,
+    }
+    _save_model(model, processor, work / model_folder, results)
+    return results
+
+
+def _load_splits(plan: Plan) -> dict[str, Any]:
+    sizes = {
+        "train": {"num_scenes": plan.train_scenes, "captions_per_scene": plan.captions_per_scene},
+        "validation": {"num_scenes": plan.eval_scenes},
+        "test": {"num_scenes": plan.eval_scenes},
+    }
+    return {
+        name: load_speech_image_dataset("spoken_scenes", split=name, seed=plan.seed, **size)
+        for name, size in sizes.items()
+    }
+
+
+def _build_model(preset: str, plan: Plan) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
+    speech, clip = tiny_backbone("hubert"), tiny_backbone("clip")
+    model = SpeechClipPlusModel.from_backbones(
+        speech=speech, clip=clip, config=SpeechClipPlusConfig.from_preset(preset)
+    )
+    processor = SpeechClipPlusProcessor.from_backbones(speech, clip, **load_preset(preset)["processor"])
+    return model, processor
+
+
+def _features(
+    model: SpeechClipPlusModel, processor: Any, split: Any, name: str, work: Path, console: Console
+) -> FrozenFeatures:
+    # About 2.5 seconds each, 50 frames a second, fp16.
+    expected = len(split) * 125 * (model.config.speech_config.num_hidden_layers + 1) * model.config.hidden_size * 2
+    with console.bar(len(split), name, "recording") as bar:
+        features = compute_frozen_features(
+            model,
+            split,
+            processor,
+            batch_size=32,
+            folder=work if expected > IN_MEMORY_BYTES else None,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
+    console.say(f"  {name}: hidden states of {len(split):,} recordings, {features.num_bytes / 1e6:.0f} MB")
+    return features
+
+
+def _make_trainer(
+    model: SpeechClipPlusModel,
+    processor: Any,
+    train: FrozenFeatures,
+    validation: FrozenFeatures,
+    plan: Plan,
+    preset: str,
+    work: Path,
+    console: Console,
+) -> SpeechClipPlusTrainer:
+    seconds_per_step = _seconds_per_step(model, processor, train, plan)
+    steps = plan.steps_within(plan.minutes * 60 - console.seconds, seconds_per_step)
+    if steps < plan.steps:
+        console.say(f"  at {seconds_per_step:.2f} seconds a step there is time for {steps:,} of {plan.steps:,} steps")
+    model.config.cif_config.scale_until_step = round(plan.scaled_share * steps)
+    arguments = SpeechClipPlusTrainingArguments.from_preset(
+        preset,
+        output_dir=str(work / "trainer"),
+        max_steps=steps,
+        warmup_steps=max(1, round(plan.warmup_share * steps)),
+        learning_rate=plan.learning_rate,
+        per_device_train_batch_size=plan.batch_size,
+        logging_steps=max(1, steps // 30),
+        eval_strategy="steps",
+        eval_steps=max(1, steps // plan.evaluations),
+        save_strategy="no",
+        dataloader_drop_last=len(train) > plan.batch_size,
+        seed=plan.seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = SpeechClipPlusTrainer(
+        model=model,
+        args=arguments,
+        data_collator=SpeechImageCollator(processor),
+        train_dataset=train,
+        eval_dataset=validation,
+        callbacks=[ProgressPrinter(console)],
+    )
+    trainer.pop_callback(_printer())
+    return trainer
+
+
+def _printer() -> type:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: FrozenFeatures, plan: Plan) -> float:
+    """Time a few steps with a copy of the model, so that the run that counts starts from untouched weights."""
+    state = torch.get_rng_state()
+    trial = copy.deepcopy(model).train()
+    collate = SpeechImageCollator(processor)
+    optimizer = torch.optim.Adam([p for p in trial.parameters() if p.requires_grad])
+    size = min(plan.batch_size, len(train))
+    times = []
+    for step in range(4):
+        started = time.monotonic()
+        batch = collate([train[(step * size + row) % len(train)] for row in range(size)])
+        batch.pop("gold_subwords", None)
+        trial(**batch, return_loss=True).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.monotonic() - started)
+    torch.set_rng_state(state)
+    return sorted(times[1:])[1]  # the median, without the first, which also allocates
+
+
+def _chance(model: SpeechClipPlusModel, processor: Any, test: Any) -> dict[str, float]:
+    captions = processor.tokenizer(list(test["text"]), add_special_tokens=False)["input_ids"]
+    keywords = model.vocabulary_ids[model.is_keyword].tolist()
+    return {**chance_recall(test["image_id"], test["image_id"]), **chance_keyword_hit_rate(captions, keywords)}
+
+
+def _save_expected(file: Path, predictions: Any, image_ids: Sequence[int]) -> None:
+    """Keep the test split's embeddings, each picture once, for the new process to compare with."""
+    batches = predictions if isinstance(predictions, list) else [predictions]
+    kept = {
+        name: join_batches([batch[name] for batch in batches])
+        for name in ("parallel_embeds", "cascaded_embeds", "image_embeds")
+    }
+    first = {image_id: row for row, image_id in reversed(list(enumerate(image_ids)))}
+    kept["image_embeds"] = kept["image_embeds"][sorted(first.values())]
+    save_file({name: value.contiguous() for name, value in kept.items()}, file)
+
+
+def _counts(splits: Mapping[str, Any]) -> dict[str, int]:
+    counts = {}
+    for name, split in splits.items():
+        counts[f"{name}_utterances"] = len(split)
+        counts[f"{name}_images"] = len(set(split["image_id"]))
+        counts[f"{name}_voices"] = len(set(split["speaker"]))
+    return counts
+
+
+def _history(log: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[float]]]:
+    """Column by column what was logged in training and in validation."""
+    train = [entry for entry in log if "loss" in entry]
+    validation = [
+        {name.removeprefix("eval_"): value for name, value in entry.items()}
+        for entry in log
+        if "eval_utterances" in entry
+    ]
+    return {
+        name: {key: [entry[key] for entry in entries] for key in (entries[0] if entries else {})}
+        for name, entries in (("train", train), ("validation", validation))
+    }
+
+
+def _versions() -> dict[str, str]:
+    from ..hub_cards.model_card import versions  # cards build on training, so only when one is written
+
+    return versions()
+
+
+def _save_model(model: SpeechClipPlusModel, processor: Any, folder: Path, results: Mapping[str, Any]) -> None:
+    from ..hub_cards.model_card import ModelCardFacts, render_model_card
+
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    training, counts = results["training"], results["data"]
+    facts = ModelCardFacts(
+        name=f"{model.config.variant}-tiny-spoken_scenes",
+        config=model.config,
+        metrics=results["test"],
+        chance=results["chance"],
+        dataset="spoken_scenes",
+        dataset_text=(
+            "The scenes are drawn by code and their captions spoken by espeak-ng; the test split's scenes and voices "
+            "are in no other split."
+        ),
+        counts={name: counts[f"{name}_utterances"] for name in ("train", "validation", "test")},
+        training={
+            "steps": f"{training['steps']} of {training['batch_size']} pairs",
+            "time": f"{training['seconds'] / 60:.1f} minutes on a CPU, from frozen features computed once",
+            "learning rate": f"{training['learning_rate']:g}, warm-up {training['warmup_steps']} steps, linear decay",
+            "optimiser": "Adam, L2 1e-6",
+            "seed": results["seed"],
+            "trained parameters": training["trained_parameters"],
+            "frozen parameters": training["frozen_parameters"],
+        },
+        backbones={
+            "speech encoder": "the tiny HuBERT that ships with speechclip-plus",
+            "CLIP": "the tiny CLIP that ships with speechclip-plus",
+        },
+        limits=(
+            "A model to try things out with. It knows drawn scenes of two objects and synthetic English voices; it "
+            "does not understand people or photographs."
+        ),
+    )
+    (folder / "README.md").write_text(render_model_card(facts), encoding="utf-8")
