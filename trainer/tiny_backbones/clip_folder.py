@@ -1,6 +1,5 @@
 """The folder of the tiny CLIP: weights, tokenizer, image processor, and a card with what was measured."""
 
-import argparse
 import json
 import os
 import shutil
@@ -39,15 +38,15 @@ It stands in for a real CLIP wherever no download is possible: tests, and the pa
 ## How it was made
 
 ```
-python -m speechclip_plus.trainer.tiny_backbones.train_clip OUT {arguments}
+{commands}
 ```
 
 {steps} steps of {batch} pairs with the symmetric contrastive loss, AdamW, on {pictures} drawings of training scenes
 (two drawings of the same content are no negatives of each other), {minutes:.0f} minutes on two shared CPU cores with
 torch {torch} and transformers {transformers}. Part of each batch are near neighbours: scenes that differ in one
-attribute or in the order of the objects. Since it is to be read by *keywords*, {sentences:.0f} % of the training
-captions were complete, {telegrams:.0f} % had lost function words, and {keywords:.0f} % moreover had subwords doubled,
-wrong, superfluous or missing.
+attribute or in the order of the objects. Since it is to be read by *keywords*, {sentence:.0f} % of the training
+captions of the last stage were complete, {telegram:.0f} % had lost function words, and {keywords:.0f} % moreover had
+subwords doubled, wrong, superfluous or missing.
 
 ## Measured
 
@@ -67,12 +66,13 @@ does on real data.
 """
 
 
-def write_card(results: dict[str, dict[str, float]], facts: dict[str, Any]) -> str:
+def write_card(results: dict[str, dict[str, float]], stages: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     """Fill in the card.
 
     Args:
         results: measured recall by split, as ``train_clip.measure`` returns it.
-        facts: the values of the other fields.
+        stages: options and minutes of each stage of training.
+        facts: the values of the fields that describe the model.
 
     Returns:
         Markdown with a model card's header.
@@ -83,19 +83,38 @@ def write_card(results: dict[str, dict[str, float]], facts: dict[str, Any]) -> s
         for style in ("sentence", "telegram", "keywords")
         for split, measured in results.items()
     ]
-    return _CARD.format(rows="\n".join(rows), **facts)
+    last = stages[-1]
+    return _CARD.format(
+        rows="\n".join(rows),
+        commands="\n".join(_command(number, stage) for number, stage in enumerate(stages, 1)),
+        steps=" + ".join(str(stage["steps"]) for stage in stages),
+        batch=last["batch"],
+        pictures=last["pictures"],
+        minutes=sum(stage["minutes"] for stage in stages),
+        **dict(zip(("sentence", "telegram", "keywords"), (100 * share for share in last["styles"]), strict=True)),
+        **facts,
+    )
 
 
 def save(
+    out: Path,
     model: CLIPModel,
     vocabulary: dict[str, int],
     merges: list[tuple[str, str]],
     results: dict[str, dict[str, float]],
-    args: argparse.Namespace,
-    seconds: float,
+    stages: list[dict[str, Any]],
 ) -> None:
-    """Write weights (fp16), tokenizer, image processor, card and metrics, then rename the folder into place."""
-    out = args.out.resolve()
+    """Write a folder that ``CLIPModel`` and ``CLIPProcessor`` load, under a temporary name, then rename it into place.
+
+    Args:
+        out: the folder; what is there is replaced.
+        model: the trained model; its weights are stored in half precision.
+        vocabulary: entry to id.
+        merges: BPE merges in order.
+        results: measured recall by split, kept in ``metrics.json`` and shown in the card.
+        stages: options and minutes of each stage of training, kept in ``training.json`` and shown in the card.
+    """
+    out = out.resolve()
     work = out.with_name(f".{out.name}.{os.getpid()}")
     work.mkdir(parents=True)
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
@@ -114,18 +133,19 @@ def save(
     write(work / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
     write(work / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(merge) for merge in merges)]))
     write(work / "metrics.json", json.dumps(results, indent=1))
+    write(work / "training.json", json.dumps(stages, indent=1))
+    text, vision = model.config.text_config, model.config.vision_config
     facts = {
-        **vars(args),
         "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
         "megabytes": (work / "model.safetensors").stat().st_size / 1e6,
         "subwords": len(vocabulary),
-        "minutes": seconds / 60,
+        "width": text.hidden_size,
+        "text_layers": text.num_hidden_layers,
+        "image_layers": vision.num_hidden_layers,
         "torch": torch.__version__.partition("+")[0],
         "transformers": transformers.__version__,
-        "arguments": " ".join(f"--{n.replace('_', '-')} {_argument(v)}" for n, v in vars(args).items() if n != "out"),
-        **dict(zip(("sentences", "telegrams", "keywords"), (100 * share for share in args.styles), strict=True)),
     }
-    write(work / "README.md", write_card(results, facts).rstrip())
+    write(work / "README.md", write_card(results, stages, facts).rstrip())
     if out.exists():
         shutil.rmtree(out)
     work.rename(out)
@@ -137,5 +157,13 @@ def write(path: Path, text: str) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _argument(value: float | list[float]) -> str:
-    return " ".join(f"{number:g}" for number in value) if isinstance(value, list) else f"{value:g}"
+def _command(number: int, stage: dict[str, Any]) -> str:
+    """The command line that repeats a stage."""
+    options = {name: value for name, value in stage.items() if name != "minutes"}
+    words = ["python -m speechclip_plus.trainer.tiny_backbones.train_clip", f"STAGE{number}"]
+    if number > 1:
+        words.append(f"--start-from STAGE{number - 1}")
+    for name, value in options.items():
+        numbers = value if isinstance(value, list) else [value]
+        words.append(" ".join([f"--{name.replace('_', '-')}", *(f"{n:g}" for n in numbers)]))
+    return " ".join(words)

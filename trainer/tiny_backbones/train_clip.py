@@ -203,6 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train, measure and write a folder that ``CLIPModel`` and ``CLIPProcessor`` load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write; replaced if it is there")
+    parser.add_argument("--start-from", type=Path, help="folder of an earlier stage, whose weights to go on with")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--pictures", type=int, default=51498, help="drawings held in memory (12 kB each)")
@@ -223,6 +224,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     vocabulary, merges = build_vocabulary(scene_words())
     model = CLIPModel(clip_config(vocabulary, args.width, args.image_layers, args.text_layers))
+    earlier = []
+    if args.start_from is not None:
+        model.load_state_dict(CLIPModel.from_pretrained(args.start_from, dtype=torch.float32).state_dict())
+        earlier = json.loads((args.start_from / "training.json").read_text(encoding="utf-8"))
     size = sum(p.numel() for p in model.parameters())
     print(f"{size / 1e6:.2f} M parameters, {len(vocabulary)} subwords; {args.steps} steps of {args.batch} pairs. "
           f"Budget on two free cores: {args.pictures / 600:.0f} s of drawing, {args.steps * args.batch / 256:.0f} s"
@@ -233,7 +238,9 @@ def main(argv: list[str] | None = None) -> int:
     model.half().float()  # what is shipped is fp16, so that is what is measured
     results = {split: measure(model, sample_scenes(split, 500, 1), vocabulary) for split in ("validation", "test")}
     print(json.dumps(results, indent=1), flush=True)
-    save(model, vocabulary, merges, results, args, time.monotonic() - began)
+    options = {name: value for name, value in vars(args).items() if name not in ("out", "start_from")}
+    stages = [*earlier, {**options, "minutes": round((time.monotonic() - began) / 60, 1)}]
+    save(args.out, model, vocabulary, merges, results, stages)
     return 0
 
 
