@@ -377,8 +377,8 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         keyword, text = self.keyword_config, self.clip_config.text_config
         if self.has_cif and keyword.num_keywords is not None:
             raise ValueError(
-                f"keyword_config.num_keywords is {keyword.num_keywords}, but in the {self.variant} variant CIF decides "
-                "how many keywords there are. Remove it, or choose cascaded or hybrid."
+                f"keyword_config.num_keywords is {keyword.num_keywords}, but in the {self.variant} variant CIF "
+                "decides how many keywords there are. Remove it, or choose cascaded or hybrid."
             )
         if not self.has_cif and not 1 <= keyword.num_keywords <= self.max_keywords:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Keywords: projection into CLIP's subword space, batch normalisation and quantisation (arXiv 2402.06959, section 2.1)."""
+"""Keywords: projection into CLIP's subword space, batch norm and quantisation (arXiv 2402.06959, section 2.1)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def projection_head(in_size: int, out_size: int, hidden_size: int | None, dropou
 class KeywordBatchNorm(nn.Module):
     """Batch normalisation that puts keyword features where CLIP's subword embeddings lie.
 
-    Its statistics are kept in float32 whatever the dtype of the model. Padding can be left out of them: torch's own batch norm cannot.
+    Its statistics are kept in float32 whatever the dtype of the model. Padding can be left out of them, which torch's
+    own batch norm cannot.
 
     Args:
         embed_size: Width E of CLIP's subword embeddings.

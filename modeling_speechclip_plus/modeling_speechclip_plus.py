@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, SpeechClipPlusConfig
 from .branches import BranchAttention, BranchEncoder
 from .cif import CifOutput, ContinuousIntegrateAndFire, keyword_times
 from .clip_towers import embed_images, embed_texts, read_keywords
+from .input_checks import check_pairs, check_waveforms
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
 from .losses import contrastive_loss, quantity_loss
+from .outputs import Keyword, Neighbour, SpeechClipPlusOutput
 from .speech_encoder import (
     SAMPLING_RATE,
     LayerWeightedSum,
@@ -32,92 +33,6 @@ from .speech_encoder import (
 )
 
 BACKBONES = {"speech_encoder": "speech_backbone", "clip": "clip_backbone"}
-
-
-@dataclass
-class SpeechClipPlusOutput(ModelOutput):
-    """Output of [`SpeechClipPlusModel`].
-
-    B utterances and images, N keywords (of the longest utterance), T frames (50 per second), P joint width.
-
-    Attributes:
-        loss (scalar, float32, with `return_loss`): Weighted sum of the losses.
-        parallel_loss (scalar, float32, with `return_loss` and a parallel branch): Contrastive loss of that branch.
-        cascaded_loss (scalar, float32, with `return_loss` and a cascaded branch): Contrastive loss of that branch.
-        quantity_loss (scalar, float32, with `return_loss` and CIF): Keyword-count loss, before its weight.
-        parallel_logits (`(B_speech, B_image)`, with images and a parallel branch): Scaled similarities.
-        cascaded_logits (`(B_speech, B_image)`, with images and a cascaded branch): Scaled similarities.
-        speech_embeds (`(B, P)`): Unit-length embedding of each utterance by the configured `retrieval_branch`.
-        parallel_embeds (`(B, P)`, with a parallel branch): Unit-length embedding by that branch.
-        cascaded_embeds (`(B, P)`, with a cascaded branch): Unit-length embedding by that branch.
-        image_embeds (`(B, P)`, with images): Unit-length image embeddings.
-        keyword_ids (`(B, N)` int64, with a cascaded branch): CLIP subword of each keyword, -1 at padding.
-        keyword_lengths (`(B,)` int64, with a cascaded branch): Keywords of each utterance.
-        keyword_similarities (`(B, N)` float32, with a cascaded branch): Cosine similarity of keyword feature and
-            subword, 0 at padding.
-        keyword_embeds (`(B, N, E)`, with a cascaded branch): The subwords' embeddings.
-        alphas (`(B, T)` float32, with CIF): Weights as integrated, 0 at padding.
-        alpha_sums (`(B,)` float32, with CIF): Sums of the weights before scaling.
-        target_lengths (`(B,)` int64, with CIF, in training or with `return_loss`): Wanted numbers of keywords.
-        frame_lengths (`(B,)` int64): Frames of each utterance.
-        hidden_states (tuple of L + 1 `(B, T, D)`, with `output_hidden_states`): The speech encoder's, before any
-            final norm.
-        attentions (tuple of L `(B, heads, T, T)`, with `output_attentions`): The speech encoder's.
-        branch_attentions (tuple of `(B, heads, S, S)`, with `output_attentions`): The branch's, over CLS vectors
-            and frames.
-    """
-
-    loss: Tensor | None = None
-    parallel_loss: Tensor | None = None
-    cascaded_loss: Tensor | None = None
-    quantity_loss: Tensor | None = None
-    parallel_logits: Tensor | None = None
-    cascaded_logits: Tensor | None = None
-    speech_embeds: Tensor | None = None
-    parallel_embeds: Tensor | None = None
-    cascaded_embeds: Tensor | None = None
-    image_embeds: Tensor | None = None
-    keyword_ids: Tensor | None = None
-    keyword_lengths: Tensor | None = None
-    keyword_similarities: Tensor | None = None
-    keyword_embeds: Tensor | None = None
-    alphas: Tensor | None = None
-    alpha_sums: Tensor | None = None
-    target_lengths: Tensor | None = None
-    frame_lengths: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    branch_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A subword near a keyword: its text (`None` without a tokenizer), CLIP id and cosine similarity."""
-
-    text: str | None
-    id: int
-    similarity: float
-
-
-@dataclass(frozen=True)
-class Keyword:
-    """A keyword read out of an utterance.
-
-    Attributes:
-        text: The subword as text; `None` without a tokenizer.
-        id: Its CLIP id.
-        similarity: Cosine similarity of the keyword's feature and the subword's embedding.
-        start: Where the keyword begins, in seconds; `None` in the fixed-number variants, which do not locate it.
-        end: Where it ends, in seconds; `None` likewise.
-        neighbours: The subwords of the vocabulary whose embeddings are nearest to the keyword's, itself first.
-    """
-
-    text: str | None
-    id: int
-    similarity: float
-    start: float | None
-    end: float | None
-    neighbours: tuple[Neighbour, ...]
 
 
 class SpeechClipPlusPreTrainedModel(PreTrainedModel):
@@ -320,7 +235,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             ]
             if wrong:
                 raise ValueError(
-                    f"The backbone {source['repo_id']!r} has another size than this model's {name}, first at {wrong[0]!r}."
+                    f"The backbone {source['repo_id']!r} has another size than this model's {name}, "
+                    f"first at {wrong[0]!r}."
                 )
             own.load_state_dict(state)
 
@@ -557,7 +473,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             image_embeds = self.get_image_features(pixel_values)
         elif image_embeds is not None:
             image_embeds = F.normalize(image_embeds.to(self.dtype), dim=-1)
-        _check_pairs(len(frame_lengths), image_embeds, image_ids, return_loss)
+        check_pairs(len(frame_lengths), image_embeds, image_ids, return_loss)
 
         use_targets = config.has_cif and (self.training or bool(return_loss))
         if use_targets:
@@ -706,7 +622,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     def _run_speech_encoder(
         self, input_values: Tensor, attention_mask: Tensor | None, output_attentions: bool = False
     ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
-        _check_waveforms(input_values, attention_mask, minimum_samples(self.config.speech_config))
+        check_waveforms(input_values, attention_mask, minimum_samples(self.config.speech_config))
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError(
                 f"Attention weights cannot be had from attn_implementation={self.config._attn_implementation!r}. Load "
@@ -829,49 +745,4 @@ def _texts(tokenizer: Any, ids: set[int]) -> dict[int, str]:
     return {i: tokenizer.decode([i]).strip() for i in ordered}
 
 
-def _check_waveforms(input_values: Tensor, attention_mask: Tensor | None, minimum: int) -> None:
-    if not isinstance(input_values, Tensor):
-        raise TypeError(
-            f"input_values must be a tensor of waveforms (B, S), but is a {type(input_values).__name__}. "
-            "SpeechClipPlusProcessor makes one from arrays, lists and files."
-        )
-    shape = tuple(input_values.shape)
-    if input_values.ndim != 2 or not input_values.is_floating_point():
-        raise ValueError(
-            f"input_values must be floating-point waveforms of shape (B, S), but are {input_values.dtype} of {shape}."
-        )
-    if shape[0] == 0:
-        raise ValueError("input_values holds no utterance: the batch is empty.")
-    if shape[1] < minimum:
-        raise ValueError(
-            f"input_values has {shape[1]} samples ({shape[1] / SAMPLING_RATE * 1000:.0f} ms at 16 kHz); "
-            f"the speech encoder needs at least {minimum} for one frame."
-        )
-    if attention_mask is not None and tuple(attention_mask.shape) != shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_values, {shape}, but has {tuple(attention_mask.shape)}."
-        )
-
-
-def _check_pairs(num_utterances: int, image_embeds: Tensor | None, image_ids: Tensor | None, return_loss: Any) -> None:
-    if image_ids is not None and image_ids.shape != (num_utterances,):
-        raise ValueError(
-            f"image_ids must name one image for each of the {num_utterances} utterances, shape ({num_utterances},), "
-            f"but has {tuple(image_ids.shape)}."
-        )
-    if return_loss and image_embeds is None:
-        raise ValueError("return_loss needs images: give pixel_values or image_embeds.")
-    if return_loss and len(image_embeds) != num_utterances:
-        raise ValueError(
-            f"return_loss needs one image for each utterance, but there are {num_utterances} utterances and "
-            f"{len(image_embeds)} images. Repeat an image that several utterances describe."
-        )
-
-
-__all__ = [
-    "Keyword",
-    "Neighbour",
-    "SpeechClipPlusModel",
-    "SpeechClipPlusOutput",
-    "SpeechClipPlusPreTrainedModel",
-]
+__all__ = ["SpeechClipPlusModel", "SpeechClipPlusPreTrainedModel"]

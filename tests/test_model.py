@@ -463,7 +463,7 @@ def test_a_folder_that_is_no_model_is_an_error(tmp_path):
         ({"speech_hidden_states": torch.randn(1, 4, 9, 24)}, r"\(B, 3, T, 24\)"),
         ({"speech_hidden_states": torch.randn(1, 3, 9, 24)}, "need frame_lengths"),
         ({**make_inputs(), "return_loss": True}, "needs images"),
-        ({**make_pairs(), "pixel_values": torch.randn(2, 3, 16, 16), "return_loss": True}, "3 utterances and 2 images"),
+        ({**make_pairs(), "pixel_values": torch.randn(2, 3, 16, 16), "return_loss": True}, "3 utterances and 2 im"),
         ({**make_pairs(), "image_ids": torch.tensor([1, 2])}, "one image for each of the 3 utterances"),
         ({**make_pairs(), "image_embeds": torch.randn(3, 20)}, "not both"),
     ],

@@ -12,11 +12,10 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .configuration.presets import load_preset, preset_names
 from .modeling_speechclip_plus.modeling_speechclip_plus import (
-    Keyword,
     SpeechClipPlusModel,
-    SpeechClipPlusOutput,
     SpeechClipPlusPreTrainedModel,
 )
+from .modeling_speechclip_plus.outputs import Keyword, Neighbour, SpeechClipPlusOutput
 from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Keyword",
+    "Neighbour",
     "SpeechClipPlusConfig",
     "SpeechClipPlusModel",
     "SpeechClipPlusOutput",

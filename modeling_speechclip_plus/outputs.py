@@ -1,0 +1,94 @@
+"""What the model returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class SpeechClipPlusOutput(ModelOutput):
+    """Output of [`SpeechClipPlusModel`].
+
+    B utterances and images, N keywords (of the longest utterance), T frames (50 per second), P joint width.
+
+    Attributes:
+        loss (scalar, float32, with `return_loss`): Weighted sum of the losses.
+        parallel_loss (scalar, float32, with `return_loss` and a parallel branch): Contrastive loss of that branch.
+        cascaded_loss (scalar, float32, with `return_loss` and a cascaded branch): Contrastive loss of that branch.
+        quantity_loss (scalar, float32, with `return_loss` and CIF): Keyword-count loss, before its weight.
+        parallel_logits (`(B_speech, B_image)`, with images and a parallel branch): Scaled similarities.
+        cascaded_logits (`(B_speech, B_image)`, with images and a cascaded branch): Scaled similarities.
+        speech_embeds (`(B, P)`): Unit-length embedding of each utterance by the configured `retrieval_branch`.
+        parallel_embeds (`(B, P)`, with a parallel branch): Unit-length embedding by that branch.
+        cascaded_embeds (`(B, P)`, with a cascaded branch): Unit-length embedding by that branch.
+        image_embeds (`(B, P)`, with images): Unit-length image embeddings.
+        keyword_ids (`(B, N)` int64, with a cascaded branch): CLIP subword of each keyword, -1 at padding.
+        keyword_lengths (`(B,)` int64, with a cascaded branch): Keywords of each utterance.
+        keyword_similarities (`(B, N)` float32, with a cascaded branch): Cosine similarity of keyword feature and
+            subword, 0 at padding.
+        keyword_embeds (`(B, N, E)`, with a cascaded branch): The subwords' embeddings.
+        alphas (`(B, T)` float32, with CIF): Weights as integrated, 0 at padding.
+        alpha_sums (`(B,)` float32, with CIF): Sums of the weights before scaling.
+        target_lengths (`(B,)` int64, with CIF, in training or with `return_loss`): Wanted numbers of keywords.
+        frame_lengths (`(B,)` int64): Frames of each utterance.
+        hidden_states (tuple of L + 1 `(B, T, D)`, with `output_hidden_states`): The speech encoder's, before any
+            final norm.
+        attentions (tuple of L `(B, heads, T, T)`, with `output_attentions`): The speech encoder's.
+        branch_attentions (tuple of `(B, heads, S, S)`, with `output_attentions`): The branch's, over CLS vectors
+            and frames.
+    """
+
+    loss: Tensor | None = None
+    parallel_loss: Tensor | None = None
+    cascaded_loss: Tensor | None = None
+    quantity_loss: Tensor | None = None
+    parallel_logits: Tensor | None = None
+    cascaded_logits: Tensor | None = None
+    speech_embeds: Tensor | None = None
+    parallel_embeds: Tensor | None = None
+    cascaded_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    keyword_ids: Tensor | None = None
+    keyword_lengths: Tensor | None = None
+    keyword_similarities: Tensor | None = None
+    keyword_embeds: Tensor | None = None
+    alphas: Tensor | None = None
+    alpha_sums: Tensor | None = None
+    target_lengths: Tensor | None = None
+    frame_lengths: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    branch_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A subword near a keyword: its text (`None` without a tokenizer), CLIP id and cosine similarity."""
+
+    text: str | None
+    id: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A keyword read out of an utterance.
+
+    Attributes:
+        text: The subword as text; `None` without a tokenizer.
+        id: Its CLIP id.
+        similarity: Cosine similarity of the keyword's feature and the subword's embedding.
+        start: Where the keyword begins, in seconds; `None` in the fixed-number variants, which do not locate it.
+        end: Where it ends, in seconds; `None` likewise.
+        neighbours: The subwords of the vocabulary whose embeddings are nearest to the keyword's, itself first.
+    """
+
+    text: str | None
+    id: int
+    similarity: float
+    start: float | None
+    end: float | None
+    neighbours: tuple[Neighbour, ...]
