@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import fields
+import re
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -16,24 +17,32 @@ SPEECH_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2")
 FORMAT_VERSION = 1
 
 
-class _Block(PreTrainedConfig):
-    """A named group of settings. Unlike models' configurations it accepts no key that it does not know."""
+class _Block:
+    """A named group of settings, which knows its keys and refuses others."""
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        own = {name for cls in type(self).__mro__ for name in getattr(cls, "__annotations__", {})}
-        # What the base class's serialisation adds to every nested configuration, and what it pops itself.
-        library = {"model_type", "name_or_path", "output_attentions", "attn_implementation", "experts_implementation"}
-        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in own | library)
-        if unknown:
-            block_fields = {name for name in self.__class__.__annotations__}
-            raise ValueError(
-                f"{type(self).__name__} does not know {', '.join(map(repr, unknown))}; "
-                f"it has {', '.join(sorted(block_fields))}."
-            )
-        super().__post_init__(**kwargs)
+    @classmethod
+    def of(cls, values: Any) -> Any:
+        """Make the block from a dictionary, from its own kind, or with its defaults from `None`.
+
+        Raises:
+            ValueError: If the dictionary has a key that the block does not know.
+            TypeError: If it is neither.
+        """
+        if values is None or isinstance(values, dict):
+            values = values or {}
+            names = {field.name for field in fields(cls)}
+            if unknown := sorted(values.keys() - names):
+                raise ValueError(
+                    f"{cls.__name__} does not know {', '.join(map(repr, unknown))}; it has {', '.join(sorted(names))}."
+                )
+            return cls(**values)
+        if type(values).__name__ != cls.__name__:
+            raise TypeError(f"Expected a dictionary or a {cls.__name__}, but got {type(values).__name__}.")
+        return values
 
 
 @strict
+@dataclass(kw_only=True)
 class SpeechClipPlusBranchConfig(_Block):
     """The trained layer over the frozen speech features, shared by both branches of the hybrids.
 
@@ -49,8 +58,6 @@ class SpeechClipPlusBranchConfig(_Block):
             plain linear map.
     """
 
-    model_type = "speechclip_plus_branch"
-
     layer_type: str = "attention_and_norm"
     num_layers: int = 1
     num_attention_heads: int = 8
@@ -61,6 +68,7 @@ class SpeechClipPlusBranchConfig(_Block):
 
 
 @strict
+@dataclass(kw_only=True)
 class SpeechClipPlusCifConfig(_Block):
     """Continuous Integrate-and-Fire, which decides how many keywords an utterance has (paper section 2.2).
 
@@ -77,8 +85,6 @@ class SpeechClipPlusCifConfig(_Block):
         frames_per_keyword: Frames (50 per second) per keyword of the `"frames"` target.
     """
 
-    model_type = "speechclip_plus_cif"
-
     threshold: float | int = 1.0
     conv_layers: int = 1
     conv_width: int = 3
@@ -90,6 +96,7 @@ class SpeechClipPlusCifConfig(_Block):
 
 
 @strict
+@dataclass(kw_only=True)
 class SpeechClipPlusKeywordConfig(_Block):
     """Keywords: from speech features to subwords of CLIP (paper section 2.1).
 
@@ -106,8 +113,6 @@ class SpeechClipPlusKeywordConfig(_Block):
         excluded_ids: Ids of that vocabulary that are no keywords; `None` for CLIP's padding (0), start and end.
     """
 
-    model_type = "speechclip_plus_keyword"
-
     num_keywords: int | None = None
     projection_hidden_size: int | None = None
     projection_dropout: float | int = 0.1
@@ -118,6 +123,7 @@ class SpeechClipPlusKeywordConfig(_Block):
 
 
 @strict
+@dataclass(kw_only=True)
 class SpeechClipPlusLossConfig(_Block):
     """Weights of the losses and the temperature shared by the branches.
 
@@ -128,8 +134,6 @@ class SpeechClipPlusLossConfig(_Block):
         temperature: Initial temperature; the model's `logit_scale` starts at `log(1 / temperature)`.
         train_temperature: Whether `logit_scale` is trained.
     """
-
-    model_type = "speechclip_plus_loss"
 
     parallel_weight: float | int = 1.0
     cascaded_weight: float | int = 1.0
@@ -183,19 +187,15 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     sub_configs_defaults = {
         "speech_config": SubConfigSpec(AutoConfig, model_type="hubert"),
         "clip_config": CLIPConfig,
-        "branch_config": SpeechClipPlusBranchConfig,
-        "cif_config": SubConfigSpec(SpeechClipPlusCifConfig, optional=True),
-        "keyword_config": SubConfigSpec(SpeechClipPlusKeywordConfig, optional=True),
-        "loss_config": SpeechClipPlusLossConfig,
     }
 
     variant: str = "hybrid_plus"
     speech_config: dict | PreTrainedConfig | None = None
     clip_config: dict | PreTrainedConfig | None = None
-    branch_config: dict | PreTrainedConfig | None = None
-    cif_config: dict | PreTrainedConfig | None = None
-    keyword_config: dict | PreTrainedConfig | None = None
-    loss_config: dict | PreTrainedConfig | None = None
+    branch_config: dict | SpeechClipPlusBranchConfig | None = None
+    cif_config: dict | SpeechClipPlusCifConfig | None = None
+    keyword_config: dict | SpeechClipPlusKeywordConfig | None = None
+    loss_config: dict | SpeechClipPlusLossConfig | None = None
     retrieval_branch: str | None = None
     normalize_hidden_states: bool = False
     padding: str = "invariant"
@@ -219,10 +219,12 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         for key in kwargs:
             if (close := difflib.get_close_matches(key, names, n=1, cutoff=0.85)) and key not in names:
                 raise ValueError(f"SpeechClipPlusConfig does not know {key!r}; did you mean {close[0]!r}?")
-        if self.has_cif and self.cif_config is None:
-            self.cif_config = {}
-        if self.has_cascaded and self.keyword_config is None:
-            self.keyword_config = {}
+        self.branch_config = SpeechClipPlusBranchConfig.of(self.branch_config)
+        self.loss_config = SpeechClipPlusLossConfig.of(self.loss_config)
+        if self.has_cif or self.cif_config is not None:
+            self.cif_config = SpeechClipPlusCifConfig.of(self.cif_config)
+        if self.has_cascaded or self.keyword_config is not None:
+            self.keyword_config = SpeechClipPlusKeywordConfig.of(self.keyword_config)
         super().__post_init__(**kwargs)
         if self.has_cascaded and not self.has_cif and self.keyword_config.num_keywords is None:
             self.keyword_config.num_keywords = 8
@@ -409,6 +411,15 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         """CLIP subword ids that never become keywords."""
         excluded = self.keyword_config.excluded_ids
         return {0, self.start_token_id, self.end_token_id} if excluded is None else set(excluded)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn the configuration and its blocks into dictionaries, as `config.json` holds them."""
+        return {key: asdict(value) if is_dataclass(value) else value for key, value in super().to_dict().items()}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Serialise, with lists of numbers on one line each: a vocabulary has thousands."""
+        text = super().to_json_string(use_diff)
+        return re.sub(r"\[\s+(\d+(?:,\s+\d+)*)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
 
     def __repr__(self) -> str:
         """Show everything but long vocabularies, which would fill the screen."""

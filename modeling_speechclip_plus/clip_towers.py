@@ -13,12 +13,12 @@ def embed_images(clip: CLIPModel, pixel_values: Tensor) -> Tensor:
     return clip.get_image_features(pixel_values=pixel_values).pooler_output
 
 
-def embed_texts(clip: CLIPModel, input_ids: Tensor) -> Tensor:
+def embed_texts(clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Project texts `(B, L)` of subword ids into CLIP's joint space: `(B, P)`, not scaled to unit length.
 
-    No mask is needed: what stands behind the end subword is invisible under the causal mask.
+    Padding on the right needs no mask: what stands behind the end subword is invisible under the causal mask.
     """
-    return clip.get_text_features(input_ids=input_ids).pooler_output
+    return clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
 
 def read_keywords(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
 from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, SpeechClipPlusConfig
 from .branches import BranchAttention, BranchEncoder
@@ -31,6 +31,8 @@ from .speech_encoder import (
     samples_per_frame,
     uses_group_norm,
 )
+
+logger = logging.get_logger(__name__)
 
 BACKBONES = {"speech_encoder": "speech_backbone", "clip": "clip_backbone"}
 
@@ -82,7 +84,9 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SpeechClipPlusModel):
             init.constant_(module.logit_scale, math.log(1 / self.config.loss_config.temperature))
             if self.config.has_cascaded:
-                module._init_vocabulary()
+                vocabulary_ids, is_keyword = _vocabulary(self.config)
+                init.copy_(module.vocabulary_ids, vocabulary_ids)
+                init.copy_(module.is_keyword, is_keyword)
                 module._init_keyword_norm()
 
 
@@ -138,10 +142,10 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 config.hidden_size, text_config.hidden_size, keyword.projection_hidden_size, keyword.projection_dropout
             )
             self.keyword_norm = KeywordBatchNorm(text_config.hidden_size, keyword.num_keywords)
-            size = text_config.vocab_size if keyword.vocabulary_ids is None else len(keyword.vocabulary_ids)
-            # Derived from the configuration, so neither is saved; both are filled in _init_weights.
-            self.register_buffer("vocabulary_ids", torch.zeros(size, dtype=torch.long), persistent=False)
-            self.register_buffer("is_keyword", torch.zeros(size, dtype=torch.bool), persistent=False)
+            # Derived from the configuration, so neither is saved; _init_weights fills them again after loading.
+            vocabulary_ids, is_keyword = _vocabulary(config)
+            self.register_buffer("vocabulary_ids", vocabulary_ids, persistent=False)
+            self.register_buffer("is_keyword", is_keyword, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.loss_config.temperature)))
         self.post_init()
         self.set_trainable(speech_encoder=config.train_speech_encoder, clip=config.train_clip)
@@ -341,14 +345,6 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     # Vocabulary
 
-    def _init_vocabulary(self) -> None:
-        ids = self.config.keyword_config.vocabulary_ids
-        size = len(self.vocabulary_ids)
-        ids = torch.arange(size) if ids is None else torch.tensor(ids)
-        init.copy_(self.vocabulary_ids, ids)
-        excluded = torch.tensor(sorted(self.config.excluded_token_ids), dtype=torch.long)
-        init.copy_(self.is_keyword, ~torch.isin(ids, excluded))
-
     @torch.no_grad()
     def _init_keyword_norm(self) -> None:
         scale = self.config.keyword_config.batch_norm_scale
@@ -415,10 +411,13 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         with self._no_grad_if_frozen("clip"):
             return F.normalize(embed_images(self.clip, pixel_values), dim=-1)
 
-    def get_text_features(self, input_ids: Tensor) -> Tensor:
-        """Embed texts `(B, L)` of subword ids, as the processor makes them: `(B, P)`, unit length."""
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Embed texts `(B, L)` of subword ids, as the processor makes them: `(B, P)`, unit length.
+
+        An `attention_mask` `(B, L)`, which a tokenizer gives, matters only if texts are padded on the left.
+        """
         with self._no_grad_if_frozen("clip"):
-            return F.normalize(embed_texts(self.clip, input_ids), dim=-1)
+            return F.normalize(embed_texts(self.clip, input_ids, attention_mask), dim=-1)
 
     @can_return_tuple
     def forward(
@@ -433,7 +432,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         frame_lengths: Tensor | None = None,
         image_embeds: Tensor | None = None,
         target_lengths: Tensor | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> SpeechClipPlusOutput:
@@ -450,7 +449,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             frame_lengths: `(B,)` frames, with `speech_hidden_states`.
             image_embeds: `(B_image, P)` CLIP image features, in place of `pixel_values`.
             target_lengths: `(B,)` int64, wanted numbers of keywords for CIF; needed with a `"caption"` target.
-            output_hidden_states: Whether to return the speech encoder's hidden states.
+            output_hidden_states: Whether to return the speech encoder's hidden states; an index or a list of them
+                returns those alone, with `None` in the places of the others.
             output_attentions: Whether to return attention weights; needs `attn_implementation="eager"`.
             **kwargs: `return_dict=False` for a tuple; anything else is an error.
 
@@ -490,9 +490,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             keyword_embeds=speech.get("keyword_embeds"),
             target_lengths=target_lengths if use_targets else None,
             frame_lengths=frame_lengths,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=attentions if output_attentions else None,
-            branch_attentions=speech["branch_attentions"] if output_attentions else None,
+            hidden_states=_selected(hidden_states, output_hidden_states),
+            attentions=attentions or None,
+            branch_attentions=speech["branch_attentions"] if attentions else None,
         )
         if (cif := speech.get("cif")) is not None:
             output.alphas, output.alpha_sums = cif.alphas, cif.alpha_sums
@@ -624,9 +624,10 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
         check_waveforms(input_values, attention_mask, minimum_samples(self.config.speech_config))
         if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f"Attention weights cannot be had from attn_implementation={self.config._attn_implementation!r}. Load "
-                "the model with attn_implementation='eager', or call model.set_attn_implementation('eager')."
+            logger.warning_once(
+                f"Attention weights cannot be had from attn_implementation={self.config._attn_implementation!r}, so "
+                "none are returned. Load the model with attn_implementation='eager', or call "
+                "model.set_attn_implementation('eager')."
             )
         with self._no_grad_if_frozen("speech_encoder"):
             return encode_speech(
@@ -730,6 +731,21 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             "keyword_similarities": quantized.similarities.masked_fill(~mask, 0),
             "keyword_embeds": quantized.embeds,
         }
+
+
+def _vocabulary(config: SpeechClipPlusConfig) -> tuple[Tensor, Tensor]:
+    """CLIP ids of the vocabulary in use, and which of them may become keywords; both `(V,)`."""
+    ids = config.keyword_config.vocabulary_ids
+    ids = torch.arange(config.clip_config.text_config.vocab_size) if ids is None else torch.tensor(ids)
+    excluded = torch.tensor(sorted(config.excluded_token_ids), dtype=torch.long, device=ids.device)
+    return ids, ~torch.isin(ids, excluded)
+
+
+def _selected(states: tuple[Tensor, ...], which: bool | int | list[int] | None) -> tuple[Tensor | None, ...] | None:
+    if which is None or isinstance(which, bool):
+        return tuple(states) if which else None
+    kept = {index % len(states) for index in ([which] if isinstance(which, int) else which)}
+    return tuple(state if index in kept else None for index, state in enumerate(states))
 
 
 def _absolute_if_folder(source: str | os.PathLike) -> str:
