@@ -74,18 +74,28 @@ class Batches:
         self.numbers = {content: number for number, content in enumerate(self.drawings)}
 
     def neighbour(self, scene: Scene) -> int | None:
-        """Index of a training scene that differs in one attribute or in the order, None if it is held out."""
-        rng, words = self.rng, [*scene.content.split("|")]
-        kind = int(rng.integers(8))
-        if kind == 6:
-            words[0], words[1] = words[1], words[0]
-        elif kind == 7:
-            words[2] = "above" if words[2] == "left" else "left"
+        """Index of a training scene that is hard to tell from ``scene``, None if the one thought of is held out.
+
+        Either one attribute is another, or the same words belong together in another way: what was exchanged between
+        the two objects (sizes, colours, shapes), the relation, or several of these. The latter are what a reader of
+        bags of words takes for the same.
+        """
+        rng = self.rng
+        first, second, relation = scene.content.split("|")
+        objects = [first.split(), second.split()]  # size, colour, shape of each
+        if rng.random() < 0.4:
+            which, attribute = int(rng.integers(2)), int(rng.integers(3))
+            options = (tuple(SIZES), tuple(COLOURS), SHAPES)[attribute]
+            objects[which][attribute] = options[int(rng.integers(len(options)))]
         else:
-            attributes = words[kind % 2].split()
-            options = (tuple(SIZES), tuple(COLOURS), SHAPES)[kind // 2]
-            attributes[kind // 2] = options[int(rng.integers(len(options)))]
-            words[kind % 2] = " ".join(attributes)
+            changes = int(rng.integers(1, 16))
+            for attribute in range(3):
+                if changes >> attribute & 1:
+                    left, right = objects
+                    left[attribute], right[attribute] = right[attribute], left[attribute]
+            if changes & 8:
+                relation = "above" if relation == "left" else "left"
+        words = [" ".join(objects[0]), " ".join(objects[1]), relation]
         drawings = self.drawings.get("|".join(words))
         return None if drawings is None else drawings[int(rng.integers(len(drawings)))]
 
@@ -118,7 +128,7 @@ def shifted(pictures: np.ndarray, rng: np.random.Generator, reach: int = 2) -> n
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
     """Scale uint8 (B, H, W, 3) to what the image processor gives: float32 (B, 3, H, W)."""
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+    return (torch.tensor(pictures).permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
 
 
 def padded(captions: list[list[int]], vocabulary: dict[str, int]) -> torch.Tensor:
@@ -173,14 +183,19 @@ def measure(model: CLIPModel, scenes: list[Scene], vocabulary: dict[str, int], s
 def train(model: CLIPModel, batches: Batches, validation: list[Scene], args: argparse.Namespace) -> None:
     """Train with AdamW, linear warm-up and cosine decay; print loss, speed and validation recall."""
     matrices = [p for n, p in model.named_parameters() if p.ndim > 1 and "embedding" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim <= 1 or "embedding" in n]
-    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    others = [p for n, p in model.named_parameters() if (p.ndim <= 1 or "embedding" in n) and n != "logit_scale"]
+    groups = [
+        {"params": matrices, "weight_decay": args.weight_decay, "speed": 1.0},
+        {"params": others, "weight_decay": 0.0, "speed": 1.0},
+        # Near neighbours are told apart by small differences: the temperature has to follow within hundreds of steps.
+        {"params": [model.logit_scale], "weight_decay": 0.0, "speed": args.scale_speed},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
     began, losses = time.monotonic(), []
     for step in range(args.steps):
         rate = min((step + 1) / args.warmup, 0.5 + 0.5 * math.cos(math.pi * step / args.steps)) * args.lr
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["speed"]
         model.train()
         loss = contrastive_loss(model, *batches.draw())
         optimizer.zero_grad(set_to_none=True)
@@ -210,6 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hard", type=float, default=0.5, help="share of scenes that bring near neighbours along")
     parser.add_argument("--styles", type=float, nargs=3, default=[0.4, 0.2, 0.4], help=f"shares of {STYLES}")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--scale-speed", type=float, default=10.0, help="learning rate of the temperature, times --lr")
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--width", type=int, default=128)
