@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -17,6 +17,7 @@ SPEECH_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2")
 FORMAT_VERSION = 1
 
 
+@dataclass
 class _Block:
     """A named group of settings, which knows its keys and refuses others."""
 
@@ -382,7 +383,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 f"keyword_config.num_keywords is {keyword.num_keywords}, but in the {self.variant} variant CIF "
                 "decides how many keywords there are. Remove it, or choose cascaded or hybrid."
             )
-        if not self.has_cif and not 1 <= keyword.num_keywords <= self.max_keywords:
+        if not self.has_cif and not 1 <= (keyword.num_keywords or 0) <= self.max_keywords:
             raise ValueError(
                 f"keyword_config.num_keywords must be between 1 and {self.max_keywords} (what fits into CLIP's "
                 f"{text.max_position_embeddings} places), but is {keyword.num_keywords}."
@@ -414,7 +415,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Turn the configuration and its blocks into dictionaries, as `config.json` holds them."""
-        return {key: asdict(value) if is_dataclass(value) else value for key, value in super().to_dict().items()}
+        return {key: asdict(value) if isinstance(value, _Block) else value for key, value in super().to_dict().items()}
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Serialise, with lists of numbers on one line each: a vocabulary has thousands."""

@@ -50,9 +50,11 @@ def check_pairs(num_utterances: int, image_embeds: Tensor | None, image_ids: Ten
             f"image_ids must name one image for each of the {num_utterances} utterances, shape ({num_utterances},), "
             f"but has {tuple(image_ids.shape)}."
         )
-    if return_loss and image_embeds is None:
+    if not return_loss:
+        return
+    if image_embeds is None:
         raise ValueError("return_loss needs images: give pixel_values or image_embeds.")
-    if return_loss and len(image_embeds) != num_utterances:
+    if len(image_embeds) != num_utterances:
         raise ValueError(
             f"return_loss needs one image for each utterance, but there are {num_utterances} utterances and "
             f"{len(image_embeds)} images. Repeat an image that several utterances describe."

@@ -63,7 +63,7 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
             bound = 1 / math.sqrt(module.out_proj.in_features)
             init.uniform_(module.out_proj.weight, -bound, bound)
             for projection in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
-                projection._is_hf_initialized = True
+                projection._is_hf_initialized = True  # type: ignore[assignment]
         elif isinstance(module, nn.Linear | nn.Conv1d):
             # torch's own default, which the original trains from.
             bound = 1 / math.sqrt(module.weight[0].numel())
@@ -106,6 +106,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     ```
     """
+
+    vocabulary_ids: Tensor
+    is_keyword: Tensor
 
     def __init__(self, config: SpeechClipPlusConfig):
         super().__init__(config)
@@ -324,7 +327,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                         f"It is not known where the {name} came from (config.{key} is None), so it could not be "
                         "loaded again. Build the model with from_backbones, or use save_backbones=True."
                     )
-        ignored = self._keys_to_ignore_on_save
+        ignored = self._keys_to_ignore_on_save  # type: ignore[has-type]
         try:
             self.config.backbones_saved = save_backbones
             if not save_backbones:
@@ -585,9 +588,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         near = cosine_similarities(speech["keyword_embeds"], self._codebook()).masked_fill(
             ~self.is_keyword, -torch.inf
         )
-        near_similarities, near_rows = near.topk(top_k, dim=-1)  # (B, N, k)
-        near_ids = self.vocabulary_ids[near_rows].tolist()
-        near_similarities = near_similarities.tolist()
+        nearest = near.topk(top_k, dim=-1)  # (B, N, k)
+        near_ids, near_similarities = self.vocabulary_ids[nearest.indices].tolist(), nearest.values.tolist()
         spans = None
         if (cif := speech.get("cif")) is not None:
             lengths = speech["keyword_lengths"]
@@ -648,8 +650,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
         if (input_values is None) == (speech_hidden_states is None):
             raise ValueError("Give either input_values or speech_hidden_states.")
-        if speech_hidden_states is None:
+        if input_values is not None:
             return self._run_speech_encoder(input_values, attention_mask, output_attentions)
+        assert speech_hidden_states is not None
         if output_attentions:
             raise ValueError("Attention weights need input_values: speech_hidden_states come without them.")
         expected = (self.config.speech_config.num_hidden_layers + 1, self.config.hidden_size)
@@ -667,7 +670,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the model; not that of its first parameter, the temperature, which stays float32."""
-        return self.branch.layers[0].attention.out_proj.weight.dtype
+        return next(self.branch.layers.parameters()).dtype
 
     def _target_lengths(self, frame_lengths: Tensor, target_lengths: Tensor | None) -> Tensor:
         cif = self.config.cif_config

@@ -59,7 +59,7 @@ class SpeechClipPlusOutput(ModelOutput):
     alpha_sums: Tensor | None = None
     target_lengths: Tensor | None = None
     frame_lengths: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     branch_attentions: tuple[Tensor, ...] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class LengthAwareFeatureEncoder(nn.Module):
 
     def __init__(self, feature_encoder: nn.Module):
         super().__init__()
-        self.conv_layers = feature_encoder.conv_layers
+        self.conv_layers: Any = feature_encoder.conv_layers
 
     def _freeze_parameters(self) -> None:
         # transformers' freeze_feature_encoder() calls this on whatever stands here.
@@ -171,14 +172,10 @@ class LayerWeightedSum(nn.Module):
                 f"but got {len(hidden_states)}."
             )
         weights = self.weight.float().softmax(dim=0)
-        return _weighted_sum(hidden_states, weights, self.normalize)
-
-
-def _weighted_sum(hidden_states: Sequence[Tensor], weights: Tensor, normalize: bool) -> Tensor:
-    total = None
-    for hidden, weight in zip(hidden_states, weights, strict=True):
-        if normalize:
-            hidden = F.layer_norm(hidden, hidden.shape[-1:])
-        weight = weight.to(hidden.dtype)
-        total = hidden * weight if total is None else torch.addcmul(total, hidden, weight)
-    return total
+        total = torch.zeros((), dtype=hidden_states[0].dtype, device=weights.device)
+        for hidden, weight in zip(hidden_states, weights, strict=True):
+            if self.normalize:
+                hidden = F.layer_norm(hidden, hidden.shape[-1:])
+            # One pass over each state: stacking them would copy them all.
+            total = torch.addcmul(total, hidden, weight.to(hidden.dtype))
+        return total
