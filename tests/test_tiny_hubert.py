@@ -14,7 +14,10 @@ from speechclip_plus.trainer import espeak
 from speechclip_plus.trainer.scenes import sample_scenes
 from speechclip_plus.trainer.tiny_backbones import speech_pool, tiny_backbone, train_hubert
 
-SENTENCES = ("a small blue square is under a big pink heart", "on the grass there is a little red ring right of a moon")
+SENTENCES = (
+    "a small blue square is under a big pink heart",
+    "on the grass there is a little red ring right of a moon",
+)
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,6 @@ class PretrainingModel(nn.Module):
             states.append(layer(states[-1], attention_mask=mask))
         return states, valid
 
-
     def hubert_as_shipped(self) -> HubertModel:
         """The encoder with transformers' own norm, which is the same for an utterance without padding."""
         shipped = HubertModel(self.config)
@@ -422,6 +421,7 @@ def write_model(model: PretrainingModel, output: Path) -> None:
     Wav2Vec2FeatureExtractor(
         feature_size=1, sampling_rate=SAMPLING_RATE, padding_value=0.0, do_normalize=True, return_attention_mask=True
     ).save_pretrained(temporary)
+    (temporary / "model.safetensors").chmod(0o644)  # safetensors makes it readable for its owner alone
     if (output / "README.md").exists():
         shutil.copy(output / "README.md", temporary / "README.md")
     shutil.rmtree(output, ignore_errors=True)
