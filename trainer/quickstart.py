@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .quickstart_console import Console
+from .quickstart_console import Console, quiet_libraries
 from .quickstart_folder import MADE_BY, RESULTS, check_output_dir, finished_folder, write_json
 from .quickstart_plan import Plan
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     output_dir = args.output_dir or Path("quickstart" if args.model is None else "answers")
     check_output_dir(output_dir, args.overwrite)
     _check_queries(args)
-    _quiet_libraries()
+    quiet_libraries()
     with _stopping_cleanly():
         if args.model is not None:
             return _answer_only(args, output_dir, console)
@@ -163,17 +163,6 @@ def _check_queries(args: argparse.Namespace) -> None:
         load_audio(file, name="recording")
     for file in list_files(args.images, IMAGE_SUFFIXES, "picture"):
         load_image(file, name="picture")
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' own bars and hints out of the way of ours."""
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
 
 
 @contextlib.contextmanager

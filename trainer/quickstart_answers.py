@@ -21,6 +21,7 @@ from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusMo
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .data import load_speech_image_dataset
 from .metrics import retrieval_ranks
+from .quickstart_console import quiet_libraries
 from .quickstart_report import quickstart_report
 from .report import (
     FoundImage,
@@ -357,6 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m speechclip_plus.trainer.quickstart_answers REQUEST.json", file=sys.stderr)
         return 2
     try:
+        quiet_libraries()
         request = AnswerRequest(**json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
         checked = answer(request)
     except (ValueError, TypeError, OSError) as error:

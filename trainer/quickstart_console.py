@@ -50,6 +50,17 @@ class Console:
         return tqdm(total=total, desc=f"        {text}", unit=unit, leave=False, disable=None, dynamic_ncols=True)
 
 
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and hints out of the way of ours."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+
+
 def clock_time(seconds: float) -> str:
     """Minutes and seconds.
 

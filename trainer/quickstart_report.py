@@ -94,26 +94,17 @@ def score_tables(metrics: Mapping[str, float], chance: Mapping[str, float]) -> l
         )
     ]
     if "keyword_hit_rate@1" in metrics:
-        guesses = [
-            number(chance["keyword_hit_rate@1"]),
-            number(chance["keyword_hit_rate_most_common@1"]),
+        rows = [
+            ("start, end and padding never count", metrics["keyword_hit_rate@1"], False),
+            ("they count, as in the original code", metrics["keyword_hit_rate_original@1"], False),
+            ("guessing: subwords drawn at random", chance["keyword_hit_rate@1"], True),
+            ("guessing: always the commonest subword", chance["keyword_hit_rate_most_common@1"], True),
         ]
         tables.append(
             ScoreTable(
-                "Keywords that are in the caption (percent)",
-                ["this model", "random subword", "always the commonest"],
-                [
-                    ScoreRow(
-                        "hit rate, k = 1, start, end and padding never count",
-                        [number(metrics["keyword_hit_rate@1"]), *guesses],
-                        ["", "", ""],
-                    ),
-                    ScoreRow(
-                        "hit rate, k = 1, they count (the original code)",
-                        [number(metrics["keyword_hit_rate_original@1"]), *guesses],
-                        ["", "", ""],
-                    ),
-                ],
+                "Keywords that are in the caption: hit rate (percent, k = 1)",
+                ["hit rate"],
+                [ScoreRow(name, [number(value)], is_baseline=baseline) for name, value, baseline in rows],
             )
         )
     return tables

@@ -119,11 +119,19 @@ class ImageQuery:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A line of the results: cells of the same columns for the model and for chance."""
+    """A line of the results.
+
+    Attributes:
+        name: what was measured.
+        cells: the figures, one per column.
+        chance: what guessing gives, shown under the figures.
+        is_baseline: whether the line itself is something to compare with, and no figure of the model.
+    """
 
     name: str
     cells: Sequence[str]
-    chance: Sequence[str]
+    chance: Sequence[str] = ()
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)

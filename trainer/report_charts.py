@@ -26,7 +26,7 @@ def speech_chart(
 
     Args:
         waveform: (S,) samples at 16 kHz.
-        weights: (T,) CIF's weight of each frame, in [0, 1]; None leaves them out.
+        weights: (T,) CIF's weight of each frame, drawn up to the highest; None leaves them out.
         frame_seconds: seconds from one frame to the next.
         keywords: with `text`, `start`, `end` (seconds, or None: then the keyword is not drawn) and `in_caption`.
     """
@@ -58,8 +58,9 @@ def speech_chart(
     parts.append(f'<path class="wave" d="{_outline(waveform)}"/>')
     if weights is not None and len(weights):
         base = _WEIGHT_TOP + _WEIGHT_HEIGHT
+        highest = max(float(weights.max()), 1e-3)
         points = " ".join(
-            f"{x((frame + 0.5) * frame_seconds):.1f},{base - float(np.clip(weight, 0, 1)) * _WEIGHT_HEIGHT:.1f}"
+            f"{x((frame + 0.5) * frame_seconds):.1f},{base - float(weight) / highest * _WEIGHT_HEIGHT:.1f}"
             for frame, weight in enumerate(weights)
         )
         last = x((len(weights) - 0.5) * frame_seconds)

@@ -45,6 +45,10 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
     )
     eval_do_concat_batches: bool = field(default=False, metadata={"help": "Concatenated once, after the loop."})
 
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory speeds up copies to a GPU."}
+    )
+
     optimizer: str = field(default="adam", metadata={"help": f"One of {', '.join(OPTIMIZERS)}."})
     schedule: str = field(default="warmup_decay", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
     final_learning_rate: float = field(default=1e-8, metadata={"help": "Where warmup_decay ends."})
