@@ -62,7 +62,7 @@ the subwords doubled and one in ten wrong, superfluous or missing.
 ## Not for
 
 Photographs, any other drawings, any other words: it has never seen them. Its scores say nothing about how a method
-does on real data.
+does on real data. Nor for telling sides: it knows what is in a picture far better than what stands left of what.
 """
 
 
@@ -128,7 +128,7 @@ def save(
     # The weights are stored in half precision and computed with in single: that is what the configuration asks for.
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, work / "model.safetensors", {"format": "pt"})
-    model.config.architectures = ["CLIPModel"]
+    model.config.architectures, model.config.dtype = ["CLIPModel"], "float32"
     model.config.save_pretrained(work)
     write(work / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
     write(work / "merges.txt", "\n".join(["#version: 0.2", *(" ".join(merge) for merge in merges)]))
