@@ -14,6 +14,7 @@ from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import Sp
 from speechclip_plus.trainer.collator import SpeechImageCollator
 from speechclip_plus.trainer.frozen_features import compute_frozen_features
 from speechclip_plus.trainer.metrics import keyword_hit_rate, retrieval_recall
+from speechclip_plus.trainer.sampler import LengthGroupedBatches
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 
@@ -330,6 +331,42 @@ def test_training_from_computed_features_equals_training_from_audio_and_pictures
     from_features.train()
     for entry, other in zip(training_logs(from_files), training_logs(from_features), strict=True):
         assert other["loss"] == pytest.approx(entry["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [64, 70])
+def test_batches_grouped_by_length_hold_every_row_once_and_little_padding(count):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 1000, (count,), generator=generator).tolist()
+    sampler = LengthGroupedBatches(lengths, batch_size=8, seed=3)
+    order = list(sampler)
+    assert sorted(order) == list(range(count)) and len(sampler) == count
+    batches = [[lengths[row] for row in order[start : start + 8]] for start in range(0, count - 7, 8)]
+    padding = sum(max(batch) * 8 - sum(batch) for batch in batches)
+    assert padding < 0.2 * sum(map(sum, batches))
+    longest = [max(batch) for batch in batches]
+    assert longest not in (sorted(longest), sorted(longest, reverse=True))  # the batches themselves are shuffled
+    assert list(sampler) == order
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+
+
+def test_a_resumed_run_with_batches_grouped_by_length_meets_the_same_rows(
+    make_trainer, make_model, dataset, tiny_processor
+):
+    features = compute_frozen_features(make_model(), dataset, tiny_processor, dtype=torch.float32)
+
+    def trainer(folder, **arguments):
+        built = make_trainer(folder=folder, max_steps=6, train_sampling_strategy="group_by_length", **arguments)
+        built.train_dataset = built.eval_dataset = features
+        return built
+
+    whole = trainer("whole", save_strategy="steps", save_steps=4)
+    whole.train()
+    resumed = trainer("resumed", save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-4"))
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+    assert resumed.evaluate()["eval_utterances"] == NUM_ROWS
 
 
 def test_features_kept_in_a_file_are_those_kept_in_memory(make_model, dataset, tiny_processor, tmp_path):

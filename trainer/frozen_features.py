@@ -36,7 +36,8 @@ class FrozenFeatures(Dataset):
         image_rows: Sequence[int],
         columns: Mapping[str, Sequence[Any]],
     ) -> None:
-        self.states = list(states)
+        self.states = states
+        self.shapes = states.shapes if isinstance(states, _StatesInFile) else [state.shape for state in states]
         self.image_embeds, self.image_rows = image_embeds, list(image_rows)
         self.columns = dict(columns)
 
@@ -51,9 +52,14 @@ class FrozenFeatures(Dataset):
         }
 
     @property
+    def lengths(self) -> list[int]:
+        """Frames of each utterance."""
+        return [shape[1] for shape in self.shapes]
+
+    @property
     def num_bytes(self) -> int:
         """Size of the hidden states, in bytes."""
-        return sum(state.numel() * state.element_size() for state in self.states)
+        return sum(shape.numel() for shape in self.shapes) * self.states[0].element_size()
 
 
 def compute_frozen_features(
@@ -74,8 +80,8 @@ def compute_frozen_features(
         processor: the model's `SpeechClipPlusProcessor`.
         batch_size: utterances, or pictures, at a time.
         dtype: how the hidden states are stored.
-        folder: keep the hidden states in a file in this folder, mapped into memory, and delete it at the end of the
-            process; None keeps them in memory.
+        folder: keep the hidden states in a nameless file in this folder, which goes with the result; None keeps them
+            in memory.
         progress: called with (utterances done, all utterances) after every batch.
 
     Raises:
@@ -94,9 +100,7 @@ def compute_frozen_features(
     model.eval()
     try:
         encoded = _encode_speech(model, dataset, processor, batch_size, dtype, progress)
-        states = (
-            _in_memory(encoded, len(dataset)) if folder is None else _in_file(encoded, len(dataset), dtype, folder)
-        )
+        states = _in_memory(encoded, len(dataset)) if folder is None else _StatesInFile(encoded, dtype, folder)
         image_embeds, image_rows = _encode_images(model, dataset, processor, batch_size)
     finally:
         model.train(was_training)
@@ -140,21 +144,36 @@ def _in_memory(encoded: Iterator[tuple[int, Tensor]], count: int) -> list[Tensor
     return [states[row] for row in range(count)]
 
 
-def _in_file(
-    encoded: Iterator[tuple[int, Tensor]], count: int, dtype: torch.dtype, folder: str | Path
-) -> list[Tensor]:
-    """Write the hidden states one after the other, then map the file; it is nameless, so nothing is left behind."""
-    places: dict[int, tuple[int, torch.Size]] = {}
-    size = 0
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".features") as file:
+class _StatesInFile(Sequence[Tensor]):
+    """Hidden states that lie one after the other in a file, read when asked for.
+
+    Read, not mapped: what was mapped and touched counts as memory of the process, until nothing else has room.
+    """
+
+    def __init__(self, encoded: Iterator[tuple[int, Tensor]], dtype: torch.dtype, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.dtype = dtype
+        self._file = tempfile.TemporaryFile(dir=folder, suffix=".features")  # has no name, so nothing is left behind
+        places: dict[int, tuple[int, torch.Size]] = {}
         for row, states in encoded:
-            file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
-            places[row] = (size, states.shape)
-            size += states.numel()
-        file.flush()
-        flat = torch.from_file(file.name, shared=False, size=size, dtype=dtype)
-    return [flat[start : start + shape.numel()].view(shape) for start, shape in (places[row] for row in range(count))]
+            places[row] = (self._file.tell(), states.shape)
+            self._file.write(states.contiguous().view(torch.uint8).numpy().data)
+        self._file.flush()
+        self._places = [places[row] for row in range(len(places))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        start, shape = self._places[index]
+        self._file.seek(start)
+        content = bytearray(self._file.read(shape.numel() * self.dtype.itemsize))
+        return torch.frombuffer(content, dtype=self.dtype).view(shape)
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Shape (L+1, T, D) of each utterance's states."""
+        return [shape for _, shape in self._places]
 
 
 @torch.no_grad()

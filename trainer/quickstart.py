@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -96,7 +95,6 @@ def _train_and_answer(plan: Plan, args: argparse.Namespace, work: Path, output_d
     results = train_and_evaluate(plan, PRESET, work, MODEL_FOLDER, console)
     console.phase("answers", "5. loading the model back in a new process and answering")
     results["seconds"] = {**console.phase_seconds, "total": round(console.seconds, 1)}
-    results["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     write_json(work / RESULTS, {"made_by": MADE_BY, **results})
     code = _answer_in_new_process(args, plan, work)
     (work / "expected.safetensors").unlink(missing_ok=True)
@@ -183,7 +181,12 @@ def _stopping_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _peak_memory() -> int:
-    """Highest resident memory of this process or of one that it started, in MB."""
+def _peak_memory() -> str:
+    """Highest resident memory of this process or of one that it started."""
+    try:
+        import resource
+    except ImportError:  # Windows does not tell
+        return "an unknown amount of memory"
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return round(max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024)
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
+    return f"at most {max(resource.getrusage(kind).ru_maxrss for kind in kinds) / unit:.0f} MB of memory"

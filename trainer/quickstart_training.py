@@ -27,8 +27,8 @@ from .tiny_backbones import tiny_backbone
 from .trainer_speechclip_plus import SpeechClipPlusTrainer
 from .training_arguments import SpeechClipPlusTrainingArguments
 
-# Hidden states beyond this many bytes are kept in a file that is mapped into memory, not in memory itself.
-IN_MEMORY_BYTES = 1.2e9
+# Hidden states of more bytes are kept in a file.
+IN_MEMORY_BYTES = 5e8
 
 
 def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, console: Console) -> dict[str, Any]:
@@ -129,8 +129,8 @@ def _build_model(preset: str, captions: Sequence[str]) -> tuple[SpeechClipPlusMo
 def _features(
     model: SpeechClipPlusModel, processor: Any, split: Any, name: str, work: Path, console: Console
 ) -> FrozenFeatures:
-    # About 2.5 seconds each, 50 frames a second, fp16.
-    expected = len(split) * 125 * (model.config.speech_config.num_hidden_layers + 1) * model.config.hidden_size * 2
+    # About 3.5 seconds each, 50 frames a second, fp16.
+    expected = len(split) * 175 * (model.config.speech_config.num_hidden_layers + 1) * model.config.hidden_size * 2
     with console.bar(len(split), name, "recording") as bar:
         features = compute_frozen_features(
             model,
@@ -170,6 +170,7 @@ def _make_trainer(
         eval_strategy="steps",
         eval_steps=max(1, steps // plan.evaluations),
         save_strategy="no",
+        train_sampling_strategy="group_by_length",
         dataloader_drop_last=len(train) > plan.batch_size,
         seed=plan.seed,
         report_to="none",

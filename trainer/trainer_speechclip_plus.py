@@ -1,19 +1,20 @@
 """`transformers.Trainer` for speech-image models: the published optimiser, named losses, retrieval as evaluation."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, has_length
 
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
 from .evaluation import KEPT_OUTPUTS, join_batches, kept_outputs, split_metrics
+from .sampler import LengthGroupedBatches
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 
 LOSS_PARTS = ("parallel_loss", "cascaded_loss", "quantity_loss")
@@ -182,6 +183,29 @@ class SpeechClipPlusTrainer(Trainer):
         """Return all test batches, the incomplete last one too."""
         with self._keeping_the_last_batch():
             return super().get_test_dataloader(test_dataset)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        lengths = self._lengths(dataset)
+        if lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedBatches(lengths, per_step, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        if self._lengths(eval_dataset) is None:
+            return super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+    def _lengths(self, dataset: Any) -> Sequence[int] | None:
+        """Lengths of the rows, if batches are to be grouped by them and the data set knows them."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return None
+        if (lengths := getattr(dataset, "lengths", None)) is not None:
+            return lengths
+        column = self.args.length_column_name
+        return list(dataset[column]) if column in (getattr(dataset, "column_names", None) or ()) else None
 
     @contextmanager
     def _keeping_the_last_batch(self) -> Iterator[None]:
