@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -45,6 +47,14 @@ class BranchAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def init_weights(self) -> None:
+        """Initialise as torch's MultiheadAttention: its three input projections are one Xavier matrix."""
+        bound = math.sqrt(6 / (4 * self.q_proj.in_features))
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            init.uniform_(projection.weight, -bound, bound)
+            init.zeros_(projection.bias)
+        init.zeros_(self.out_proj.bias)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Attend within `(B, S, D)`; returns the same shape and, with eager attention, weights `(B, heads, S, S)`."""

@@ -8,11 +8,13 @@ whole of integrate-and-fire, splits and bursts included, is one weighted sum of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
 # Added to the target so that rounding cannot leave the last keyword just below the threshold.
 TARGET_MARGIN = 1e-5
@@ -72,6 +74,16 @@ class ContinuousIntegrateAndFire(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.weight_projection = nn.Linear(hidden_size, 1)
+
+    def init_weights(self, frames_per_keyword: int) -> None:
+        """Let a new module fire about every `frames_per_keyword` frames.
+
+        The original starts at weights of 0.5 a frame: ten times too many keywords fire, and the quantity loss drowns
+        the others until that is unlearnt.
+        """
+        share = min(0.5, self.threshold / frames_per_keyword)
+        init.uniform_(self.weight_projection.weight, -0.01, 0.01)
+        init.constant_(self.weight_projection.bias, math.log(share / (1 - share)))
 
     def predict_alphas(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
         """Predict the weights of frames `(B, T, D)` under a mask `(B, T)` (True: a frame): `(B, T)`, in [0, 1]."""

@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple, logging
 
 from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, SpeechClipPlusConfig
-from .branches import BranchAttention, BranchEncoder
+from .branches import BranchEncoder
 from .cif import CifOutput, ContinuousIntegrateAndFire, keyword_times
 from .clip_towers import embed_images, embed_texts, read_keywords
 from .input_checks import check_pairs, check_waveforms
@@ -53,18 +53,7 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, BranchAttention):
-            # As torch's MultiheadAttention, whose three input projections are one Xavier-initialised matrix.
-            bound = math.sqrt(6 / (4 * module.q_proj.in_features))
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.uniform_(projection.weight, -bound, bound)
-            for projection in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
-                init.zeros_(projection.bias)
-            bound = 1 / math.sqrt(module.out_proj.in_features)
-            init.uniform_(module.out_proj.weight, -bound, bound)
-            for projection in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
-                projection._is_hf_initialized = True  # type: ignore[assignment]
-        elif isinstance(module, nn.Linear | nn.Conv1d):
+        if isinstance(module, nn.Linear | nn.Conv1d):
             # torch's own default, which the original trains from.
             bound = 1 / math.sqrt(module.weight[0].numel())
             init.uniform_(module.weight, -bound, bound)
@@ -82,7 +71,13 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
         elif isinstance(module, SpeechClipPlusModel):
+            # The library asks custom models' modules without parameters of their own for nothing, so that what depends
+            # on a module's children is set from here; what was loaded stays as it is.
             init.constant_(module.logit_scale, math.log(1 / self.config.loss_config.temperature))
+            for layer in module.branch.layers:
+                layer.attention.init_weights()
+            if self.config.has_cif:
+                module.cif.init_weights(self.config.cif_config.frames_per_keyword)
             if self.config.has_cascaded:
                 vocabulary_ids, is_keyword = _vocabulary(self.config)
                 init.copy_(module.vocabulary_ids, vocabulary_ids)

@@ -218,6 +218,12 @@ def test_the_keyword_count_follows_the_target_only_before_the_configured_step():
     assert after.keyword_lengths.tolist() != after.target_lengths.tolist()
 
 
+def test_a_new_model_fires_about_as_often_as_wanted():
+    model = make_model("cascaded_plus").train()
+    output = model(**{name: torch.cat([value] * 4) for name, value in make_pairs().items()}, return_loss=True)
+    assert 0.5 < (output.alpha_sums / output.frame_lengths * 20).mean() < 2
+
+
 def test_a_caption_target_takes_the_lengths_that_are_given():
     model = make_model("cascaded_plus", cif_config={"target_length": "caption"}).train()
     output = model(**make_pairs(), return_loss=True, target_lengths=torch.tensor([3, 1, 2]))

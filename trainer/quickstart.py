@@ -12,7 +12,7 @@ from typing import Any
 
 from .quickstart_console import Console, quiet_libraries
 from .quickstart_folder import MADE_BY, RESULTS, check_output_dir, finished_folder, write_json
-from .quickstart_plan import Plan
+from .quickstart_plan import REFERENCE_MINUTES, Plan
 
 PRESET = "hybrid_plus-tiny"
 MODEL_FOLDER = "model"
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     plan = parser.add_argument_group("training")
     plan.add_argument("--seed", type=int, default=0, help="of the data and the training (default: 0)")
-    plan.add_argument("--time-budget-minutes", type=float, default=15.0, help="scales data and steps (default: 15)")
+    plan.add_argument(
+        "--time-budget-minutes", type=float, default=REFERENCE_MINUTES, help="scales data and steps (default: 12)"
+    )
     plan.add_argument("--train-scenes", type=int, help="pictures to train on")
     plan.add_argument("--captions-per-scene", type=int, help="spoken captions of each")
     plan.add_argument(
