@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
 from ..modeling_speechclip_plus.image_loading import load_image
+from .memory import release_memory
 
 # Utterances are sorted by length within this many batches: little padding, and few waveforms in memory.
 _BATCHES_SORTED_TOGETHER = 16
@@ -66,7 +67,7 @@ def compute_frozen_features(
     model: Any,
     dataset: Any,
     processor: Any,
-    batch_size: int = 32,
+    batch_size: int = 16,
     dtype: torch.dtype = torch.float16,
     folder: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -137,6 +138,7 @@ def _encode_speech(
             done += len(batch)
             if progress is not None:
                 progress(done, len(dataset))
+        release_memory()
 
 
 def _in_memory(encoded: Iterator[tuple[int, Tensor]], count: int) -> list[Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from .memory import release_memory
+
 LOSS_PARTS = (("parallel", "parallel_loss"), ("cascaded", "cascaded_loss"), ("quantity", "quantity_loss"))
 
 
@@ -91,6 +93,7 @@ class ProgressPrinter(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
     ) -> None:
         """Print the losses."""
+        release_memory()
         if not logs or "loss" not in logs:
             return
         parts = ", ".join(f"{name} {logs[key]:.2f}" for name, key in LOSS_PARTS if key in logs)

@@ -52,9 +52,10 @@ def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, c
 
     console.phase("features", "2. running the frozen encoders")
     model, processor = _build_model(preset, splits["train"]["text"])
-    train, validation = (
-        _features(model, processor, splits[name], name, work, console) for name in ("train", "validation")
-    )
+    counts = _counts(splits)
+    # The data sets are let go as soon as their features are there.
+    train = _features(model, processor, splits.pop("train"), "train", work, console)
+    validation = _features(model, processor, splits.pop("validation"), "validation", work, console)
 
     trainer = _make_trainer(model, processor, train, validation, plan, preset, work, console)
     console.phase("training", f"3. training: {trainer.args.max_steps:,} steps of {plan.batch_size} pairs")
@@ -80,7 +81,7 @@ def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, c
         "seed": plan.seed,
         "variant": model.config.variant,
         "plan": plan.to_dict(),
-        "data": _counts(splits),
+        "data": counts,
         "training": {
             "steps": trainer.state.global_step,
             "seconds": round(training_seconds, 1),
@@ -136,7 +137,6 @@ def _features(
             model,
             split,
             processor,
-            batch_size=32,
             folder=work if expected > IN_MEMORY_BYTES else None,
             progress=lambda done, _: bar.update(done - bar.n),
         )
