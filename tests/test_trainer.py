@@ -367,6 +367,7 @@ def test_a_resumed_run_with_batches_grouped_by_length_meets_the_same_rows(
     expected = whole.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
     assert resumed.evaluate()["eval_utterances"] == NUM_ROWS
+    assert resumed.evaluate(dataset)["eval_utterances"] == NUM_ROWS  # recordings, which do not tell their lengths
 
 
 def test_features_kept_in_a_file_are_those_kept_in_memory(make_model, dataset, tiny_processor, tmp_path):

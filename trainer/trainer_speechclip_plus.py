@@ -194,9 +194,10 @@ class SpeechClipPlusTrainer(Trainer):
         return LengthGroupedBatches(lengths, per_step, seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
-        if self._lengths(eval_dataset) is None:
-            return super()._get_eval_sampler(eval_dataset)
-        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+        # In the data set's order, whatever training does; Trainer would ask for lengths that recordings do not tell.
+        if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
+            return None
+        return SequentialSampler(eval_dataset)
 
     def _lengths(self, dataset: Any) -> Sequence[int] | None:
         """Lengths of the rows, if batches are to be grouped by them and the data set knows them."""
