@@ -1,0 +1,52 @@
+"""README's examples run as they stand."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor
+from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+
+
+@pytest.fixture
+def examples(repository_root):
+    text = (repository_root / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_first_example_compares_speech_and_pictures_and_prints_keywords(examples, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = SpeechClipPlusModel(SpeechClipPlusConfig.from_preset("hybrid_plus-tiny"))
+    model.save_pretrained("quickstart/model")
+    SpeechClipPlusProcessor.from_backbones(tiny_backbone("hubert"), tiny_backbone("clip")).save_pretrained(
+        "quickstart/model"
+    )
+    soundfile.write("query.wav", np.random.default_rng(0).normal(0, 0.1, 22_050), 22_050)
+    for name in ("first.png", "second.png"):
+        Image.new("RGB", (80, 60), "red").save(name)
+    names = {}
+    exec(examples[0], names)
+    assert names["scores"].shape == (1, 2)
+    printed = re.findall(r"^(\d+\.\d\d)-(\d+\.\d\d) s  .*$", capsys.readouterr().out, re.MULTILINE)
+    assert len(printed) == names["model"](**names["speech"]).keyword_lengths.item()
+    assert float(printed[-1][1]) <= 1.0
+
+
+def test_the_second_example_trains_and_saves(examples, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shorter = examples[1].replace("max_steps=200", "max_steps=2, per_device_train_batch_size=8, report_to='none'")
+    shorter = shorter.replace("num_scenes=2000", "num_scenes=12").replace(
+        '"validation")', '"validation", num_scenes=8)'
+    )
+    assert shorter.count("num_scenes") == 2 and "max_steps=2," in shorter
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(shorter, {})
+    assert 0 <= float(capsys.readouterr().out.strip().splitlines()[-1]) <= 100
+    SpeechClipPlusModel.from_pretrained("my-model")
