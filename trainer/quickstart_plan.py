@@ -28,8 +28,8 @@ class Plan:
     """
 
     minutes: float = REFERENCE_MINUTES
-    train_scenes: int = 8000  # one caption each: other scenes teach more than other words for the same ones
-    captions_per_scene: int = 1
+    train_scenes: int = 4000
+    captions_per_scene: int = 2
     eval_scenes: int = 500
     batch_size: int = 128
     steps: int = 1500
