@@ -102,7 +102,7 @@ def _train_and_answer(plan: Plan, args: argparse.Namespace, work: Path, output_d
     (work / "expected.safetensors").unlink(missing_ok=True)
     if code == 0:
         console.say(
-            f"took {console.seconds / 60:.1f} of {plan.minutes:g} minutes, at most {_peak_memory()} MB of memory"
+            f"took {console.seconds / 60:.1f} of {plan.minutes:g} minutes, {_peak_memory()}"
         )
     return code
 
