@@ -101,9 +101,7 @@ def _train_and_answer(plan: Plan, args: argparse.Namespace, work: Path, output_d
     code = _answer_in_new_process(args, plan, work)
     (work / "expected.safetensors").unlink(missing_ok=True)
     if code == 0:
-        console.say(
-            f"took {console.seconds / 60:.1f} of {plan.minutes:g} minutes, {_peak_memory()}"
-        )
+        console.say(f"took {console.seconds / 60:.1f} of {plan.minutes:g} minutes, {_peak_memory()}")
     return code
 
 
