@@ -185,7 +185,6 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         """
         config = SpeechClipPlusConfig.from_preset(config) if isinstance(config, str) else config
         values = config.to_dict()
-        sources = {}
         for name, given, revision in (("speech", speech, speech_revision), ("clip", clip, clip_revision)):
             recorded = values[f"{name}_backbone"]
             if given is None and recorded is None:
@@ -198,7 +197,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                     f"{name}={source['repo_id']!r} is a {loaded.model_type!r} model; "
                     f"it must be one of {', '.join(allowed)}."
                 )
-            sources[name] = values[f"{name}_backbone"] = source
+            values[f"{name}_backbone"] = source
             values[f"{name}_config"] = loaded
         model = cls(SpeechClipPlusConfig(**values))
         model._load_backbones(**kwargs)
