@@ -56,6 +56,17 @@ def load_vocabulary(name: str) -> list[int]:
         return np.load(stream).astype(int).tolist()
 
 
+def published_results(preset: str) -> dict[str, Any]:
+    """What the authors reported of a published model; nobody has measured it again.
+
+    Returns:
+        `checkpoint`: where their weights are; `validation` and, where the paper has them, `test`: figures in percent
+        by metric. Empty for the tiny presets.
+    """
+    file = resources.files(__package__) / "published_results.json"
+    return json.loads(file.read_text(encoding="utf-8")).get(preset, {})
+
+
 @cache
 def _read_preset(name: str) -> dict[str, Any]:
     file = resources.files(__package__) / "presets" / f"{name}.json"

@@ -68,9 +68,8 @@ def render_model_card(facts: ModelCardFacts) -> str:
             "The metrics hold no retrieval recall of any branch; give those that SpeechClipPlusTrainer.evaluate() "
             "returned, with names such as 'parallel_speech_to_image_R@1'."
         )
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((_TEMPLATES / "model_card.md.jinja").read_text(encoding="utf-8"))
-    body = template.render(
+    body = render_template(
+        "model_card.md.jinja",
         facts=facts,
         config=facts.config,
         branches=branches,
@@ -80,6 +79,12 @@ def render_model_card(facts: ModelCardFacts) -> str:
         versions=versions(),
     )
     return f"---\n{card_metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Fill one of the templates beside this module; a value that it needs and is not given is an error."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string((_TEMPLATES / name).read_text(encoding="utf-8")).render(**values)
 
 
 def card_metadata(facts: ModelCardFacts) -> ModelCardData:
@@ -120,7 +125,7 @@ def card_metadata(facts: ModelCardFacts) -> ModelCardData:
         pipeline_tag="feature-extraction",
         tags=["speechclip-plus", "speech", "audio", "image", "retrieval", "visually-grounded-speech"],
         datasets=[facts.hub_dataset] if facts.hub_dataset else None,
-        base_model=_hub_backbones(facts.config) or None,
+        base_model=hub_backbones(facts.config) or None,
         model_name=facts.name,
         eval_results=results,
     )
@@ -138,7 +143,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _hub_backbones(config: Any) -> list[str]:
+def hub_backbones(config: Any) -> list[str]:
     """Repository ids of the backbones; a folder on somebody's disk is none."""
     sources = [config.speech_backbone, config.clip_backbone]
     names = [source["repo_id"] for source in sources if source]

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel
-from speechclip_plus.modeling_speechclip_plus.conversion import convert_original_state_dict
+from speechclip_plus.modeling_speechclip_plus.conversion.original_names import rename_original_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 CLIP = {
@@ -106,7 +106,7 @@ def test_a_branch_with_its_losses_and_gradients_matches_the_original(variant, sc
         },
         loss_config={"train_temperature": facts["train_temperature"]},
     )
-    converted = convert_original_state_dict(weights)
+    converted = rename_original_weights(weights).weights
     del converted["layer_sum.weight"]  # for three layers; these arrays begin behind the sum
     report = model.load_state_dict(converted, strict=False)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -133,7 +133,7 @@ def test_a_branch_with_its_losses_and_gradients_matches_the_original(variant, sc
         real = output.keyword_ids >= 0
         assert output.keyword_ids[real].tolist() == expected["vq.targets"].squeeze(-1)[real].tolist()
         assert_near(output.keyword_embeds, expected["keywords"])
-    for name, value in convert_original_state_dict(under("buffers_after.", expected)).items():
+    for name, value in rename_original_weights(under("buffers_after.", expected)).weights.items():
         assert_near(model.state_dict()[name], value)
 
     gradients = under(f"grads/{scenario}/", tensors)
@@ -145,15 +145,15 @@ def test_a_branch_with_its_losses_and_gradients_matches_the_original(variant, sc
         parameters = dict(model.named_parameters())
         # Some gradients are zero but for rounding: a bias in front of batch norm, the keys' bias in attention.
         floor = max((value.abs().max().item() for value in gradients.values()), default=0)
-        for name, value in convert_original_state_dict(gradients).items():
+        for name, value in rename_original_weights(gradients).weights.items():
             assert_near(parameters[name].grad, value, floor=floor)
 
 
 @pytest.fixture(scope="module")
 def whole():
     tensors, facts = read("model_hybrid_plus")
-    initial = convert_original_state_dict(under("init_state/", tensors))
-    trained = convert_original_state_dict(under("trained_params_after3/", tensors))
+    initial = rename_original_weights(under("init_state/", tensors)).weights
+    trained = rename_original_weights(under("trained_params_after3/", tensors)).weights
     waveforms, lengths = tensors["inputs/wav"], tensors["inputs/wav_len"]
     inputs = {
         "input_values": waveforms,
@@ -197,7 +197,7 @@ def test_three_training_steps_of_the_whole_model_match_the_original(whole):
             for ours, theirs in (("parallel_loss", "p_cl_loss"), ("quantity_loss", "quantity_loss")):
                 assert_near(output[ours], expected[f"loss.{theirs}"])
             parameters = dict(model.named_parameters())
-            for name, value in convert_original_state_dict(under("train_grads/", whole["tensors"])).items():
+            for name, value in rename_original_weights(under("train_grads/", whole["tensors"])).weights.items():
                 assert_near(parameters[name].grad, value, 1e-4)
         torch.nn.utils.clip_grad_norm_(trained, 4)
         optimizer.step()

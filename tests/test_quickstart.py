@@ -14,10 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from speechclip_plus.cli import main
-from speechclip_plus.trainer.quickstart_answers import AnswerRequest, answer, list_files
-from speechclip_plus.trainer.quickstart_console import Console
-from speechclip_plus.trainer.quickstart_folder import MADE_BY, check_output_dir, finished_folder
-from speechclip_plus.trainer.quickstart_plan import MIN_STEPS, RESERVED_SECONDS, Plan
+from speechclip_plus.modeling_speechclip_plus.output_files import finished_folder
+from speechclip_plus.trainer.quickstart.answers import AnswerRequest, answer, list_files
+from speechclip_plus.trainer.quickstart.console import Console
+from speechclip_plus.trainer.quickstart.folder import MADE_BY, check_output_dir
+from speechclip_plus.trainer.quickstart.plan import MIN_STEPS, RESERVED_SECONDS, Plan
 
 EVAL_SCENES = 12
 

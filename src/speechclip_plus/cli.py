@@ -6,10 +6,12 @@ is asked for, so that `--help` answers at once. Exit codes: 0 success, 1 the com
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module, metadata
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 
 class Command(NamedTuple):
@@ -21,9 +23,11 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command(
-        ".trainer.quickstart",
+        ".trainer.quickstart.command",
         "make data, train a small model, evaluate it and write a report to look at and listen to",
     ),
+    "convert": Command(".convert", "turn a checkpoint of the original research code into a folder to load"),
+    "import-clip": Command(".import_clip", "turn an open_clip model into a folder that serves as a backbone"),
 }
 
 # What our own checks and those of the libraries below us raise for wrong input: the message alone says what to do.
@@ -74,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.command is None:
             parser.error(f"a command is needed: {', '.join(COMMANDS)}")
-        return import_module(COMMANDS[args.command].module, __package__).run(args)
+        with _unwinding_when_killed():
+            return import_module(COMMANDS[args.command].module, __package__).run(args)
     except SystemExit as stop:  # argparse: --help (0) and wrong usage (2)
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
@@ -88,6 +93,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if show_traceback:
             raise
         return _report(_describe(error), 1)
+
+
+@contextmanager
+def _unwinding_when_killed() -> Iterator[None]:
+    """Let `kill` unwind like Ctrl-C, so that temporary folders go."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: whoever runs us there decides about signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _describe(error: Exception) -> str:

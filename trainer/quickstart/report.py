@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .quickstart_console import clock_time, number
-from .report import ImageQuery, Report, ScoreRow, ScoreTable, SpeechQuery
+from ..report import ImageQuery, Report, ScoreRow, ScoreTable, SpeechQuery
+from .console import clock_time, number
 
 DIRECTIONS = {"speech_to_image": "speech to pictures", "image_to_speech": "pictures to speech"}
 RETRIEVAL_COLUMNS = ("R@1", "R@5", "R@10", "median_rank")

@@ -12,23 +12,25 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
-from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from .chance import chance_keyword_hit_rate, chance_recall
-from .collator import SpeechImageCollator
-from .data import load_speech_image_dataset
-from .evaluation import join_batches
-from .frozen_features import FrozenFeatures, compute_frozen_features
-from .quickstart_console import Console, ProgressPrinter, format_table
-from .quickstart_plan import Plan
-from .quickstart_report import score_tables
-from .tiny_backbones import tiny_backbone
-from .trainer_speechclip_plus import SpeechClipPlusTrainer
-from .training_arguments import SpeechClipPlusTrainingArguments
+from ...configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from ...modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
+from ...modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+from ..chance import chance_keyword_hit_rate, chance_recall
+from ..collator import SpeechImageCollator
+from ..data import load_speech_image_dataset
+from ..evaluation import join_batches
+from ..frozen_features import FrozenFeatures, compute_frozen_features
+from ..sampler import LengthGroupedBatches
+from ..tiny_backbones import tiny_backbone
+from ..trainer_speechclip_plus import SpeechClipPlusTrainer
+from ..training_arguments import SpeechClipPlusTrainingArguments
+from .console import Console, ProgressPrinter, format_table
+from .plan import Plan
+from .report import score_tables
 
 # Hidden states of more bytes are kept in a file.
 IN_MEMORY_BYTES = 5e8
+_TIMED_STEPS = 8
 
 
 def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, console: Console) -> dict[str, Any]:
@@ -201,17 +203,19 @@ def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: FrozenF
     collate = SpeechImageCollator(processor)
     optimizer = torch.optim.Adam([p for p in trial.parameters() if p.requires_grad])
     size = min(plan.batch_size, len(train))
+    # Batches as the training will meet them: how long a step takes depends on the longest utterance.
+    order = list(LengthGroupedBatches(train.lengths, size, plan.seed))
     times = []
-    for step in range(4):
+    for start in range(0, size * _TIMED_STEPS, size):
         started = time.monotonic()
-        batch = collate([train[(step * size + row) % len(train)] for row in range(size)])
+        batch = collate([train[order[row % len(train)]] for row in range(start, start + size)])
         batch.pop("gold_subwords", None)
         trial(**batch, return_loss=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.monotonic() - started)
     torch.set_rng_state(state)
-    return sorted(times[1:])[1]  # the median, without the first, which also allocates
+    return sum(times[1:]) / len(times[1:])  # without the first, which also allocates
 
 
 def _chance(model: SpeechClipPlusModel, processor: Any, test: Any) -> dict[str, float]:
@@ -256,13 +260,13 @@ def _history(log: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[flo
 
 
 def _versions() -> dict[str, str]:
-    from ..hub_cards.model_card import versions  # cards build on training, so only when one is written
+    from ...hub_cards.model_card import versions  # cards build on training, so only when one is written
 
     return versions()
 
 
 def _save_model(model: SpeechClipPlusModel, processor: Any, folder: Path, results: Mapping[str, Any]) -> None:
-    from ..hub_cards.model_card import ModelCardFacts, render_model_card
+    from ...hub_cards.model_card import ModelCardFacts, render_model_card
 
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,42 +1,27 @@
-"""The quickstart's output folder: there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MADE_BY = "speechclip-plus quickstart"
-RESULTS = "results.json"
 
-
-def check_output_dir(folder: Path, overwrite: bool) -> None:
-    """Check, before any work, that the output may go there.
+def check_new_folder(folder: Path, force: bool) -> None:
+    """Check, before any work, that a folder may be made, or may be replaced.
 
     Raises:
-        ValueError: if the folder is a file, holds something that the quickstart did not make (and `overwrite` is
-            not given), or is the folder in which we are, or one above it.
+        ValueError: If it holds something and `force` is not given, is a file, or holds the folder in which we are.
     """
     folder = folder.resolve()
-    if folder in (Path.cwd(), *Path.cwd().parents):
-        raise ValueError(f"--output-dir {folder} is the current folder or above it; name a folder of its own in it.")
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output-dir {folder} is a file; name a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite and not is_quickstart_output(folder):
-        raise ValueError(
-            f"--output-dir {folder} holds files that the quickstart did not make; name another folder, or give "
-            "--overwrite to replace all that is in it."
-        )
-
-
-def is_quickstart_output(folder: Path) -> bool:
-    """Whether an earlier quickstart made this folder."""
-    try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(results, dict) and results.get("made_by") == MADE_BY
+        raise ValueError(f"{folder} is a file; name a folder.")
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(f"{folder} is the current folder or above it; name a folder of its own in it.")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise ValueError(f"{folder} exists; name another folder, or replace it with force=True (--force).")
 
 
 @contextmanager
@@ -50,7 +35,7 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".tmp", dir=folder.parent))
     try:
         yield work
-        work.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
+        _share(work)
         if not folder.exists():
             work.rename(folder)
             return
@@ -65,6 +50,16 @@ def finished_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    """Give a folder and what is in it the permissions that new files have here."""
+    # mkdtemp makes folders, and safetensors files, that only their owner can read.
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def write_json(path: Path, content: object) -> None:

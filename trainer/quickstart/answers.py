@@ -1,7 +1,7 @@
 """Answer spoken queries with pictures and pictures with speech, by a model loaded from a folder; write the report.
 
 The quickstart runs this in a process of its own, so that nothing of the training can help:
-`python -m speechclip_plus.trainer.quickstart_answers REQUEST.json`.
+`python -m speechclip_plus.trainer.quickstart.answers REQUEST.json`.
 """
 
 import json
@@ -15,15 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
-from ..modeling_speechclip_plus.image_loading import load_image
-from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
-from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from .data import load_speech_image_dataset
-from .metrics import retrieval_ranks
-from .quickstart_console import quiet_libraries
-from .quickstart_report import quickstart_report
-from .report import (
+from ...modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
+from ...modeling_speechclip_plus.image_loading import load_image
+from ...modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
+from ...modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+from ..data import load_speech_image_dataset
+from ..metrics import retrieval_ranks
+from ..report import (
     FoundImage,
     FoundSpeech,
     ImageQuery,
@@ -33,6 +31,8 @@ from .report import (
     image_data_uri,
     write_report,
 )
+from .console import quiet_libraries
+from .report import quickstart_report
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -355,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read a request from the file that is named on the command line, and answer it."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if len(arguments) != 1:
-        print("usage: python -m speechclip_plus.trainer.quickstart_answers REQUEST.json", file=sys.stderr)
+        print("usage: python -m speechclip_plus.trainer.quickstart.answers REQUEST.json", file=sys.stderr)
         return 2
     try:
         quiet_libraries()

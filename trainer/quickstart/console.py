@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .memory import release_memory
+from ..memory import release_memory
 
 LOSS_PARTS = (("parallel", "parallel_loss"), ("cascaded", "cascaded_loss"), ("quantity", "quantity_loss"))
 

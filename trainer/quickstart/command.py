@@ -1,18 +1,15 @@
 """The main job: make data, train a small model, evaluate it, load it back and let it answer queries."""
 
 import argparse
-import contextlib
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from .quickstart_console import Console, quiet_libraries
-from .quickstart_folder import MADE_BY, RESULTS, check_output_dir, finished_folder, write_json
-from .quickstart_plan import REFERENCE_MINUTES, Plan
+from ...modeling_speechclip_plus.output_files import finished_folder, write_json
+from .console import Console, quiet_libraries
+from .folder import MADE_BY, RESULTS, check_output_dir
+from .plan import REFERENCE_MINUTES, Plan
 
 PRESET = "hybrid_plus-tiny"
 MODEL_FOLDER = "model"
@@ -37,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan = parser.add_argument_group("training")
     plan.add_argument("--seed", type=int, default=0, help="of the data and the training (default: 0)")
     plan.add_argument(
-        "--time-budget-minutes", type=float, default=REFERENCE_MINUTES, help="scales data and steps (default: 12)"
+        "--time-budget-minutes", type=float, default=REFERENCE_MINUTES, help="scales data and steps (default: 13)"
     )
     plan.add_argument("--train-scenes", type=int, help="pictures to train on")
     plan.add_argument("--captions-per-scene", type=int, help="spoken captions of each")
@@ -63,24 +60,23 @@ def run(args: argparse.Namespace) -> int:
     check_output_dir(output_dir, args.overwrite)
     _check_queries(args)
     quiet_libraries()
-    with _stopping_cleanly():
-        if args.model is not None:
-            return _answer_only(args, output_dir, console)
-        plan = Plan.for_minutes(
-            args.time_budget_minutes,
-            args.seed,
-            train_scenes=args.train_scenes,
-            captions_per_scene=args.captions_per_scene,
-            eval_scenes=args.eval_scenes,
-            steps=args.steps,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-        )
-        with finished_folder(output_dir) as work:
-            if (code := _train_and_answer(plan, args, work, output_dir, console)) != 0:
-                raise ValueError("The model that was loaded back did not answer; see the error above.")
-        console.say(f"Done. Open {output_dir / REPORT} in a browser; the model is in {output_dir / MODEL_FOLDER}.")
-        return code
+    if args.model is not None:
+        return _answer_only(args, output_dir, console)
+    plan = Plan.for_minutes(
+        args.time_budget_minutes,
+        args.seed,
+        train_scenes=args.train_scenes,
+        captions_per_scene=args.captions_per_scene,
+        eval_scenes=args.eval_scenes,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+    )
+    with finished_folder(output_dir) as work:
+        if (code := _train_and_answer(plan, args, work, output_dir, console)) != 0:
+            raise ValueError("The model that was loaded back did not answer; see the error above.")
+    console.say(f"Done. Open {output_dir / REPORT} in a browser; the model is in {output_dir / MODEL_FOLDER}.")
+    return code
 
 
 def _train_and_answer(plan: Plan, args: argparse.Namespace, work: Path, output_dir: Path, console: Console) -> int:
@@ -92,7 +88,7 @@ def _train_and_answer(plan: Plan, args: argparse.Namespace, work: Path, output_d
     console.say("  4. evaluate on the test scenes; save the model")
     console.say(f"  5. load it back in a new process, answer queries, write {output_dir / REPORT}")
 
-    from .quickstart_training import train_and_evaluate  # torch and transformers: slow to import, so after the plan
+    from .training import train_and_evaluate  # torch and transformers: slow to import, so after the plan
 
     results = train_and_evaluate(plan, PRESET, work, MODEL_FOLDER, console)
     console.phase("answers", "5. loading the model back in a new process and answering")
@@ -106,7 +102,7 @@ def _train_and_answer(plan: Plan, args: argparse.Namespace, work: Path, output_d
 
 
 def _answer_in_new_process(args: argparse.Namespace, plan: Plan, work: Path) -> int:
-    from .quickstart_answers import AnswerRequest
+    from .answers import AnswerRequest
 
     request = AnswerRequest(
         model=str(work / MODEL_FOLDER),
@@ -120,14 +116,14 @@ def _answer_in_new_process(args: argparse.Namespace, plan: Plan, work: Path) -> 
     )
     file = work / "request.json"
     file.write_text(request.to_json(), encoding="utf-8")
-    command = [sys.executable, "-m", f"{__package__}.quickstart_answers", str(file)]
+    command = [sys.executable, "-m", f"{__package__}.answers", str(file)]
     code = subprocess.run(command, check=False).returncode
     file.unlink()
     return code
 
 
 def _answer_only(args: argparse.Namespace, output_dir: Path, console: Console) -> int:
-    from .quickstart_answers import AnswerRequest, answer
+    from .answers import AnswerRequest, answer
 
     folder = args.model / MODEL_FOLDER if (args.model / MODEL_FOLDER / "config.json").is_file() else args.model
     if not (folder / "config.json").is_file():
@@ -155,30 +151,12 @@ def _check_queries(args: argparse.Namespace) -> None:
     """Look for the user's files now, and not when the training is over."""
     if not (args.audio or args.images):
         return
-    from .quickstart_answers import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files, load_audio, load_image
+    from .answers import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files, load_audio, load_image
 
     for file in list_files(args.audio, AUDIO_SUFFIXES, "recording"):
         load_audio(file, name="recording")
     for file in list_files(args.images, IMAGE_SUFFIXES, "picture"):
         load_image(file, name="picture")
-
-
-@contextlib.contextmanager
-def _stopping_cleanly() -> Iterator[None]:
-    """Let `kill` unwind like Ctrl-C, so that temporary folders go."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: whoever runs us there decides about signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _peak_memory() -> str:

@@ -1,0 +1,168 @@
+"""open_clip models as transformers' `CLIPModel`, where both compute the same."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from .openai_tokenizer import VOCABULARY_SIZE, openai_tokenizer
+from .original_names import rename_clip_weight
+
+# Settings of an architecture under which open_clip computes what `CLIPModel` does. Any other setting, or another value
+# of these, is refused.
+_VISION = {
+    "image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "patch_dropout",
+}  # fmt: skip
+_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+_NEUTRAL = {  # settings that may be there as long as they say this
+    "ls_init_value": None, "attentional_pool": False, "no_ln_pre": False, "pool_type": ("tok", "argmax"),
+    "final_ln_after_pool": False, "output_tokens": False, "no_causal_mask": False, "proj_bias": False,
+    "embed_cls": False, "pos_embed_type": "learnable", "hf_model_name": None, "timm_model_name": None,
+    "proj_type": "linear", "act_kwargs": None, "norm_kwargs": None, "hf_tokenizer_name": None,
+}  # fmt: skip
+_TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+_TOLERANCE = 1e-4
+
+
+class ConvertedClip(NamedTuple):
+    """A `CLIPModel` made from an open_clip model, and how far their outputs are apart."""
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    image_processor: CLIPImageProcessor
+    difference: float
+
+
+def convert_open_clip(architecture: str, pretrained: str | os.PathLike) -> ConvertedClip:
+    """Load an open_clip model and turn it into a `CLIPModel`.
+
+    Args:
+        architecture: open_clip's name of it.
+        pretrained: One of its tags for that architecture, or a file.
+
+    Raises:
+        ValueError: If the architecture is unknown or not a plain ViT with a causal CLIP text tower.
+        OSError: If the weights are not there.
+    """
+    import open_clip  # many seconds, and only needed here
+
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        near = difflib.get_close_matches(architecture, open_clip.list_models(), n=3, cutoff=0.4)
+        raise ValueError(f"open_clip knows no architecture {architecture!r}. Near to it: {', '.join(near) or 'none'}.")
+    _check_plain(architecture, config)
+    pretrained = os.fspath(pretrained)
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if not os.path.isfile(pretrained) and pretrained not in tags:
+        raise ValueError(
+            f"{pretrained!r} is neither a file nor one of open_clip's weights for {architecture}: {', '.join(tags)}."
+        )
+    original = open_clip.create_model(architecture, pretrained=pretrained, precision="fp32").eval()
+    # open_clip itself chooses quick GELU for OpenAI's weights, whatever the architecture's name says.
+    quick = "quickgelu" in type(original.transformer.resblocks[0].mlp[1]).__name__.lower()
+    return _convert(architecture, config, original, quick)
+
+
+def _check_plain(architecture: str, config: dict[str, Any]) -> None:
+    vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
+    reasons = []
+    if isinstance(vision.get("layers"), list):
+        reasons.append("its image tower is a ResNet")
+    if vision.get("timm_model_name"):
+        reasons.append(f"its image tower is timm's {vision['timm_model_name']}")
+    if text.get("hf_model_name"):
+        reasons.append(f"its text tower is {text['hf_model_name']}")
+    if not reasons:
+        reasons += [f"{key}" for key in config.keys() - _TOP if config[key]]
+        for block, allowed in ((vision, _VISION), (text, _TEXT)):
+            for key, value in block.items():
+                neutral = _NEUTRAL.get(key, ())
+                same = value in neutral if isinstance(neutral, tuple) else value == neutral
+                if key not in allowed and not same:
+                    reasons.append(f"{key} = {value!r}")
+    if reasons:
+        raise ValueError(
+            f"{architecture} is not a plain vision transformer with CLIP's causal text tower, which CLIPModel is: "
+            f"{'; '.join(reasons)}."
+        )
+
+
+def _convert(architecture: str, config: dict[str, Any], original: Any, quick: bool) -> ConvertedClip:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    activation = "quick_gelu" if quick else "gelu"
+    vocabulary = text.get("vocab_size", VOCABULARY_SIZE)
+    if vocabulary != VOCABULARY_SIZE:
+        raise ValueError(f"{architecture} has {vocabulary} subwords, not the {VOCABULARY_SIZE} of CLIP's tokenizer.")
+    side = vision.get("image_size", 224)
+    model = CLIPModel(
+        CLIPConfig(
+            projection_dim=config["embed_dim"],
+            text_config={
+                "vocab_size": vocabulary,
+                "hidden_size": text.get("width", 512),
+                "intermediate_size": int(text.get("width", 512) * text.get("mlp_ratio", 4.0)),
+                "num_hidden_layers": text.get("layers", 12),
+                "num_attention_heads": text.get("heads", 8),
+                "max_position_embeddings": text.get("context_length", 77),
+                "projection_dim": config["embed_dim"],
+                "hidden_act": activation,
+                "bos_token_id": vocabulary - 2,
+                "eos_token_id": vocabulary - 1,
+            },
+            vision_config={
+                "hidden_size": vision.get("width", 768),
+                "intermediate_size": int(vision.get("width", 768) * vision.get("mlp_ratio", 4.0)),
+                "num_hidden_layers": vision.get("layers", 12),
+                "num_attention_heads": vision.get("width", 768) // vision.get("head_width", 64),
+                "image_size": side,
+                "patch_size": vision.get("patch_size", 16),
+                "projection_dim": config["embed_dim"],
+                "hidden_act": activation,
+            },
+        )
+    ).eval()
+    state: dict[str, Tensor] = {}
+    for name, value in original.state_dict().items():
+        if name != "attn_mask":
+            state |= {new.removeprefix("clip."): tensor for new, tensor in rename_clip_weight(name, value).items()}
+    report = model.load_state_dict(state, strict=False)
+    if report.missing_keys or report.unexpected_keys:
+        names = [*report.missing_keys, *report.unexpected_keys]
+        raise ValueError(f"{architecture} has other parts than CLIPModel, among them {', '.join(sorted(names)[:3])}.")
+    difference = _largest_difference(original, model, side, vocabulary)
+    if not difference < _TOLERANCE:
+        raise ValueError(
+            f"As a CLIPModel, {architecture} computes something else: outputs differ by up to {difference:.1e}."
+        )
+    return ConvertedClip(model, openai_tokenizer(), _image_processor(original, side), difference)
+
+
+@torch.no_grad()
+def _largest_difference(original: Any, model: CLIPModel, side: int, vocabulary: int) -> float:
+    """Compare unit-length outputs of both towers on random inputs."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, side, side, generator=generator)
+    words = torch.randint(1, vocabulary - 2, (2, 12), generator=generator)
+    start, end = torch.full((2, 1), vocabulary - 2), torch.full((2, 1), vocabulary - 1)
+    ids = torch.cat([start, words, end, torch.zeros(2, original.context_length - 14, dtype=torch.long)], dim=1)
+    pairs = [
+        (original.encode_image(pixels, normalize=True), model.get_image_features(pixel_values=pixels).pooler_output),
+        (original.encode_text(ids, normalize=True), model.get_text_features(input_ids=ids).pooler_output),
+    ]
+    differences = [(theirs - torch.nn.functional.normalize(ours, dim=-1)).abs().max() for theirs, ours in pairs]
+    return torch.stack(differences).max().item()
+
+
+def _image_processor(original: Any, side: int) -> CLIPImageProcessor:
+    visual = original.visual
+    return CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=list(visual.image_mean or (0.48145466, 0.4578275, 0.40821073)),
+        image_std=list(visual.image_std or (0.26862954, 0.26130258, 0.27577711)),
+    )
