@@ -1,0 +1,91 @@
+"""open_clip models become `CLIPModel` folders that compute the same, or are refused with the reason."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+from speechclip_plus import SpeechClipPlusModel, cli
+from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+
+
+@pytest.fixture(scope="module")
+def open_clip(tmp_path_factory):
+    import open_clip
+
+    vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2}
+    folder = tmp_path_factory.mktemp("architectures")
+    for name, changes in {
+        "tiny-gelu": {},
+        "tiny-quickgelu": {"quick_gelu": True},
+        "tiny-average": {"vision_cfg": {**vision, "pool_type": "avg"}},
+        "tiny-new": {"vision_cfg": {**vision, "surprise": 3}},
+    }.items():
+        config = {"embed_dim": 40, "vision_cfg": vision, "text_cfg": text, **changes}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return open_clip
+
+
+@pytest.mark.parametrize("name", ["tiny-gelu", "tiny-quickgelu"])
+def test_an_open_clip_model_becomes_a_backbone_that_computes_the_same(name, open_clip, tmp_path, capsys):
+    torch.manual_seed(0)
+    original = open_clip.create_model(name).eval()
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    torch.save(original.state_dict(), tmp_path / "weights.pt")
+    assert cli.main(["import-clip", name, str(tmp_path / "weights.pt"), str(tmp_path / "out")]) == 0
+    assert "a CLIPModel" in capsys.readouterr().out
+    clip = CLIPModel.from_pretrained(tmp_path / "out").eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    texts = ["a red dog", "two people at the sea"]
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")(texts, padding=True, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            clip.get_image_features(pixel_values=pixels).pooler_output, original.encode_image(pixels)
+        )
+        torch.testing.assert_close(
+            clip.get_text_features(input_ids=ids).pooler_output, original.encode_text(open_clip.tokenize(texts))
+        )
+    assert CLIPImageProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == 32
+    model = SpeechClipPlusModel.from_backbones(tiny_backbone("hubert"), tmp_path / "out", "parallel-tiny")
+    assert model.get_image_features(pixels).shape == (2, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("RN50", "its image tower is a ResNet"),
+        ("convnext_base", "its image tower is timm's convnext_base"),
+        ("xlm-roberta-base-ViT-B-32", "its text tower is xlm-roberta-base"),
+        ("coca_ViT-B-32", "multimodal_cfg"),
+        ("ViT-B-16-SigLIP", "its image tower is timm's"),
+        ("tiny-average", "pool_type = 'avg'"),
+        ("tiny-new", "surprise = 3"),
+        ("ViT-B-33", "knows no architecture 'ViT-B-33'. Near to it: ViT-B-32"),
+    ],
+)
+def test_other_architectures_are_refused_by_name_with_the_reason(name, reason, open_clip, tmp_path, capsys):
+    (tmp_path / "weights.pt").write_bytes(b"")
+    assert cli.main(["import-clip", name, str(tmp_path / "weights.pt"), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert reason in error and name in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"])
+@pytest.mark.parametrize("quick", ["", "-quickgelu"])
+def test_the_published_plain_architectures_are_accepted(name, quick, open_clip):
+    from speechclip_plus.modeling_speechclip_plus.conversion.open_clip_conversion import _check_plain
+
+    config = open_clip.get_model_config(name + quick)
+    if config is not None:  # not all come with quick GELU
+        _check_plain(name + quick, config)
+
+
+def test_weights_that_are_not_there_are_an_error_that_lists_those_that_are(open_clip, tmp_path, capsys):
+    assert cli.main(["import-clip", "ViT-B-32", "nonsense", str(tmp_path / "out")]) == 1
+    assert "neither a file nor one of open_clip's weights for ViT-B-32: " in capsys.readouterr().err
