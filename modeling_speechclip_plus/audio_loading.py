@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .input_paths import checked_path
+
 SAMPLING_RATE = 16_000  # Hz: what every supported speech encoder reads
 MIN_SAMPLES = 400  # at 16 kHz (25 ms): fewer give no frame at all
 MAX_ARRAY_CHANNELS = 2  # more in the smaller dimension means that the array is a batch
@@ -94,16 +96,8 @@ def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio")
 
 
 def _decode_path(path: str | os.PathLike, name: str) -> tuple[np.ndarray, int, str]:
-    text = os.fspath(path)
-    name = f"{name} ({text})"
-    if isinstance(text, str) and "://" in text:
-        raise ValueError(f"{name}: URLs are not fetched; download the file and pass its path or bytes.")
-    text = os.path.expanduser(text)
-    if not os.path.exists(text):
-        raise FileNotFoundError(f"{name}: no such file.")
-    if os.path.isdir(text):
-        raise ValueError(f"{name}: this is a directory, expected an audio file.")
-    with open(text, "rb") as file:
+    path, name = checked_path(path, name, "an audio file")
+    with open(path, "rb") as file:
         return *_decode(file, name), name
 
 

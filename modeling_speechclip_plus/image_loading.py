@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .input_paths import checked_path
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -75,16 +77,8 @@ def load_image(item: Any, name: str = "images") -> "Image":
     if isinstance(item, Image.Image):
         return _to_rgb(item, name)
     if isinstance(item, (str, os.PathLike)):
-        text = os.fspath(item)
-        name = f"{name} ({text})"
-        if isinstance(text, str) and "://" in text:
-            raise ValueError(f"{name}: URLs are not fetched; download the file and pass its path or bytes.")
-        text = os.path.expanduser(text)
-        if not os.path.exists(text):
-            raise FileNotFoundError(f"{name}: no such file.")
-        if os.path.isdir(text):
-            raise ValueError(f"{name}: this is a directory, expected an image file.")
-        with open(text, "rb") as file:
+        path, name = checked_path(item, name, "an image file")
+        with open(path, "rb") as file:
             return _open(file, name)
     if isinstance(item, (bytes, bytearray, memoryview)):
         if len(item) == 0:

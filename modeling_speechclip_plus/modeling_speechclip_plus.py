@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import cached_file, can_return_tuple, extract_commit_hash, logging
 
 from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, SpeechClipPlusConfig
 from .branches import BranchEncoder
@@ -35,6 +35,7 @@ from .speech_encoder import (
 logger = logging.get_logger(__name__)
 
 BACKBONES = {"speech_encoder": "speech_backbone", "clip": "clip_backbone"}
+_HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
 
 
 class SpeechClipPlusPreTrainedModel(PreTrainedModel):
@@ -197,7 +198,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                     f"{name}={source['repo_id']!r} is a {loaded.model_type!r} model; "
                     f"it must be one of {', '.join(allowed)}."
                 )
-            values[f"{name}_backbone"] = source
+            values[f"{name}_backbone"] = {**source, "revision": _commit(**source, **kwargs) or source["revision"]}
             values[f"{name}_config"] = loaded
         model = cls(SpeechClipPlusConfig(**values))
         model._load_backbones(**kwargs)
@@ -292,8 +293,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if not model.config.backbones_saved:
-            passed_on = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
-            model._load_backbones(**{key: kwargs[key] for key in passed_on if key in kwargs})
+            model._load_backbones(**{key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs})
             model.config.backbones_saved = True
         return loaded
 
@@ -743,6 +743,12 @@ def _selected(states: tuple[Tensor, ...], which: bool | int | list[int] | None) 
         return tuple(states) if which else None
     kept = {index % len(states) for index in ([which] if isinstance(which, int) else which)}
     return tuple(state if index in kept else None for index, state in enumerate(states))
+
+
+def _commit(repo_id: str, revision: str | None, **kwargs: Any) -> str | None:
+    """Commit that a branch or a tag stands for today, so that what is saved restores the same weights."""
+    hub_arguments = {key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs}
+    return extract_commit_hash(cached_file(repo_id, "config.json", revision=revision, **hub_arguments), None)
 
 
 def _absolute_if_folder(source: str | os.PathLike) -> str:

@@ -1,6 +1,7 @@
 """What users rely on in the model: freezing, batch independence, saving and loading, keywords, errors."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -421,6 +422,25 @@ def test_the_trained_part_alone_is_small_and_loads_with_its_backbones(backbones,
         torch.testing.assert_close(loaded.state_dict()[name], value, msg=name)
     loaded.save_pretrained(tmp_path / "again")  # whole by default
     assert (tmp_path / "again" / "model.safetensors").stat().st_size == sizes["whole"]
+
+
+def test_the_commit_of_a_backbones_repository_is_recorded_and_restored(backbones, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commits = {"speech": "a" * 40, "clip": "b" * 40}
+    for (name, commit), source in zip(commits.items(), backbones, strict=True):  # as the Hub's cache lays it out
+        repository = tmp_path / "cache" / f"models--maker--{name}"
+        shutil.copytree(source, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+    model = SpeechClipPlusModel.from_backbones(
+        "maker/speech", "maker/clip", config=make_config(), cache_dir=tmp_path / "cache"
+    )
+    assert model.config.speech_backbone == {"repo_id": "maker/speech", "revision": commits["speech"]}
+    assert model.config.clip_backbone == {"repo_id": "maker/clip", "revision": commits["clip"]}
+    (tmp_path / "cache" / "models--maker--clip" / "refs" / "main").write_text("c" * 40)  # the branch moved on
+    model.save_pretrained(tmp_path / "part", save_backbones=False)
+    loaded = SpeechClipPlusModel.from_pretrained(tmp_path / "part", cache_dir=tmp_path / "cache")
+    torch.testing.assert_close(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
 def test_a_missing_backbone_is_an_error_and_never_a_random_tower(backbones, tmp_path):

@@ -165,7 +165,8 @@ def test_a_column_of_splits_divides_a_folder(folder):
 
 def test_one_folder_per_split_is_understood(folder):
     write_csv(folder, "audio,image,text", "0.wav,0.png,one")
-    assert load_speech_image_dataset("folder", split="test", data_dir=folder.rename(folder.parent / "test").parent)
+    root = folder.rename(folder.parent / "test").parent
+    assert load_speech_image_dataset("folder", split="test", data_dir=root)["text"] == ["one"]
 
 
 def test_a_split_that_a_folder_does_not_have_is_an_error(folder):

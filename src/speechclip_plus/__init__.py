@@ -19,6 +19,8 @@ from .modeling_speechclip_plus.outputs import Keyword, Neighbour, SpeechClipPlus
 from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 
 if TYPE_CHECKING:
+    from .convert import convert_checkpoint
+    from .import_clip import import_open_clip
     from .trainer.collator import SpeechImageCollator
     from .trainer.data import load_speech_image_dataset
     from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "convert_checkpoint": ".convert",
+    "import_open_clip": ".import_clip",
     "SpeechClipPlusTrainer": ".trainer.trainer_speechclip_plus",
     "SpeechClipPlusTrainingArguments": ".trainer.training_arguments",
     "SpeechImageCollator": ".trainer.collator",
@@ -60,6 +64,8 @@ __all__ = [
     "SpeechClipPlusTrainer",
     "SpeechClipPlusTrainingArguments",
     "SpeechImageCollator",
+    "convert_checkpoint",
+    "import_open_clip",
     "load_preset",
     "load_speech_image_dataset",
     "preset_names",

@@ -12,7 +12,7 @@ from .modeling_speechclip_plus.output_files import check_new_folder, finished_fo
 _MAX_SHARD_SIZE = "2GB"
 
 
-def import_clip(
+def import_open_clip(
     architecture: str,
     pretrained: str | os.PathLike,
     output_dir: str | os.PathLike,
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import; returns the exit code."""
-    difference = import_clip(args.architecture, args.pretrained, args.output_dir, force=args.force)
+    difference = import_open_clip(args.architecture, args.pretrained, args.output_dir, force=args.force)
     print(f"{args.output_dir}: a CLIPModel; its outputs differ from open_clip's by at most {difference:.1e}")
     return 0
 

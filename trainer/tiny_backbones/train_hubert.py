@@ -440,7 +440,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--decay-steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=32, help="utterances")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--sentence-weight", type=float, default=0.5)
     parser.add_argument("--mask-share", type=float, default=0.2)
     parser.add_argument("--save-every", type=int, default=50)
