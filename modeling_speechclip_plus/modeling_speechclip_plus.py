@@ -76,7 +76,7 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
             # on a module's children is set from here; what was loaded stays as it is.
             init.constant_(module.logit_scale, math.log(1 / self.config.loss_config.temperature))
             for layer in module.branch.layers:
-                layer.attention.init_weights()
+                layer.attention.init_weights()  # type: ignore[operator]
             if self.config.has_cif:
                 module.cif.init_weights(self.config.cif_config.frames_per_keyword)
             if self.config.has_cascaded:

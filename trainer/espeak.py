@@ -16,6 +16,7 @@ import atexit
 import ctypes
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ class _Engine:
     def close(self) -> None:
         """Unload the library, and with it every static variable that the utterance changed."""
         self.library.espeak_Terminate()
-        unload = _ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose
+        unload = _ctypes.FreeLibrary if sys.platform == "win32" else _ctypes.dlclose
         unload(self.library._handle)
         del self.callback, self.library  # the callback refers back to this object
 

@@ -109,13 +109,15 @@ def draw_background(background: str, rng: np.random.Generator, size: int = IMAGE
         row = np.floor(y * 8 + phase[0] / 6.3)
         mortar = (np.mod(y * 8 + phase[0] / 6.3, 1) < 0.16) | (np.mod(x * 4 + 0.5 * row + phase[1], 1) < 0.08)
         tint = 0.5 + 0.35 * np.sin(12.9 * row + 7.1 * np.floor(x * 4 + 0.5 * row + phase[1]) + phase[2])
-        return np.where(mortar[..., None], np.float32((222, 212, 204)), _blend(tint, (176, 120, 104), (196, 146, 128)))
+        return np.where(
+            mortar[..., None], np.asarray((222, 212, 204), np.float32), _blend(tint, (176, 120, 104), (196, 146, 128))
+        )
     raise ValueError(f"There is no background {background!r}: choose a key of scenes.BACKGROUNDS.")
 
 
 def _blend(weight: np.ndarray, low: tuple[int, int, int], high: tuple[int, int, int]) -> np.ndarray:
     weight = weight[..., None].astype(np.float32)
-    return np.float32(low) * (1 - weight) + np.float32(high) * weight
+    return np.asarray(low, np.float32) * (1 - weight) + np.asarray(high, np.float32) * weight
 
 
 def _paint(
@@ -144,13 +146,13 @@ def _paint(
                 # A line around a hole keeps the hole's edge dark in the outline's mask and clear in the fill's.
                 pen.line(points + points[:2], fill=255 if width else 0, width=max(1, round(line)), joint="curve")
         masks.append(np.asarray(mask.reduce(_OVERSAMPLING), dtype=np.float32)[..., None] / 255)
-    tint = np.float32(COLOURS[scene_object.colour]) * rng.uniform(0.9, 1.05) + rng.uniform(-9, 9, 3)
+    tint = np.asarray(COLOURS[scene_object.colour], np.float32) * rng.uniform(0.9, 1.05) + rng.uniform(-9, 9, 3)
     shading = np.linspace(1.1, 0.88, side, dtype=np.float32)[:, None, None]
     rows, columns = slice(max(top, 0), top + side), slice(max(left, 0), left + side)
     patch = picture[rows, columns]
     cut = (slice(max(-top, 0), max(-top, 0) + patch.shape[0]), slice(max(-left, 0), max(-left, 0) + patch.shape[1]))
     outer, inner = masks[0][cut], masks[1][cut]
-    patch += outer * (np.float32((30, 26, 34)) - patch)
+    patch += outer * (np.asarray((30, 26, 34), np.float32) - patch)
     patch += inner * (np.clip(tint * shading, 0, 255)[cut[0]] - patch)
 
 

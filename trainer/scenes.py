@@ -162,7 +162,7 @@ def sample_scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
         raise ValueError(f"count={count} {split} scenes were asked for: choose 0 to {len(contents)}.")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     backgrounds = tuple(BACKGROUNDS)
-    scenes = []
+    scenes: list[Scene] = []
     for repetition in range(-(-count // len(contents))):
         for index in rng.permutation(len(contents))[: count - len(scenes)]:
             number, first, second, relation = contents[index]

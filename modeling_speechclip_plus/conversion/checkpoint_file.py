@@ -94,13 +94,16 @@ class Record:
 
     module = ""
     name = ""
+    arguments: tuple[Any, ...]
+    state: Any
+    items: list[Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Record:
         """Make a record; unpickling does so without calling its class."""
         self = object.__new__(cls)
         self.arguments = (*args, *kwargs.values())
-        self.state: Any = None
-        self.items: list[Any] = []
+        self.state = None
+        self.items = []
         return self
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -129,6 +132,8 @@ class Record:
 class _RecordClass(type):
     """Class of a record's class: unpickling may make records of any class, but not call any name."""
 
+    module: str
+    name: str
     callable = False
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -216,6 +221,7 @@ class _Function:
     """Calls a function, and cannot be changed, which a pickle may try."""
 
     __slots__ = ("_function",)
+    _function: Any
 
     def __init__(self, function: Any):
         object.__setattr__(self, "_function", function)
@@ -274,7 +280,7 @@ def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> Any:
     if resolved.kind not in "biufcSU":
         raise UnsafeCheckpointError(f"it asks for a numpy {dtype.name!r}, which can hold anything.")
     if dtype.byte_order in "<>":
-        resolved = resolved.newbyteorder(dtype.byte_order)
+        resolved = resolved.newbyteorder(">" if dtype.byte_order == ">" else "<")
     return np.frombuffer(data, resolved, count=1)[0].item()
 
 

@@ -185,7 +185,7 @@ def _batch_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     cls_tokens = next((state[n] for n in ("cascaded_branch.cascaded_cls", "cascaded_branch.cls") if n in state), None)
     has_cif = any(name.startswith("cascaded_branch.downsampling.") for name in state)
     places = 1 if has_cif or cls_tokens is None else cls_tokens.shape[1]
-    width = next((v.shape[0] for n, v in reversed(state.items()) if re.match(_KEYWORD_BIAS, n)), None)
+    width = next((v.shape[0] for n, v in state.items() if re.match(_KEYWORD_BIAS, n)), None)
     weights = {}
     for name, by_place in found.items():
         values = [by_place[place] for place in sorted(by_place)]

@@ -94,7 +94,7 @@ def score_tables(metrics: Mapping[str, float], chance: Mapping[str, float]) -> l
         )
     ]
     if "keyword_hit_rate@1" in metrics:
-        rows = [
+        hit_rates = [
             ("start, end and padding never count", metrics["keyword_hit_rate@1"], False),
             ("they count, as in the original code", metrics["keyword_hit_rate_original@1"], False),
             ("guessing: subwords drawn at random", chance["keyword_hit_rate@1"], True),
@@ -104,7 +104,7 @@ def score_tables(metrics: Mapping[str, float], chance: Mapping[str, float]) -> l
             ScoreTable(
                 "Keywords that are in the caption: hit rate (percent, k = 1)",
                 ["hit rate"],
-                [ScoreRow(name, [number(value)], is_baseline=baseline) for name, value, baseline in rows],
+                [ScoreRow(name, [number(value)], is_baseline=baseline) for name, value, baseline in hit_rates],
             )
         )
     return tables

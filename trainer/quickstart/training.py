@@ -103,7 +103,7 @@ def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, c
 
 
 def _load_splits(plan: Plan) -> dict[str, Any]:
-    sizes = {
+    sizes: dict[str, dict[str, Any]] = {
         "train": {"num_scenes": plan.train_scenes, "captions_per_scene": plan.captions_per_scene},
         "validation": {"num_scenes": plan.eval_scenes},
         "test": {"num_scenes": plan.eval_scenes},

@@ -102,7 +102,7 @@ class Batches:
     def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return pixels (B, 3, 64, 64) float32, ids (B, L) int64 and content numbers (B,) int64."""
         rng, args = self.rng, self.args
-        indices = []
+        indices: list[int] = []
         while len(indices) < args.batch:
             indices.append(int(rng.integers(len(self.scenes))))
             if rng.random() < args.hard:

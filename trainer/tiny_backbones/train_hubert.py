@@ -78,6 +78,7 @@ class MaskedGroupNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise (B, C, places)."""
+        assert self.valid is not None
         count = self.valid.sum(-1, keepdim=True)
         hidden = hidden * self.valid
         mean = hidden.sum(-1, keepdim=True) / count
