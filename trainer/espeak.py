@@ -179,8 +179,10 @@ class _Engine:
     def close(self) -> None:
         """Unload the library, and with it every static variable that the utterance changed."""
         self.library.espeak_Terminate()
-        unload = _ctypes.FreeLibrary if sys.platform == "win32" else _ctypes.dlclose
-        unload(self.library._handle)
+        if sys.platform == "win32":
+            _ctypes.FreeLibrary(self.library._handle)
+        else:
+            _ctypes.dlclose(self.library._handle)
         del self.callback, self.library  # the callback refers back to this object
 
     def _collect(self, samples: Any, count: int, events: Any) -> int:
