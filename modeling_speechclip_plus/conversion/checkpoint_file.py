@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import _compat_pickle
 import codecs
+import ctypes
+import mmap
 import os
 import pickle
 import sys
@@ -81,6 +83,21 @@ def read_checkpoint(path: str | os.PathLike, on_bytes: Callable[[int], Any] | No
 def plain(value: Any) -> Any:
     """Turn records and containers, nested as they may be, into dictionaries, lists and plain values."""
     return _plain(value, ())
+
+
+def let_go(tensor: torch.Tensor) -> None:
+    """Give the memory back that reading took of a tensor from `read_checkpoint`; the next reading finds it on disk.
+
+    Only for tensors that came from there, and views of them: any other would lose its values. Without a system call
+    for it (Windows), nothing happens.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED") or tensor.numel() == 0:
+        return
+    storage = tensor.untyped_storage()
+    start = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages: their neighbours' ends stay
+    length = (storage.data_ptr() + storage.nbytes() - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 class Record:

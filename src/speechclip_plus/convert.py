@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, Wav2Vec2FeatureExtra
 
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .hub_cards.converted_card import ConvertedCardFacts, render_converted_card
-from .modeling_speechclip_plus.conversion.checkpoint_file import plain, read_checkpoint
+from .modeling_speechclip_plus.conversion.checkpoint_file import let_go, plain, read_checkpoint
 from .modeling_speechclip_plus.conversion.openai_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .modeling_speechclip_plus.conversion.original_config import (
     Settings,
@@ -41,7 +41,7 @@ from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusP
 
 REPORT = "conversion.json"
 _TOKEN_TABLE = "clip.text_model.embeddings.token_embedding.weight"
-_MAX_SHARD_SIZE = "500MB"  # a shard is held in memory while it is written
+_MAX_SHARD_SIZE = "300MB"  # a shard is held in memory while it is written
 _MASKED_ROWS = (0, 2, 3)  # rows of its table that the original never takes for keywords
 
 
@@ -115,9 +115,10 @@ def convert_checkpoint(
         presets = matching_presets(found)
         _require_heads(found, hyperparameters, preset, presets)
         config, do_normalize = _configuration(found, presets)
-        _complete(weights, config)
+        on_disk = {value.untyped_storage().data_ptr() for value in state.values()}
+        _complete(weights, config, on_disk)
         with finished_folder(output_dir) as work:
-            _write_weights(weights, work, bar)
+            _write_weights(weights, work, bar, on_disk)
             processor = _processor(config, do_normalize, clip)
             if processor is None:
                 notes.append(
@@ -279,7 +280,7 @@ def _configuration(settings: Settings, presets: list[str]) -> tuple[SpeechClipPl
     return config, do_normalize
 
 
-def _complete(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> None:
+def _complete(weights: dict[str, Tensor], config: SpeechClipPlusConfig, on_disk: set[int]) -> None:
     """Check that the weights are all of a model's, of the right sizes, and nothing besides."""
     if not config.loss_config.train_temperature:  # then the original keeps it outside of its weights
         weights["logit_scale"] = torch.tensor(math.log(1 / config.loss_config.temperature))
@@ -296,9 +297,10 @@ def _complete(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> None:
             )
         if weights[name].is_floating_point() and not torch.isfinite(weights[name]).all():
             raise ValueError(f"What becomes {name!r} holds numbers that are infinite or none: training had failed.")
+        _let_go(weights[name], on_disk)
 
 
-def _write_weights(weights: dict[str, Tensor], folder: Path, bar: tqdm) -> None:
+def _write_weights(weights: dict[str, Tensor], folder: Path, bar: tqdm, on_disk: set[int]) -> None:
     """Write shard by shard, so that no more than one is in memory besides what is mapped."""
     bar.set_description("writing")
     bar.reset(total=sum(value.numel() * 4 for value in weights.values()))
@@ -308,12 +310,19 @@ def _write_weights(weights: dict[str, Tensor], folder: Path, bar: tqdm) -> None:
     for file_name, names in split.filename_to_tensors.items():
         shard = {name: _float32(weights[name]) for name in names}
         save_file(shard, folder / file_name, metadata={"format": "pt"})
+        for name in names:
+            _let_go(weights[name], on_disk)
         bar.update(sum(value.numel() * 4 for value in shard.values()))
     if split.is_sharded:
         write_json(
             folder / "model.safetensors.index.json",
             {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))},
         )
+
+
+def _let_go(value: Tensor, on_disk: set[int]) -> None:
+    if value.untyped_storage().data_ptr() in on_disk:
+        let_go(value)
 
 
 def _float32(value: Tensor) -> Tensor:
