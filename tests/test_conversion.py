@@ -323,6 +323,18 @@ def test_every_variant_becomes_the_same_model_again(variant, year, large, write,
         assert converted.keyword_config.vocabulary_ids == REDUCED and converted.keyword_config.excluded_ids is None
 
 
+def test_a_converted_model_can_be_loaded_to_embed_the_same_whatever_the_batch(write, tmp_path):
+    model = make_model()
+    convert_checkpoint(write(to_original(model), model.config), tmp_path / "out")
+    invariant = SpeechClipPlusModel.from_pretrained(tmp_path / "out", padding="invariant")
+    long, short = torch.randn(1, 9_000), torch.randn(1, 5_000)
+    padded = torch.cat([long, torch.nn.functional.pad(short, (0, 4_000))])
+    mask = (torch.arange(9_000) < torch.tensor([[9_000], [5_000]])).long()
+    alone = model.get_speech_features(short)
+    torch.testing.assert_close(invariant.get_speech_features(padded, mask)[1:], alone, rtol=0, atol=1e-5)
+    assert (model.get_speech_features(padded, mask)[1:] - alone).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("form", ["joint", "per place"])
 @pytest.mark.parametrize("variant", ["cascaded", "hybrid"])
 def test_batch_norms_of_every_form_convert(variant, form, write, tmp_path):
