@@ -66,7 +66,7 @@ def load_speech_image_dataset(
     made = read_dataset(
         name_or_path, split, data_dir, findings, streaming=streaming, read_all=on_error == "skip", **options
     )
-    if lines := findings.lines():
+    if lines := findings.lines(shown=5):
         logger.warning("%s, %s: %s", name_or_path, split, "; ".join(lines))
     return made
 
@@ -107,7 +107,8 @@ def read_dataset(
 
 
 def _is_folder_data(path: Path) -> bool:
-    return path.is_dir() and (metadata_file(path) is not None or not is_data_path(path))
+    divided = any(file.name in METADATA_FILES for file in path.glob("*/metadata.*"))
+    return path.is_dir() and (metadata_file(path) is not None or divided or not is_data_path(path))
 
 
 def _load_spoken_scenes(

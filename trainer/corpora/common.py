@@ -16,8 +16,6 @@ from ..spoken_scenes import FEATURES
 
 AUDIO = datasets.Audio(sampling_rate=16_000, decode=False)
 IMAGE = datasets.Image(decode=False)
-SHOWN = 20
-"""How many names of a kind a summary shows."""
 
 
 class NoSuchSplitError(ValueError):
@@ -48,17 +46,18 @@ class Findings:
             raise FileNotFoundError(message)
         self.broken.append(message)
 
-    def lines(self) -> list[str]:
-        """One line per kind: how many, and the first of them by name."""
-        lines = [f"{len(names)} {kind}: {_some(names, ', ')}" for kind, names in self.noted.items()]
+    def lines(self, shown: int = 20) -> list[str]:
+        """One line per kind: how many, and the first `shown` of them by name."""
+        lines = [f"{len(names)} {kind}: {some(names, ', ', shown)}" for kind, names in self.noted.items()]
         if self.broken:
-            lines.append(f"{len(self.broken)} broken or missing: {_some(self.broken, ' | ')}")
+            lines.append(f"{len(self.broken)} broken or missing: {some(self.broken, ' | ', shown)}")
         return lines
 
 
-def _some(names: list[str], between: str) -> str:
-    more = f"{between}and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return between.join(names[:SHOWN]) + more
+def some(names: list[str], between: str, shown: int) -> str:
+    """The first names, and how many more there are."""
+    more = f"{between}and {len(names) - shown} more" if len(names) > shown else ""
+    return between.join(names[:shown]) + more
 
 
 def make_dataset(rows: Iterable[Mapping[str, Any]], split: str) -> datasets.Dataset:
@@ -88,7 +87,7 @@ def keep_readable(data: datasets.Dataset, findings: Findings) -> datasets.Datase
         if _readable(load_audio, row, "audio", findings) and pictures[row["image_id"]]:
             kept.append(index)
     if not kept:
-        raise ValueError(f"None of the {len(data)} rows can be read: {_some(findings.broken, ' | ')}")
+        raise ValueError(f"None of the {len(data)} rows can be read: {some(findings.broken, ' | ', 5)}")
     return data if len(kept) == len(data) else data.select(kept)
 
 

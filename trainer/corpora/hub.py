@@ -1,5 +1,6 @@
 """Any data set of the Hub, saved data set or parquet file, with its columns mapped to the common ones."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,14 @@ def load_mapped(
     """
     path = Path(source).expanduser()
     if not path.exists():
-        data = datasets.load_dataset(
-            str(source), config_name, split=split, revision=revision, cache_dir=cache_dir, streaming=streaming
-        )
+        try:
+            data = datasets.load_dataset(
+                str(source), config_name, split=split, revision=revision, cache_dir=cache_dir, streaming=streaming
+            )
+        except ValueError as error:
+            if re.match(r"(Unknown|Bad) split", str(error)):
+                raise NoSuchSplitError(f"{source}: {error}") from error
+            raise
     elif config_name is not None or revision is not None:
         raise ValueError(f"{path} is on this machine: config_name and revision are for repositories on the Hub.")
     elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -98,7 +104,9 @@ def _parquet_files(path: Path, split: str) -> list[Path]:
 def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, str]) -> Any:
     if unknown := sorted(set(columns) - set(FEATURES)):
         raise ValueError(f"columns maps {', '.join(unknown)}; there are only {', '.join(FEATURES)} to be mapped to.")
-    names = data.column_names or list(next(iter(data)))
+    names = data.column_names
+    if data.features is None or names is None:
+        raise ValueError(f"{source} does not say what its columns are: leave streaming out.")
     wanted = {name: columns.get(name, name) for name in FEATURES}
     absent = [name for name, own in wanted.items() if own not in names]
     if wrong := [name for name in absent if name in columns or name in ("audio", "image")]:
@@ -110,14 +118,22 @@ def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, 
     if len(set(taken.values())) < len(taken):
         raise ValueError(f"A column of {source} stands for two: {taken}. Each can have one meaning only.")
     data = data.select_columns(list(taken.values()))
-    data = data.rename_columns({own: name for name, own in taken.items() if own != name})
     for name, feature in (("audio", AUDIO), ("image", IMAGE)):
-        if data.features is None or data.features[name] != feature:
-            data = data.cast_column(name, feature)
+        if data.features[taken[name]] != feature:
+            data = data.cast_column(taken[name], feature)
     if isinstance(data, datasets.IterableDataset):
-        # Encoding an Audio column needs a decoder that this package does without: it is attached afterwards.
-        data = data.map(_fill, with_indices=True, features=FEATURES, fn_kwargs={"split": split})
-        return data.cast_column("audio", AUDIO).select_columns(list(FEATURES))
+        # As tables: as rows, `datasets` would encode the recordings again, for which it needs torchcodec.
+        full = datasets.Features({**FEATURES, "audio": AUDIO})
+        arguments = {"taken": taken, "split": split, "features": full}
+        data = data.with_format("arrow").map(
+            _complete,
+            batched=True,
+            with_indices=True,
+            features=full,
+            fn_kwargs=arguments,
+        )
+        return data.with_format(None)
+    data = data.rename_columns({own: name for name, own in taken.items() if own != name})
     if "image_id" not in taken:
         data = data.add_column("image_id", [_picture_id(image) for image in data["image"]])
     elif data.features["image_id"].dtype == "string":
@@ -133,21 +149,28 @@ def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, 
     return data.select_columns(list(FEATURES))
 
 
-def _fill(row: dict[str, Any], index: int, split: str) -> dict[str, Any]:
-    image_id = row.get("image_id")
-    if image_id is None:
-        image_id = _picture_id(row["image"])
-    elif isinstance(image_id, str):
-        image_id = stable_id(image_id)
-    caption_id = row.get("caption_id")
-    return {
-        "audio": row["audio"],
-        "image": row["image"],
-        "image_id": image_id,
-        "text": str(row.get("text") or ""),
-        "caption_id": f"{split}-{index}" if caption_id is None else str(caption_id),
-        "speaker": "" if row.get("speaker") is None else str(row["speaker"]),
+def _complete(table: Any, indices: list[int], taken: dict[str, str], split: str, features: datasets.Features) -> Any:
+    """Give a part of a stream, a `pyarrow.Table`, the common columns."""
+    import pyarrow
+
+    table = table.select(list(taken.values())).rename_columns(list(taken))
+
+    def strings(name: str) -> list[str]:
+        return ["" if value is None else str(value) for value in table[name].to_pylist()]
+
+    if "image_id" not in taken:
+        image_ids = [_picture_id(image) for image in table["image"].to_pylist()]
+    else:
+        image_ids = [stable_id(v) if isinstance(v, str) else v for v in table["image_id"].to_pylist()]
+    columns = {
+        "audio": table["audio"],
+        "image": table["image"],
+        "image_id": image_ids,
+        "text": strings("text") if "text" in taken else [""] * len(table),
+        "caption_id": strings("caption_id") if "caption_id" in taken else [f"{split}-{index}" for index in indices],
+        "speaker": strings("speaker") if "speaker" in taken else [""] * len(table),
     }
+    return pyarrow.table(columns).cast(features.arrow_schema)
 
 
 def _picture_id(image: Mapping[str, Any]) -> int:

@@ -38,17 +38,17 @@ def load_spokencoco(split: str, data_dir: str | Path | None, findings: Findings)
     file = _list_file(root, split)
     content = _read(file)
     entries = content["data"]
-    pictures = _base(
-        content.get("image_base_path"), [folder / name for folder in (root, file.parent) for name in _PICTURES]
-    )
-    recordings = _base(content.get("audio_base_path"), [file.parent, root])
     folders = sorted({str(entry.get("image", "")).split("/")[0] for entry in entries if isinstance(entry, dict)})
-    pictures = next((base for base in pictures if any((base / name).is_dir() for name in folders)), None)
+    # What the list itself names comes last: it is a path of the machine on which the list was made.
+    bases = [folder / name for folder in (root, file.parent) for name in _PICTURES]
+    bases += _named(content, "image_base_path")
+    pictures = next((base for base in bases if any((base / name).is_dir() for name in folders)), None)
     if pictures is None:
         raise FileNotFoundError(f"{root} lacks the pictures ({', '.join(folders)}). Needed is, {DOWNLOAD}")
     if absent := [name for name in folders if not (pictures / name).is_dir()]:
         raise FileNotFoundError(f"{pictures} lacks the pictures of {', '.join(absent)}. Needed is, {DOWNLOAD}")
-    recordings = next((base for base in recordings if (base / "wavs").is_dir()), None)
+    bases = [file.parent, root, *_named(content, "audio_base_path")]
+    recordings = next((base for base in bases if (base / "wavs").is_dir()), None)
     if recordings is None:
         raise FileNotFoundError(f"{root} lacks the recordings (wavs). Needed is, {DOWNLOAD}")
     return make_dataset(_rows(file, entries, pictures, recordings, findings), split)
@@ -82,9 +82,8 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _base(own: str | None, candidates: list[Path]) -> list[Path]:
-    """Places to look in: what the list itself names comes last, it is a path of the machine it was made on."""
-    return [*candidates, Path(own)] if own else candidates
+def _named(content: dict[str, Any], key: str) -> list[Path]:
+    return [Path(content[key])] if content.get(key) else []
 
 
 def _rows(
