@@ -48,9 +48,9 @@ class Findings:
 
     def lines(self, shown: int = 20) -> list[str]:
         """One line per kind: how many, and the first `shown` of them by name."""
-        lines = [f"{len(names)} {kind}: {some(names, ', ', shown)}" for kind, names in self.noted.items()]
+        lines = [f"{kind}: {len(names)} ({some(names, ', ', shown)})" for kind, names in self.noted.items()]
         if self.broken:
-            lines.append(f"{len(self.broken)} broken or missing: {some(self.broken, ' | ', shown)}")
+            lines.append(f"broken or missing: {len(self.broken)} ({some(self.broken, ' | ', shown)})")
         return lines
 
 

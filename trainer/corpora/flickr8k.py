@@ -49,7 +49,7 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
         root, "the captions (Flickr8k.token.txt)", [folder / name for name in _CAPTIONS for folder in text_folders]
     )
     if captions_file.name == _CAPTIONS[-1]:
-        findings.note("file of captions that holds lemmas, not what was said", captions_file.name)
+        findings.note("captions that are lemmas, not what was said", captions_file.name)
     captions: dict[str, dict[int, str]] = {}  # picture: number: text
     for picture, number, text in _read_captions(captions_file, findings):
         captions.setdefault(picture, {})[number] = text
