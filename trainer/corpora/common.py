@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,25 @@ def some(names: list[str], between: str, shown: int) -> str:
 
 def make_dataset(rows: Iterable[Mapping[str, Any]], split: str) -> datasets.Dataset:
     """Make a data set of rows whose `audio` and `image` are paths."""
-    columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
-    for row in rows:
-        for name, values in columns.items():
-            values.append({"bytes": None, "path": row[name]} if name in ("audio", "image") else row[name])
-    made = datasets.Dataset.from_dict(columns, features=FEATURES, split=datasets.NamedSplit(split))
-    return made.cast_column("audio", AUDIO)
+    import pyarrow
+
+    features = datasets.Features({**FEATURES, "audio": AUDIO})
+    schema = features.arrow_schema
+    # Part by part and straight to arrow: lists of dictionaries of half a million rows take gigabytes.
+    parts = []
+    remaining = iter(rows)
+    while part := list(islice(remaining, 20_000)):
+        arrays = []
+        for name, kind in zip(schema.names, schema.types, strict=True):
+            values = [row[name] for row in part]
+            if name in ("audio", "image"):
+                empty = pyarrow.nulls(len(part), pyarrow.binary())
+                arrays.append(pyarrow.StructArray.from_arrays([empty, pyarrow.array(values)], ["bytes", "path"]))
+            else:
+                arrays.append(pyarrow.array(values, kind))
+        parts.append(pyarrow.record_batch(arrays, schema=schema))
+    table = pyarrow.Table.from_batches(parts, schema)
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features), datasets.NamedSplit(split))
 
 
 def keep_readable(data: datasets.Dataset, findings: Findings) -> datasets.Dataset:
