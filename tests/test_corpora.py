@@ -371,8 +371,15 @@ def test_what_is_left_out_of_the_stamps_is_counted(stamps, caplog):
 
 
 def test_a_language_without_descriptions_is_an_error(stamps):
-    with pytest.raises(ValueError, match="in it; the languages.*fr"):
+    with pytest.raises(ValueError, match="no descriptions in it; there are en, fr, nl, pt_BR"):
         load_speech_image_dataset("stamps", data_dir=stamps, languages="fr,it")
+
+
+def test_a_split_without_the_language_is_an_error(stamps):
+    (split,) = {stamp.split for stamp in read_stamps(stamps, Findings()) if "nl" in stamp.recordings}
+    other = "test" if split == "train" else "train"
+    with pytest.raises(ValueError, match=f"split '{other}' is described in nl"):
+        load_speech_image_dataset("stamps", split=other, data_dir=stamps, languages="nl")
 
 
 def test_synthetic_voices_speak_the_captions_and_those_of_test_are_unheard(stamps, tmp_path):
@@ -387,6 +394,13 @@ def test_synthetic_voices_speak_the_captions_and_those_of_test_are_unheard(stamp
     row = made["test"][0]
     assert row["text"].startswith("Beast number")
     assert 0.5 < soundfile.info(io.BytesIO(row["audio"]["bytes"])).duration < 6
+
+
+def test_pictures_of_the_same_thing_are_in_the_same_split(tmp_path):
+    for number in range(20):
+        write_picture(tmp_path / f"{number}.png")
+        write_lines(tmp_path / f"{number}.txt", "A flower." if number % 2 else "a flower")
+    assert len({stamp.split for stamp in read_stamps(tmp_path, Findings())}) == 1
 
 
 @pytest.mark.parametrize(
@@ -409,15 +423,19 @@ def test_stamps_that_are_not_there_name_debians_package(tmp_path):
 
 
 @pytest.mark.skipif(not STAMPS.is_dir(), reason="tuxpaint-stamps-default is not installed")
-def test_the_installed_stamps_have_many_languages_and_no_picture_in_two_splits():
+def test_the_installed_stamps_have_many_languages_and_share_no_picture_and_hardly_a_recording_between_splits():
     found = Findings()
-    splits_of, languages = {}, set()
+    pictures, recordings, languages = {}, {}, set()
     for stamp in read_stamps(STAMPS, found):
-        splits_of.setdefault(stamp.image.read_bytes(), set()).add(stamp.split)
-        languages.update(stamp.recordings)
-    assert len(splits_of) > 700 and {"fr", "ru", "el", "en"} <= languages
-    assert all(len(splits) == 1 for splits in splits_of.values())
-    assert {split for splits in splits_of.values() for split in splits} == {"train", "validation", "test"}
+        pictures.setdefault(stamp.image.read_bytes(), set()).add(stamp.split)
+        for language, recording in stamp.recordings.items():
+            languages.add(language)
+            recordings.setdefault(recording.read_bytes(), set()).add(stamp.split)
+    assert len(pictures) > 700 and {"fr", "ru", "el", "en"} <= languages
+    assert all(len(splits) == 1 for splits in pictures.values())
+    assert {split for splits in pictures.values() for split in splits} == {"train", "validation", "test"}
+    # Several pictures of a thing have the same recording; one is also used under two different captions.
+    assert sum(len(splits) > 1 for splits in recordings.values()) <= 2
     assert found.noted["sound effects, left out"]
     row = load_speech_image_dataset("stamps", split="test", languages="ru")[0]
     assert len(load_audio(row["audio"])) > 4000

@@ -12,7 +12,7 @@ import numpy as np
 from ..espeak import Voice, synthesise
 from ..scenes import check_split
 from ..spoken_scenes import FEATURES, VOICES, flac, random_voice
-from .common import AUDIO, Findings, given_folder, make_dataset, stable_id
+from .common import AUDIO, Findings, NoSuchSplitError, given_folder, make_dataset, stable_id
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 VERSION = 1
@@ -31,7 +31,7 @@ class Stamp:
     """A picture, its captions and its recorded descriptions.
 
     Attributes:
-        name: path from the stamps' folder, without ending; it decides on the split.
+        name: path from the stamps' folder, without ending.
         image: the picture.
         captions: text by language; "en" for the first line.
         recordings: recording by language; "en" for the one that names no language.
@@ -44,8 +44,12 @@ class Stamp:
 
     @property
     def split(self) -> str:
-        """A tenth of the pictures are for validation and a tenth for testing, whatever the language and the voice."""
-        return {8: "validation", 9: "test"}.get(stable_id(self.name) % 10, "train")
+        """A tenth of the pictures are for validation and a tenth for testing, whatever the language and the voice.
+
+        Pictures of the same thing have the same caption, and often the very same recordings: it decides, not the name.
+        """
+        said = self.captions.get("en", self.name).casefold().strip(" .!")
+        return {8: "validation", 9: "test"}.get(stable_id(said) % 10, "train")
 
 
 def load_stamps(
@@ -93,10 +97,15 @@ def load_stamps(
     if data_dir is None and not STAMPS.is_dir():
         raise FileNotFoundError(f"There is no folder {STAMPS}. Needed is {DOWNLOAD}")
     root = given_folder("stamps", data_dir or STAMPS, DOWNLOAD)
-    stamps = [stamp for stamp in read_stamps(root, findings) if stamp.split == split]
+    everything = read_stamps(root, findings)
+    stamps = [stamp for stamp in everything if stamp.split == split]
     if voices == "synthetic":
         return _speak(stamps, split, voices_per_picture, seed, cache_dir)
-    return make_dataset(_recorded_rows(stamps, _chosen(languages, stamps)), split)
+    chosen = _chosen(languages, everything)
+    rows = list(_recorded_rows(stamps, chosen))
+    if not rows:
+        raise NoSuchSplitError(f"No picture of the split {split!r} is described in {', '.join(chosen)}.")
+    return make_dataset(rows, split)
 
 
 def read_stamps(root: Path, findings: Findings) -> list[Stamp]:
@@ -149,8 +158,8 @@ def _chosen(languages: str | Sequence[str] | None, stamps: list[Stamp]) -> list[
     wanted = languages.split(",") if isinstance(languages, str) else list(languages)
     if not wanted or (unknown := [language for language in wanted if language not in there]):
         raise ValueError(
-            f"There are no descriptions in {', '.join(unknown) if wanted else 'no language'}; the languages of this "
-            f"split are {', '.join(there)}."
+            f"There are no descriptions in {', '.join(unknown) if wanted else 'no language'}; there are "
+            f"{', '.join(there)}."
         )
     return wanted
 
