@@ -1,7 +1,7 @@
 """Any data set of the Hub, saved data set or parquet file, with its columns mapped to the common ones."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +139,14 @@ def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, 
     elif data.features["image_id"].dtype == "string":
         ids = [stable_id(value) for value in data["image_id"]]
         data = data.remove_columns("image_id").add_column("image_id", ids)
+    if data.features["image_id"] != FEATURES["image_id"]:
+        data = data.cast_column("image_id", FEATURES["image_id"])
     for name in ("text", "caption_id", "speaker"):
-        if name in absent:
-            filled = [f"{split}-{row}" if name == "caption_id" else "" for row in range(len(data))]
-            data = data.add_column(name, filled)
-    for name in ("image_id", "text", "caption_id", "speaker"):
-        if data.features[name] != FEATURES[name]:
-            data = data.cast_column(name, FEATURES[name])
+        values = data[name][:] if name in taken else _default(name, split, range(len(data)))
+        if name in taken and not all(isinstance(value, str) for value in values):
+            data, values = data.remove_columns(name), _strings(values)
+        if name not in data.column_names:
+            data = data.add_column(name, values)
     return data.select_columns(list(FEATURES))
 
 
@@ -155,22 +156,24 @@ def _complete(table: Any, indices: list[int], taken: dict[str, str], split: str,
 
     table = table.select(list(taken.values())).rename_columns(list(taken))
 
-    def strings(name: str) -> list[str]:
-        return ["" if value is None else str(value) for value in table[name].to_pylist()]
-
+    strings = {
+        name: _strings(table[name].to_pylist()) if name in taken else _default(name, split, indices)
+        for name in ("text", "caption_id", "speaker")
+    }
     if "image_id" not in taken:
         image_ids = [_picture_id(image) for image in table["image"].to_pylist()]
     else:
         image_ids = [stable_id(v) if isinstance(v, str) else v for v in table["image_id"].to_pylist()]
-    columns = {
-        "audio": table["audio"],
-        "image": table["image"],
-        "image_id": image_ids,
-        "text": strings("text") if "text" in taken else [""] * len(table),
-        "caption_id": strings("caption_id") if "caption_id" in taken else [f"{split}-{index}" for index in indices],
-        "speaker": strings("speaker") if "speaker" in taken else [""] * len(table),
-    }
+    columns = {"audio": table["audio"], "image": table["image"], "image_id": image_ids, **strings}
     return pyarrow.table(columns).cast(features.arrow_schema)
+
+
+def _strings(values: Iterable[Any]) -> list[str]:
+    return ["" if value is None else str(value) for value in values]
+
+
+def _default(name: str, split: str, indices: Iterable[int]) -> list[str]:
+    return [f"{split}-{index}" if name == "caption_id" else "" for index in indices]
 
 
 def _picture_id(image: Mapping[str, Any]) -> int:
