@@ -4,140 +4,125 @@
 (int64, the same for all captions of a picture), ``text``, ``caption_id``, ``speaker`` (strings, empty where unknown).
 """
 
-import csv
-import json
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from .spoken_scenes import FEATURES, build_spoken_scenes
+from .corpora.common import Findings, keep_readable
+from .corpora.flickr8k import load_flickr8k
+from .corpora.folder import METADATA_FILES, load_folder, metadata_file
+from .corpora.hub import is_data_path, load_mapped, shards
+from .corpora.spokencoco import load_spokencoco
+from .corpora.stamps import load_stamps
+from .spoken_scenes import build_spoken_scenes
 
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+logger = logging.getLogger(__name__)
 
 
 def load_speech_image_dataset(
-    name_or_path: str | Path, split: str = "train", data_dir: str | Path | None = None, **options: Any
-) -> datasets.Dataset:
+    name_or_path: str | Path,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    *,
+    streaming: bool = False,
+    on_error: str = "raise",
+    **options: Any,
+) -> datasets.Dataset | datasets.IterableDataset:
     """Load one split of a data set of spoken captions and pictures.
 
+    Nothing is decoded here: rows hold paths or bytes, which the collator reads with soundfile and Pillow. What the
+    corpus lacks is counted in one line of the log.
+
     Args:
-        name_or_path: "spoken_scenes" (made on the spot), "folder" (files of your own, in ``data_dir``), or the path of
-            such a folder.
+        name_or_path: "flickr8k", "spokencoco", "stamps", "folder" (files of your own, in ``data_dir``),
+            "spoken_scenes" (made on the spot); or the path of such a folder, of parquet files or of a saved data set;
+            or a repository on the Hub (``owner/name``).
         split: "train", "validation" or "test".
         data_dir: where the files are, for data sets that are read from files.
-        **options: passed on to the data set: for ``spoken_scenes`` see ``build_spoken_scenes``.
+        streaming: return an ``IterableDataset`` of the same rows, in up to 64 shards for processes and workers to
+            share. A repository on the Hub is then not downloaded first.
+        on_error: "raise": a missing file is an error now, a broken one when it is first used. "skip": every recording
+            and picture is read now, the same ones in every process, and those that cannot be used are left out and
+            listed in the log.
+        **options: passed on to the data set: ``languages`` and ``voices`` of ``stamps`` (see ``load_stamps``),
+            ``columns`` of data sets of the Hub (see ``load_mapped``), ``num_scenes`` of ``spoken_scenes`` (see
+            ``build_spoken_scenes``).
 
     Returns:
         A data set with the columns named above.
 
     Raises:
-        ValueError: unknown name, or a split that the data set does not have.
-        FileNotFoundError: a folder or file is missing.
+        ValueError: unknown name or ``on_error``, or a split that the data set does not have.
+        FileNotFoundError: a folder or file is missing; for the published corpora it says what to download.
         TypeError: an option that the data set does not know.
     """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r}: choose raise or skip.")
+    findings = Findings(raises=on_error == "raise")
+    made = read_dataset(
+        name_or_path, split, data_dir, findings, streaming=streaming, read_all=on_error == "skip", **options
+    )
+    if lines := findings.lines(shown=5):
+        logger.warning("%s, %s: %s", name_or_path, split, "; ".join(lines))
+    return made
+
+
+def read_dataset(
+    name_or_path: str | Path,
+    split: str,
+    data_dir: str | Path | None,
+    findings: Findings,
+    *,
+    streaming: bool = False,
+    read_all: bool = False,
+    **options: Any,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load as `load_speech_image_dataset` does, with what was left out in `findings` instead of in the log."""
     name = str(name_or_path)
-    if name not in DATASETS and Path(name_or_path).is_dir():
-        if data_dir is not None:
-            raise ValueError(f"Both a folder ({name}) and data_dir={str(data_dir)!r} were given: leave one out.")
-        name, data_dir = "folder", name_or_path
-    if name not in DATASETS:
+    path = Path(name_or_path).expanduser()
+    from_hub = name not in DATASETS and not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    if name not in DATASETS and (path.exists() or from_hub) and data_dir is not None:
+        raise ValueError(f"Both a folder ({name}) and data_dir={str(data_dir)!r} were given: leave one out.")
+    if from_hub or (name not in DATASETS and path.exists() and not _is_folder_data(path)):
+        if streaming and from_hub and read_all:
+            raise ValueError('on_error="skip" reads everything first: leave streaming out, or keep on_error="raise".')
+        # What is on this machine is read as it is and streamed afterwards, if it has to be looked through before.
+        made = load_mapped(path if path.exists() else name, split, streaming=streaming and not read_all, **options)
+    elif name in DATASETS:
+        made = DATASETS[name](split, data_dir, findings, **options)
+    elif path.is_dir():
+        made = load_folder(split, path, findings, **options)
+    else:
         raise ValueError(
             f"There is no data set {name!r} and no folder of that name: choose one of {', '.join(sorted(DATASETS))}, "
-            f"or give the path of a folder with a {' or '.join(METADATA_FILES)}."
+            f"or give the path of a folder with a {' or '.join(METADATA_FILES)}, or owner/name of one on the Hub."
         )
-    return DATASETS[name](split, data_dir, **options)
+    if read_all:
+        made = keep_readable(made, findings)
+    return shards(made) if streaming and isinstance(made, datasets.Dataset) else made
 
 
-def load_folder(split: str, data_dir: str | Path | None) -> datasets.Dataset:
-    """Read a folder of recordings and pictures.
-
-    The folder holds a ``metadata.csv`` or ``metadata.jsonl`` with the columns ``audio`` and ``image`` (paths from that
-    file's place) and, where known, ``text``, ``speaker`` and ``split``; or one folder of that kind per split, named
-    after it. Without any mention of splits everything is "train". Rows with the same picture share an ``image_id``.
-
-    Raises:
-        ValueError: no ``data_dir``, missing columns, empty cells, no rows, or no such split.
-        FileNotFoundError: the folder, its metadata or a file named there is missing.
-    """
-    if data_dir is None:
-        raise ValueError("The data set 'folder' needs data_dir: the folder with your metadata.csv or metadata.jsonl.")
-    root = Path(data_dir)
-    if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}.")
-    if (root / split).is_dir() and _metadata_file(root) is None:
-        root, divided = root / split, True
-    else:
-        divided = False
-    file = _metadata_file(root)
-    if file is None:
-        raise FileNotFoundError(
-            f"{root} holds neither {' nor '.join(METADATA_FILES)}: write one, with audio, image, text."
-        )
-    rows = _read_rows(file)
-    if not divided:
-        found = sorted({row.get("split") or "train" for row in rows})
-        rows = [row for row in rows if (row.get("split") or "train") == split]
-        if not rows:
-            raise ValueError(f"{file} has no rows of the split {split!r}: it has {', '.join(found)}.")
-    columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
-    image_ids: dict[Path, int] = {}
-    for row in rows:
-        paths = {name: (root / row[name]).resolve() for name in ("audio", "image")}
-        for name, path in paths.items():
-            if not path.is_file():
-                raise FileNotFoundError(f"{file}, row {row['row']}: there is no {name} file {path}.")
-        columns["audio"].append({"bytes": None, "path": str(paths["audio"])})
-        columns["image"].append({"bytes": None, "path": str(paths["image"])})
-        columns["image_id"].append(image_ids.setdefault(paths["image"], len(image_ids)))
-        columns["text"].append(row.get("text") or "")
-        columns["caption_id"].append(f"{split}-{row['row']}")
-        columns["speaker"].append(row.get("speaker") or "")
-    made = datasets.Dataset.from_dict(columns, features=FEATURES, split=datasets.NamedSplit(split))
-    return made.cast_column("audio", datasets.Audio(sampling_rate=16_000, decode=False))
+def _is_folder_data(path: Path) -> bool:
+    divided = any(file.name in METADATA_FILES for file in path.glob("*/metadata.*"))
+    return path.is_dir() and (metadata_file(path) is not None or divided or not is_data_path(path))
 
 
-def _metadata_file(folder: Path) -> Path | None:
-    found = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{folder} holds both {' and '.join(METADATA_FILES)}: keep one of them.")
-    return found[0] if found else None
-
-
-def _read_rows(file: Path) -> list[dict[str, Any]]:
-    """Read the metadata; each row gets its number, from 1, as ``row``."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        if file.suffix == ".csv":
-            rows: list[Any] = list(csv.DictReader(stream))
-        else:
-            rows = []
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{file}, line {number} is no JSON: {error}.") from error
-    if not rows:
-        raise ValueError(f"{file} has no rows.")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, row {number} is no object but {row!r}: expected audio, image and text by name.")
-        missing = [name for name in ("audio", "image") if not row.get(name)]
-        if missing:
-            raise ValueError(
-                f"{file}, row {number} has no {' and no '.join(missing)}: every row needs audio and image (paths), "
-                f"and should have text; this one has {', '.join(map(str, row)) or 'nothing'}."
-            )
-        row["row"] = number
-    return rows
-
-
-def _load_spoken_scenes(split: str, data_dir: str | Path | None, **options: Any) -> datasets.Dataset:
+def _load_spoken_scenes(
+    split: str, data_dir: str | Path | None, findings: Findings, **options: Any
+) -> datasets.Dataset:
     if data_dir is not None:
         raise ValueError("The data set 'spoken_scenes' is made on the spot and reads no data_dir: leave it out.")
     return build_spoken_scenes(split, **options)
 
 
-DATASETS: dict[str, Callable[..., datasets.Dataset]] = {"spoken_scenes": _load_spoken_scenes, "folder": load_folder}
+DATASETS: dict[str, Callable[..., datasets.Dataset]] = {
+    "flickr8k": load_flickr8k,
+    "folder": load_folder,
+    "spoken_scenes": _load_spoken_scenes,
+    "spokencoco": load_spokencoco,
+    "stamps": load_stamps,
+}

@@ -1,0 +1,1 @@
+"""The corpora that are read from files: one module each."""

@@ -1,0 +1,180 @@
+"""Any data set of the Hub, saved data set or parquet file, with its columns mapped to the common ones."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ..spoken_scenes import FEATURES
+from .common import AUDIO, IMAGE, NoSuchSplitError, stable_id
+
+
+def is_data_path(path: Path) -> bool:
+    """Whether a path holds parquet files or a data set saved by `datasets`."""
+    if path.is_file():
+        return path.suffix == ".parquet"
+    saved = ("dataset_dict.json", "state.json")
+    return any((path / name).is_file() for name in saved) or next(path.rglob("*.parquet"), None) is not None
+
+
+def load_mapped(
+    source: str | Path,
+    split: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    streaming: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load a split of a data set that `datasets` reads, and give it the common columns.
+
+    Args:
+        source: a repository on the Hub, a parquet file, a folder with parquet files named after their split
+            (``train-00000-of-00001.parquet``), or a folder written by ``save_to_disk``.
+        split: the split's name there.
+        columns: the source's name of each column that has another name there, for instance ``{"audio": "sound"}``.
+            Of ``audio`` and ``image`` there must be one. Without an ``image_id`` it follows from the picture's bytes
+            (or, if only its path is stored, from that); ids that are strings become numbers.
+        config_name: the configuration, for repositories that have several.
+        revision: the repository's revision.
+        cache_dir: where `datasets` keeps what it makes of it.
+        streaming: return an `IterableDataset`.
+
+    Raises:
+        ValueError: no such split, or columns that are missing, named twice or of a type that does not fit.
+        OSError: the source is not there.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        try:
+            data = datasets.load_dataset(
+                str(source), config_name, split=split, revision=revision, cache_dir=cache_dir, streaming=streaming
+            )
+        except ValueError as error:
+            if re.match(r"(Unknown|Bad) split", str(error)):
+                raise NoSuchSplitError(f"{source}: {error}") from error
+            raise
+    elif config_name is not None or revision is not None:
+        raise ValueError(f"{path} is on this machine: config_name and revision are for repositories on the Hub.")
+    elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        data = _saved(path, split)
+        data = shards(data) if streaming else data
+    else:
+        data = datasets.load_dataset(
+            "parquet",
+            data_files={split: [str(file) for file in _parquet_files(path, split)]},
+            split=split,
+            cache_dir=cache_dir,
+            streaming=streaming,
+        )
+    return _with_common_columns(data, str(source), split, dict(columns or {}))
+
+
+def shards(data: datasets.Dataset) -> datasets.IterableDataset:
+    """Stream a data set, in as many parts as processes and workers are likely to share."""
+    return data.to_iterable_dataset(num_shards=min(len(data), 64))
+
+
+def _saved(path: Path, split: str) -> datasets.Dataset:
+    data = datasets.load_from_disk(str(path))
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise NoSuchSplitError(f"{path} has no split {split!r}: it has {', '.join(map(str, data))}.")
+        return data[split]
+    own = str(data.split or "train")
+    if own != split:
+        raise NoSuchSplitError(f"{path} has no split {split!r}: it has {own}.")
+    return data
+
+
+def _parquet_files(path: Path, split: str) -> list[Path]:
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    chosen = [file for file in files if file.stem.split("-")[0] == split]
+    if chosen or (len(files) == 1 and split == "train"):
+        return chosen or files  # a single file of any name: its rows are for training
+    raise NoSuchSplitError(
+        f"{path} has no parquet files of the split {split!r}: their names begin with the split, and there "
+        f"{'is' if len(files) == 1 else 'are'} {', '.join(file.name for file in files[:10])}."
+    )
+
+
+def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, str]) -> Any:
+    if unknown := sorted(set(columns) - set(FEATURES)):
+        raise ValueError(f"columns maps {', '.join(unknown)}; there are only {', '.join(FEATURES)} to be mapped to.")
+    names = data.column_names
+    if data.features is None or names is None:
+        raise ValueError(f"{source} does not say what its columns are: leave streaming out.")
+    wanted = {name: columns.get(name, name) for name in FEATURES}
+    absent = [name for name, own in wanted.items() if own not in names]
+    if wrong := [name for name in absent if name in columns or name in ("audio", "image")]:
+        raise ValueError(
+            f"{source} has no column {', '.join(repr(wanted[name]) for name in wrong)}; its columns are "
+            f"{', '.join(names)}. Say which is {' and '.join(wrong)} with columns={{{wrong[0]!r}: ...}}."
+        )
+    taken = {name: own for name, own in wanted.items() if name not in absent}
+    if len(set(taken.values())) < len(taken):
+        raise ValueError(f"A column of {source} stands for two: {taken}. Each can have one meaning only.")
+    data = data.select_columns(list(taken.values()))
+    for name, feature in (("audio", AUDIO), ("image", IMAGE)):
+        if data.features[taken[name]] != feature:
+            data = data.cast_column(taken[name], feature)
+    if isinstance(data, datasets.IterableDataset):
+        # As tables: as rows, `datasets` would encode the recordings again, for which it needs torchcodec.
+        full = datasets.Features({**FEATURES, "audio": AUDIO})
+        arguments = {"taken": taken, "split": split, "features": full}
+        data = data.with_format("arrow").map(
+            _complete,
+            batched=True,
+            with_indices=True,
+            features=full,
+            fn_kwargs=arguments,
+        )
+        return data.with_format(None)
+    data = data.rename_columns({own: name for name, own in taken.items() if own != name})
+    if "image_id" not in taken:
+        data = data.add_column("image_id", [_picture_id(image) for image in data["image"]])
+    elif data.features["image_id"].dtype == "string":
+        ids = [stable_id(value) for value in data["image_id"]]
+        data = data.remove_columns("image_id").add_column("image_id", ids)
+    if data.features["image_id"] != FEATURES["image_id"]:
+        data = data.cast_column("image_id", FEATURES["image_id"])
+    for name in ("text", "caption_id", "speaker"):
+        values = data[name][:] if name in taken else _default(name, split, range(len(data)))
+        if name in taken and not all(isinstance(value, str) for value in values):
+            data, values = data.remove_columns(name), _strings(values)
+        if name not in data.column_names:
+            data = data.add_column(name, values)
+    return data.select_columns(list(FEATURES))
+
+
+def _complete(table: Any, indices: list[int], taken: dict[str, str], split: str, features: datasets.Features) -> Any:
+    """Give a part of a stream, a `pyarrow.Table`, the common columns."""
+    import pyarrow
+
+    table = table.select(list(taken.values())).rename_columns(list(taken))
+
+    strings = {
+        name: _strings(table[name].to_pylist()) if name in taken else _default(name, split, indices)
+        for name in ("text", "caption_id", "speaker")
+    }
+    if "image_id" not in taken:
+        image_ids = [_picture_id(image) for image in table["image"].to_pylist()]
+    else:
+        image_ids = [stable_id(v) if isinstance(v, str) else v for v in table["image_id"].to_pylist()]
+    columns = {"audio": table["audio"], "image": table["image"], "image_id": image_ids, **strings}
+    return pyarrow.table(columns).cast(features.arrow_schema)
+
+
+def _strings(values: Iterable[Any]) -> list[str]:
+    return ["" if value is None else str(value) for value in values]
+
+
+def _default(name: str, split: str, indices: Iterable[int]) -> list[str]:
+    return [f"{split}-{index}" if name == "caption_id" else "" for index in indices]
+
+
+def _picture_id(image: Mapping[str, Any]) -> int:
+    return stable_id(image["bytes"] if image.get("bytes") is not None else image["path"])
