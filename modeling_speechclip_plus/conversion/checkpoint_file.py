@@ -153,9 +153,7 @@ class _DataUnpickler(pickle.Unpickler):
         package = module.partition(".")[0]
         recorded = (module, name) in _RECORDED
         if not recorded and (package in _REFUSED_PACKAGES or not package):
-            raise UnsafeCheckpointError(
-                f"it asks for {module}.{name}, which is no data; it may be an attack."
-            )
+            raise UnsafeCheckpointError(f"it asks for {module}.{name}, which is no data; it may be an attack.")
         calls = recorded or package in ORIGINAL_PACKAGES
         return _RecordClass(name, (Record,), {"module": module, "name": name, "callable": calls})
 
