@@ -32,7 +32,7 @@ NUM_FOUND = 5
 CLOUD_WORDS = 60
 PCA_POINTS = 400
 _TITLES = {
-    "subword": "keywords in the caption, as subwords",
+    "subword": "as subwords",
     "content_subword": "as subwords, without stop words",
     "word": "as words",
     "content_word": "as words, without stop words",
@@ -259,7 +259,9 @@ def _clouds(processor: Any, split: SplitEmbeddings) -> list[Figure]:
                 text = processor.tokenizer.decode([subword]).strip() or str(subword)
                 texts[text] = texts.get(text, 0) + count
             cloud = keyword_cloud(texts, "plain" if kind == "unknown" else kind)
-            note = f"{sum(counts.values())} keywords, {len(counts)} different; the commonest {len(texts)}"
+            note = f"{sum(counts.values())} keywords, {len(counts)} different"
+            if len(counts) > CLOUD_WORDS:
+                note += f"; the commonest {CLOUD_WORDS} are shown"
             figures.append(Figure(titles[kind], cloud, note, is_wide=True))
     return figures
 
