@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..configuration.presets import published_results
 from ..modeling_speechclip_plus.conversion.original_config import matching_presets, settings_of_preset
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
@@ -28,7 +29,16 @@ from .split_evaluation import SplitEvaluation, evaluate_split
 RESULTS = "results.json"
 REPORT = "report.html"
 # Where a model's backbones came from says nothing about what it computes.
-_IGNORED_SETTINGS = ("speech_backbone", "clip_backbone")
+_IGNORED_SETTINGS = {"speech_backbone", "clip_backbone"}
+_SIZES = (
+    "speech_config.model_type",
+    "speech_config.hidden_size",
+    "speech_config.num_hidden_layers",
+    "clip_config.projection_dim",
+    "clip_config.text_config.hidden_size",
+    "clip_config.vision_config.hidden_size",
+    "clip_config.vision_config.patch_size",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,17 +139,22 @@ def load_model(path: str) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]
 
 
 def presets_of_model(config: Any, processor: Any) -> list[str]:
-    """Names of the published configurations that a model agrees with in everything that they say."""
-    settings: dict[str, Any] = {}
+    """Names of the published configurations that a model agrees with, in size and in everything that they say."""
     values = {**config.to_dict(), "do_normalize": processor.feature_extractor.do_normalize}
-    for name in matching_presets({}):  # nothing contradicts nothing: all of them
-        for key in settings_of_preset(name):
-            if key not in settings and key not in _IGNORED_SETTINGS:
-                found: Any = values
-                for part in key.split("."):
-                    found = found.get(part) if isinstance(found, Mapping) else None
-                settings[key] = found
-    return matching_presets(settings)
+    names = matching_presets({})  # nothing contradicts nothing: all of them
+    keys = {key for name in names for key in settings_of_preset(name)} - _IGNORED_SETTINGS
+    sizes = [_setting(values, key) for key in _SIZES]  # which presets leave to the defaults
+    return [
+        name
+        for name in matching_presets({key: _setting(values, key) for key in keys})
+        if sizes == [_setting(SpeechClipPlusConfig.from_preset(name).to_dict(), key) for key in _SIZES]
+    ]
+
+
+def _setting(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def published_figures(presets: Sequence[str], data: str, split: str) -> dict[str, Any] | None:
