@@ -281,7 +281,11 @@ def test_a_ctm_file_holds_many_utterances(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("u1 1 zero 0.3 cat", "line 2: expected 'utterance channel"), ("u1 2 1 1 x", "on channels 1 and 2")],
+    [
+        ("u1 1 zero 0.3 cat", "line 2: expected 'utterance channel"),
+        ("u1 2 1 1 x", "on channels 1 and 2"),
+        ("u1 1 0.05 0.1 b", "overlaps"),
+    ],
 )
 def test_a_damaged_ctm_line_is_named(tmp_path, line, message):
     file = tmp_path / "all.ctm"
@@ -311,6 +315,8 @@ def test_alignments_are_found_by_caption_id_or_file_name(tmp_path):
 def test_neighbouring_words_share_a_boundary():
     assert word_boundaries(WORDS) == [0.4]
     assert word_boundaries([AlignedWord("a", 0, 1)]) == []
+    rounded = [AlignedWord("a", 0, 0.31), AlignedWord("b", 0.30, 0.6), AlignedWord("c", 0.61, 0.8)]
+    assert word_boundaries(rounded) == [0.30, 0.61]
 
 
 # ---- zero-shot

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 WORD_TIERS = ("words", "word")
@@ -12,7 +13,8 @@ SUFFIXES = (".textgrid", ".ctm")
 
 # TextGrid's rule for both forms: only strings in quotes, numbers that stand alone and <flags> mean something.
 _TOKEN = re.compile(r'"(?:[^"]|"")*"|(?<!\S)<[^<>\s]+>(?!\S)|(?<!\S)[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?(?!\S)')
-_SAME = 1e-3  # seconds: where one word ends and the next begins, aligners may differ in the last digit
+# Seconds between words that are rounding (CTM often has two decimals, of the start and of the duration) and no pause.
+_ROUNDING = 0.02
 
 
 @dataclass(frozen=True)
@@ -141,14 +143,18 @@ def match_alignments(
 
 
 def word_boundaries(words: Sequence[AlignedWord]) -> list[float]:
-    """Beginnings and ends of words, without the first beginning and the last end; what is equal is there once.
+    """Where one word ends and the next begins; once, if the next follows within 20 ms.
 
     Example:
         >>> word_boundaries([AlignedWord("a", 0.1, 0.2), AlignedWord("red", 0.2, 0.5), AlignedWord("cat", 0.6, 1.0)])
         [0.2, 0.5, 0.6]
     """
-    times = sorted(time for word in words for time in (word.start, word.end))[1:-1]
-    return [time for place, time in enumerate(times) if place == 0 or time - times[place - 1] > _SAME]
+    times = []
+    for word, following in pairwise(words):
+        if following.start - word.end > _ROUNDING:
+            times.append(word.end)
+        times.append(following.start)
+    return times
 
 
 class _Tokens:
@@ -205,7 +211,11 @@ def _interval(tokens: _Tokens) -> AlignedWord:
 def _checked(words: Sequence[AlignedWord], path: Path) -> list[AlignedWord]:
     kept = [word for word in words if word.text.lower() not in SILENCES]
     for word, following in zip(kept, [*kept[1:], None], strict=True):
-        if word.end < word.start or word.start < 0 or (following and following.start < word.end - _SAME):
+        if (
+            word.end < word.start
+            or word.start < 0
+            or (following is not None and following.start < word.end - _ROUNDING)
+        ):
             raise ValueError(
                 f"{path}: the word {word.text!r} from {word.start:g} to {word.end:g} s ends before it begins, or "
                 "overlaps the next."
