@@ -20,7 +20,10 @@ from speechclip_plus.trainer.data import load_speech_image_dataset
 from speechclip_plus.trainer.evaluate_command import format_results, presets_of_model, published_figures
 from speechclip_plus.trainer.evaluation import split_metrics
 from speechclip_plus.trainer.evaluation_charts import bar_chart, principal_components, rank_histogram
+from speechclip_plus.trainer.evaluation_report import result_tables
 from speechclip_plus.trainer.report import ScoreRow, ScoreTable
+from speechclip_plus.trainer.retrieval_statistics import retrieval_statistics
+from speechclip_plus.trainer.split_evaluation import SplitEvaluation
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 CAPTIONS = ["a red circle", "a red circle", "a blue star above a moon", "the big green ring", "a pink heart", "a moon"]
@@ -270,6 +273,21 @@ def test_published_figures_stand_beside_results_on_their_own_data_alone():
     assert published_figures(presets, "spoken_scenes", "test") is None
     assert published_figures(presets, "flickr8k", "train") is None
     assert published_figures([], "flickr8k", "test") is None
+
+
+def test_published_figures_are_a_row_of_the_table_beside_the_measured_ones():
+    data = (torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4))
+    evaluation = SplitEvaluation(chance=chance_recall(range(4), range(4)))
+    for branch in ("parallel", "cascaded"):
+        statistics = retrieval_statistics(*data, resamples=5)
+        evaluation.retrievals[branch, "image"] = statistics
+        evaluation.metrics |= {f"{branch}_{name}": value for name, value in statistics.values.items()}
+    evaluation.metrics["utterances"] = 4
+    published = published_results("parallel-large-flickr8k")["test"]
+    (table,) = result_tables(evaluation, published, "parallel")
+    rows = [(row.name, row.cells[0]) for row in table.rows]
+    assert rows[:3] == [("parallel branch, speech to pictures", "100.0"), ("published", "39.1"), ("guessing", "25.0")]
+    assert [name for name, _ in rows].count("published") == 2  # both directions of the branch it was published for
 
 
 def test_a_printed_table_has_its_intervals_in_brackets():

@@ -142,7 +142,9 @@ def _keyword_tables(evaluation: SplitEvaluation, published: Mapping[str, Any] | 
         for tolerance in tolerances:
             names = [f"boundary_{name}@{tolerance}" for name in ("precision", "recall", "f1", "r_value")]
             chance = [_figure(name, evaluation.chance) for name in names]
-            rows.append(ScoreRow(f"within {tolerance}", [_figure(name, metrics) for name in names]))
+            rows.append(
+                ScoreRow(f"within {tolerance.removesuffix('ms')} ms", [_figure(name, metrics) for name in names])
+            )
             rows.append(ScoreRow("as many boundaries, evenly spaced", chance, is_baseline=True))
         caption = f"Where CIF fires against word boundaries ({int(metrics['aligned_utterances'])} recordings; percent)"
         tables.append(ScoreTable(caption, ["precision", "recall", "F1", "R-value"], rows))

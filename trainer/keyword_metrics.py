@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bootstrap import RESAMPLES, mean_interval
+from .bootstrap import RESAMPLES, interval, resampled_means
 
 TOLERANCES_MS = (20, 50, 100)
 _ROUNDING = 1e-6  # seconds: a boundary exactly at the tolerance is within it
@@ -100,11 +100,18 @@ def keyword_statistics(
                 shuffled[row] = gold[order[place - 1]]
             per_utterance["semantic_similarity_shuffled"] = semantic_similarities(keywords, shuffled, table)
     intervals = {}
+    together: dict[bytes, dict[str, Tensor]] = {}  # figures of the same utterances, drawn together
     for name, figures in per_utterance.items():
-        known = torch.tensor([figure for figure in figures if not math.isnan(figure)], dtype=torch.float64)
-        if len(known):
-            values[name] = known.mean().item()
-            intervals[name] = mean_interval(known, resamples, seed)
+        column = torch.tensor(figures, dtype=torch.float64)
+        known = ~column.isnan()
+        if known.any():
+            together.setdefault(known.numpy().tobytes(), {})[name] = column[known]
+    for columns in together.values():
+        table = torch.stack(list(columns.values()), dim=1)  # (utterances, figures)
+        drawn = resampled_means(table, resamples, seed)
+        for place, name in enumerate(columns):
+            values[name] = table[:, place].mean().item()
+            intervals[name] = interval(drawn[:, place])
     return KeywordStatistics(values, intervals)
 
 
