@@ -25,6 +25,7 @@ from .quickstart.console import quiet_libraries
 from .report import ScoreTable, write_report
 from .split_embeddings import SplitEmbeddings, embed_split
 from .split_evaluation import SplitEvaluation, evaluate_split
+from .versions import versions
 
 RESULTS = "results.json"
 REPORT = "report.html"
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         "curves": _curves(evaluation),
         "notes": evaluation.notes,
         "bootstrap": {"resamples": RESAMPLES, "confidence": 0.95, "seed": args.seed},
-        "versions": _versions(),
+        "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     facts = _facts(args, content)
@@ -261,9 +262,3 @@ def _facts(args: argparse.Namespace, content: Mapping[str, Any]) -> list[tuple[s
     facts.append(("date", content["date"]))
     facts.append(("versions", ", ".join(f"{name} {version}" for name, version in content["versions"].items())))
     return facts
-
-
-def _versions() -> dict[str, str]:
-    from ..hub_cards.model_card import versions  # cards build on training, so only here
-
-    return versions()
