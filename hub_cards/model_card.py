@@ -1,13 +1,14 @@
 """A model card from measured facts: every number in it comes from the metrics it is given."""
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
+
+from ..trainer.versions import versions
 
 _TEMPLATES = resources.files(__package__) / "templates"
 
@@ -129,18 +130,6 @@ def card_metadata(facts: ModelCardFacts) -> ModelCardData:
         model_name=facts.name,
         eval_results=results,
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    packages = ("speechclip-plus", "torch", "transformers", "datasets", "safetensors")
-    found = {"Python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "from source"
-    return found
 
 
 def hub_backbones(config: Any) -> list[str]:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechclip_plus.trainer import metrics
+from speechclip_plus.trainer import bootstrap, metrics
+from speechclip_plus.trainer.bootstrap import mean_interval, resampled_means, resampled_medians
 from speechclip_plus.trainer.chance import chance_keyword_hit_rate, chance_recall
 from speechclip_plus.trainer.metrics import keyword_hit_rate, nearest_subwords, retrieval_ranks, retrieval_recall
+from speechclip_plus.trainer.retrieval_statistics import retrieval_statistics
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -227,3 +229,96 @@ def test_the_chance_of_a_keyword_hit_leaves_out_what_cannot_become_a_keyword():
     chance = chance_keyword_hit_rate([{1, 2, 99}, {2, 99}, {3, 99}], keyword_ids=range(1, 5))
     assert chance["keyword_hit_rate@1"] == pytest.approx(100 * (2 + 1 + 1) / 12)
     assert chance["keyword_hit_rate_most_common@1"] == pytest.approx(200 / 3)
+
+
+def brute_force_lists(scores, speech_image_ids, image_ids):
+    """For each image, the rank of each of its utterances: those before it with ties counted against it."""
+    ranks = {}
+    for i, image in enumerate(image_ids):
+        own = sorted((scores[s][i] for s, target in enumerate(speech_image_ids) if target == image), reverse=True)
+        wrong = [scores[s][i] for s, target in enumerate(speech_image_ids) if target != image]
+        if own:
+            ranks[image] = [place + 1 + sum(score >= mine for score in wrong) for place, mine in enumerate(own)]
+    return ranks
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_average_precision_and_the_share_of_all_answers_equal_a_count_by_hand(seed):
+    speech, images, speech_image_ids, image_ids = small_whole_numbers(seed, num_images=11, captions=3)
+    keep = torch.arange(len(speech)) % 5 > 0  # images with one, two and three utterances
+    speech, speech_image_ids = speech[keep], speech_image_ids[keep]
+    lists = brute_force_lists((speech @ images.T).tolist(), speech_image_ids.tolist(), image_ids.tolist())
+    to_image, _ = brute_force_ranks((speech @ images.T).tolist(), speech_image_ids.tolist(), image_ids.tolist())
+    got = retrieval_statistics(speech, images, speech_image_ids, image_ids, resamples=10)
+    precisions = [sum((place + 1) / rank for place, rank in enumerate(ranks)) / len(ranks) for ranks in lists.values()]
+    assert got.values["image_to_speech_mAP"] == pytest.approx(100 * sum(precisions) / len(precisions))
+    assert got.values["speech_to_image_mAP"] == pytest.approx(100 * sum(1 / r for r in to_image) / len(to_image))
+    for k in (1, 5, 10):
+        shares = [sum(rank <= k for rank in ranks) / len(ranks) for ranks in lists.values()]
+        assert got.values[f"image_to_speech_mteb_R@{k}"] == pytest.approx(100 * sum(shares) / len(shares))
+    assert got.item_ranks.tolist() == [lists[image][0] for image in sorted(lists)]
+
+
+def test_statistics_agree_with_the_plain_recalls():
+    data = small_whole_numbers(seed=1, num_images=40, captions=2)
+    plain, got = retrieval_recall(*data), retrieval_statistics(*data, resamples=10)
+    assert {name: got.values[name] for name in plain} == pytest.approx(plain)
+    assert got.curves["speech_to_image"][4] == pytest.approx(plain["speech_to_image_R@5"])
+    assert len(got.curves["image_to_speech"]) == 100 and got.curves["image_to_speech"][-1] == 100.0
+
+
+def test_with_one_utterance_per_image_both_recalls_are_one():
+    data = small_whole_numbers(seed=1, num_images=9, captions=1)
+    assert not any("mteb" in name for name in retrieval_statistics(*data, resamples=10).values)
+
+
+def test_bootstrap_means_spread_as_theory_says():
+    hits = (torch.arange(400) < 100).double()  # a quarter
+    low, high = mean_interval(hits, resamples=4000, seed=3)
+    error = 1.96 * (0.25 * 0.75 / 400) ** 0.5
+    assert low == pytest.approx(0.25 - error, abs=0.005) and high == pytest.approx(0.25 + error, abs=0.005)
+    assert mean_interval(hits, resamples=4000, seed=3) == (low, high)
+    assert mean_interval(hits, resamples=4000, seed=4) != (low, high)
+
+
+def test_bootstrap_medians_are_medians_of_what_was_drawn():
+    values = torch.tensor([5.0, 1.0, 9.0, 2.0])
+    got = resampled_medians(values, resamples=50, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    drawn = values.sort().values[torch.randint(4, (50, 4), generator=generator)]
+    expected = torch.tensor([torch.quantile(row.double(), 0.5) for row in drawn], dtype=torch.float64)
+    assert torch.equal(got, expected)
+
+
+def test_bootstrap_draws_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
+    values = torch.rand(30, 2)
+    whole = resampled_means(values, resamples=40)
+    monkeypatch.setattr(bootstrap, "_CHUNK_ITEMS", 90)
+    assert torch.equal(resampled_means(values, resamples=40), whole)
+
+
+def test_intervals_contain_their_values():
+    got = retrieval_statistics(*small_whole_numbers(seed=2, num_images=60, captions=2))
+    assert got.intervals.keys() == got.values.keys()
+    for name, value in got.values.items():
+        low, high = got.intervals[name]
+        assert low <= value <= high
+    assert got.intervals["speech_to_image_R@10"][0] < got.intervals["speech_to_image_R@10"][1]
+
+
+def test_the_evaluate_modules_give_the_same_figures_from_a_folder(repository_root):
+    evaluate = pytest.importorskip("evaluate")
+    modules = repository_root / "hub_cards" / "metrics"
+    speech, images, speech_image_ids, image_ids = small_whole_numbers(seed=5, num_images=8, captions=2)
+    recall = evaluate.load(str(modules / "retrieval_recall"))
+    got = recall.compute(
+        predictions=speech, references=speech_image_ids, image_embeds=images, image_ids=image_ids, ks=(1, 3)
+    )
+    assert got == retrieval_recall(speech, images, speech_image_ids, image_ids, ks=(1, 3))
+    rate = evaluate.load(str(modules / "keyword_hit_rate"))
+    given = {"predictions": [[[320, 8], [7, 7]], [[11, 9]]], "references": [[320, 5], [9]], "special_ids": [7]}
+    ids = torch.tensor([[[320, 8], [7, 7]], [[11, 9], [-1, -1]]])
+    for convention, hits in (("content", 75.0), ("original", 100.0)):
+        expected = keyword_hit_rate(ids, torch.tensor([2, 1]), [{320, 5}, {9}], {7}, convention)
+        assert rate.compute(**given, convention=convention) == expected
+        assert expected["hit_rate"] == hits

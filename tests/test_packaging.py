@@ -15,7 +15,7 @@ import pytest
 
 FOLDERS = ["configuration", "modeling_speechclip_plus", "trainer", "hub_cards"]
 # Directories whose Python files are data: written out for somebody else to run.
-TEMPLATES = {"hub_cards/templates", "hub_cards/space"}
+TEMPLATES = {"hub_cards/templates", "hub_cards/space", "hub_cards/metrics"}
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .metrics import CONVENTIONS, keyword_hit_rate, nearest_subwords, retrieval_recall
+from .metrics import CONVENTIONS, keyword_hits, nearest_subwords, retrieval_recall
 
 BRANCHES = ("parallel", "cascaded")
 
@@ -90,33 +90,51 @@ def split_metrics(
             if branch == config.retrieval_branch:
                 metrics.update({name: value for name, value in recall.items() if name.startswith("mean_R@")})
     if "keyword_ids" in outputs:
-        ids, lengths = outputs["keyword_ids"].long(), outputs["keyword_lengths"].long()
         if gold_subwords is not None:
-            metrics.update(_hit_rates(ids, lengths, gold_subwords, config, token_embeddings, hit_rate_neighbours))
-        metrics["keywords_per_utterance"] = lengths.double().mean().item()
-        metrics["distinct_keywords"] = len(torch.unique(ids[ids >= 0]))
-    if "alpha_sums" in outputs and "target_lengths" in outputs:
-        error = (outputs["alpha_sums"].double() - outputs["target_lengths"].double()).abs()
-        metrics["cif_length_error"] = error.mean().item()
+            shares = keyword_shares(outputs, gold_subwords, config, token_embeddings, hit_rate_neighbours)
+            metrics |= {name: values.mean().item() for name, values in shares.items()}
+        metrics |= keyword_usage(outputs)
     metrics["utterances"] = len(image_ids)
     metrics["images"] = len(torch.unique(image_ids))
     return metrics
 
 
-def _hit_rates(
-    ids: Tensor, lengths: Tensor, gold: Tensor, config: Any, token_embeddings: Tensor, ks: Sequence[int]
-) -> dict[str, float]:
+def keyword_usage(outputs: Mapping[str, Tensor]) -> dict[str, float]:
+    """How CIF and the codebook were used, by the names of `split_metrics`."""
+    ids, lengths = outputs["keyword_ids"], outputs["keyword_lengths"]
+    metrics = {
+        "keywords_per_utterance": lengths.double().mean().item(),
+        "distinct_keywords": len(torch.unique(ids[ids >= 0])),
+    }
+    if "alpha_sums" in outputs and "target_lengths" in outputs:
+        error = (outputs["alpha_sums"].double() - outputs["target_lengths"].double()).abs()
+        metrics["cif_length_error"] = error.mean().item()
+    return metrics
+
+
+def keyword_shares(
+    outputs: Mapping[str, Tensor],
+    gold_subwords: Tensor,
+    config: Any,
+    token_embeddings: Tensor,
+    ks: Sequence[int] = (1, 5),
+) -> dict[str, Tensor]:
+    """Share of the keywords that hit of each captioned utterance, in percent, under the names of the hit rates.
+
+    Empty if no utterance has a caption. See `split_metrics` for the arguments.
+    """
     special = {0, config.start_token_id, config.end_token_id}
-    captions = [[i for i in row if i >= 0] or None for row in gold.tolist()]
+    captions = [[i for i in row if i >= 0] or None for row in gold_subwords.tolist()]
     if not any(captions):
         return {}
     vocabulary = config.keyword_config.vocabulary_ids
     allowed = None if vocabulary is None else torch.tensor(vocabulary)
+    ids, lengths = outputs["keyword_ids"].long(), outputs["keyword_lengths"].long()
     neighbours = nearest_subwords(ids, token_embeddings, max(ks), allowed).cpu()  # (S, N, k)
-    rates = {}
+    shares = {}
     for k in ks:
         for convention in CONVENTIONS:
             name = "keyword_hit_rate" if convention == "content" else f"keyword_hit_rate_{convention}"
-            result = keyword_hit_rate(neighbours[..., :k], lengths, captions, special, convention)
-            rates[f"{name}@{k}"] = result["hit_rate"]
-    return rates
+            hits, _ = keyword_hits(neighbours[..., :k], lengths, captions, special, convention)
+            shares[f"{name}@{k}"] = 100.0 * hits
+    return shares

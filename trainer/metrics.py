@@ -53,14 +53,9 @@ def retrieval_recall(
         >>> round(scores["speech_to_image_R@1"], 1), scores["image_to_speech_R@1"]
         (66.7, 100.0)
     """
-    ks = _checked_cutoffs(ks)
-    speech_embeds, speech_image_ids = _checked_embeddings(speech_embeds, speech_image_ids, "speech")
-    image_embeds, image_ids = _checked_embeddings(image_embeds, image_ids, "image")
-    if speech_embeds.shape[1] != image_embeds.shape[1]:
-        raise ValueError(
-            f"speech_embeds have width {speech_embeds.shape[1]} and image_embeds {image_embeds.shape[1]}; both must "
-            "be embeddings in the same space."
-        )
+    ks, speech_embeds, image_embeds, speech_image_ids, image_ids = checked_pairs(
+        speech_embeds, image_embeds, speech_image_ids, image_ids, ks
+    )
     image_embeds, image_ids = unique_images(image_embeds, image_ids)
     speech_ranks, image_ranks = retrieval_ranks(speech_embeds, image_embeds, speech_image_ids, image_ids)
 
@@ -90,32 +85,76 @@ def retrieval_ranks(
         Two int64 tensors on the CPU, from 1: (S,) in the order of the utterances, and (I',) in the order of those
         images that have an utterance.
     """
-    targets = _positions(speech_image_ids, image_ids)  # (S,) row of each utterance's image
+    speech, images, targets, right = _right_scores(speech_embeds, image_embeds, speech_image_ids, image_ids)
+    best = torch.full((1, len(images)), -torch.inf, dtype=right.dtype, device=right.device)
+    best[0].scatter_reduce_(0, targets, right, "amax")  # (1, I) score of each image's best utterance
+    speech_wrong, image_wrong = _wrong_above(speech, images, targets, right, best)
+    return 1 + speech_wrong.cpu(), 1 + image_wrong[best > -torch.inf].cpu()
+
+
+def all_ranks(
+    speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank of every right answer: of the image for its utterance, and of every utterance for its image.
+
+    Args:
+        speech_embeds: (S, P).
+        image_embeds: (I, P), each image once.
+        speech_image_ids: (S,) ids of the utterances' images, each of them in `image_ids`.
+        image_ids: (I,) ids, all different.
+
+    Returns:
+        Three int64 tensors (S,) on the CPU, in the order of the utterances: the rank, from 1, of each one's image;
+        each utterance's rank when its image searches; and its place, from 1, among the utterances of its image.
+    """
+    speech, images, targets, right = _right_scores(speech_embeds, image_embeds, speech_image_ids, image_ids)
+    order = right.argsort(descending=True, stable=True)
+    order = order[targets[order].argsort(stable=True)]  # by image, the best utterance first
+    counts = targets.bincount(minlength=len(images))  # (I,) utterances of each image
+    places = torch.empty_like(targets)
+    rows = torch.arange(len(targets), device=targets.device)
+    places[order] = rows - (counts.cumsum(0) - counts)[targets[order]]
+    thresholds = torch.full((int(counts.max()), len(images)), torch.inf, dtype=right.dtype, device=right.device)
+    thresholds[places, targets] = right  # (most utterances of an image, I)
+    speech_wrong, image_wrong = _wrong_above(speech, images, targets, right, thresholds)
+    return 1 + speech_wrong.cpu(), (1 + places + image_wrong[places, targets]).cpu(), 1 + places.cpu()
+
+
+def _right_scores(
+    speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Embeddings in float64, and for each utterance the row of its image (S,) and their score (S,)."""
+    targets = _positions(speech_image_ids, image_ids)
     speech, images = _double(speech_embeds), _double(image_embeds)
     targets = targets.to(speech.device)
-    num_speech, num_images = len(speech), len(images)
-    margin = _TIE_MARGIN * (speech.norm(dim=-1).max() * images.norm(dim=-1).max()).item()
-
-    chunk = max(1, _CHUNK_BYTES // (8 * num_images))
+    chunk = max(1, _CHUNK_BYTES // (8 * len(images)))
     right = torch.cat(
-        [(speech[i : i + chunk] * images[targets[i : i + chunk]]).sum(-1) for i in range(0, num_speech, chunk)]
-    )  # (S,) score of each utterance with its own image
-    best = torch.full((num_images,), -torch.inf, dtype=right.dtype, device=right.device)
-    best.scatter_reduce_(0, targets, right, "amax")  # (I,) score of each image's best utterance
+        [(speech[i : i + chunk] * images[targets[i : i + chunk]]).sum(-1) for i in range(0, len(speech), chunk)]
+    )
+    return speech, images, targets, right
 
-    speech_ranks = torch.empty(num_speech, dtype=torch.long, device=right.device)
-    image_ranks = torch.ones(num_images, dtype=torch.long, device=right.device)
-    for start in range(0, num_speech, chunk):
+
+def _wrong_above(
+    speech: Tensor, images: Tensor, targets: Tensor, right: Tensor, thresholds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Count wrong images that reach each utterance's score `right` (S,), and wrong utterances that reach `thresholds`.
+
+    Returns:
+        (S,), and for thresholds (M, I), M for each image, (M, I).
+    """
+    margin = _TIE_MARGIN * (speech.norm(dim=-1).max() * images.norm(dim=-1).max()).item()
+    chunk = max(1, _CHUNK_BYTES // (8 * len(images)))
+    speech_wrong = torch.empty_like(targets)
+    image_wrong = torch.zeros(thresholds.shape, dtype=torch.long, device=thresholds.device)
+    for start in range(0, len(speech), chunk):
         rows = slice(start, start + chunk)
         scores = speech[rows] @ images.T  # (chunk, I)
-        own = targets[rows, None]  # (chunk, 1)
-        beats = scores >= right[rows, None] - margin
-        beats.scatter_(1, own, False)  # only wrong images can push the right one down
-        speech_ranks[rows] = 1 + beats.sum(1)
-        beats = scores >= best - margin
-        beats.scatter_(1, own, False)  # an image's other utterances are no competitors
-        image_ranks += beats.sum(0)
-    return speech_ranks.cpu(), image_ranks[best > -torch.inf].cpu()
+        # Only wrong answers can push the right one down; an image's other utterances are no competitors.
+        scores.scatter_(1, targets[rows, None], -torch.inf)
+        speech_wrong[rows] = (scores >= right[rows, None] - margin).sum(1)
+        for level, threshold in enumerate(thresholds):
+            image_wrong[level] += (scores >= threshold - margin).sum(0)
+    return speech_wrong, image_wrong
 
 
 def unique_images(image_embeds: Tensor, image_ids: Tensor, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
@@ -188,6 +227,26 @@ def keyword_hit_rate(
         >>> keyword_hit_rate(ids, torch.tensor([2, 1]), [{320, 5}, {9}], special_ids={7}, convention="original")
         {'hit_rate': 50.0, 'hit_rate_by_place': [50.0, 100.0]}
     """
+    shares, by_place = keyword_hits(keyword_ids, keyword_lengths, gold_ids, special_ids, convention)
+    return {
+        "hit_rate": 100.0 * shares.mean().item(),
+        "hit_rate_by_place": [100.0 * share for share in by_place.tolist()],
+    }
+
+
+def keyword_hits(
+    keyword_ids: Tensor,
+    keyword_lengths: Tensor,
+    gold_ids: Sequence[Collection[int] | None] | Tensor,
+    special_ids: Collection[int],
+    convention: str = "content",
+) -> tuple[Tensor, Tensor]:
+    """What `keyword_hit_rate`, which takes the same arguments and raises the same errors, is the mean of.
+
+    Returns:
+        The share of keywords that hit of each utterance that has a caption (B',), and for each place the share of
+        utterances with a keyword there that hit (N,); float64, from 0 to 1.
+    """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}.")
     neighbours = keyword_ids.unsqueeze(-1) if keyword_ids.dim() == 2 else keyword_ids  # (B, N, k)
@@ -226,11 +285,7 @@ def keyword_hit_rate(
     hits, real = (hits & real)[captioned], real[captioned]
     shares = hits.sum(1).double() / real.sum(1)
     by_place = hits.sum(0).double() / real.sum(0).clamp(min=1)
-    used = int(lengths[captioned].max())
-    return {
-        "hit_rate": 100.0 * shares.mean().item(),
-        "hit_rate_by_place": [100.0 * share for share in by_place[:used].tolist()],
-    }
+    return shares, by_place[: int(lengths[captioned].max())]
 
 
 def nearest_subwords(subword_ids: Tensor, table: Tensor, k: int, vocabulary_ids: Tensor | None = None) -> Tensor:
@@ -267,6 +322,21 @@ def nearest_subwords(subword_ids: Tensor, table: Tensor, k: int, vocabulary_ids:
         found.append(candidates[cosines.topk(k, dim=-1).indices])
     neighbours = torch.cat(found)[where]  # (..., k)
     return neighbours.masked_fill((subword_ids.to(table.device) < 0).unsqueeze(-1), -1)
+
+
+def checked_pairs(
+    speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor, ks: Sequence[int]
+) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor, Tensor]:
+    """Return the cut-offs and the four tensors of a retrieval, or raise ValueError if they do not fit together."""
+    ks = _checked_cutoffs(ks)
+    speech_embeds, speech_image_ids = _checked_embeddings(speech_embeds, speech_image_ids, "speech")
+    image_embeds, image_ids = _checked_embeddings(image_embeds, image_ids, "image")
+    if speech_embeds.shape[1] != image_embeds.shape[1]:
+        raise ValueError(
+            f"speech_embeds have width {speech_embeds.shape[1]} and image_embeds {image_embeds.shape[1]}; both must "
+            "be embeddings in the same space."
+        )
+    return ks, speech_embeds, image_embeds, speech_image_ids, image_ids
 
 
 def _checked_cutoffs(ks: Sequence[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The quickstart's report: one HTML page to look at and to listen to, with everything it needs inside."""
+"""Reports: one HTML page to look at and to listen to, with everything it needs inside."""
 
 import base64
 import io
@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from .report_charts import Series, line_chart, speech_chart
 
@@ -143,6 +144,23 @@ class ScoreTable:
     rows: Sequence[ScoreRow]
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A chart.
+
+    Attributes:
+        title: heading.
+        content: SVG or HTML.
+        note: a sentence under it.
+        is_wide: whether it takes the whole width.
+    """
+
+    title: str
+    content: Markup
+    note: str = ""
+    is_wide: bool = False
+
+
 @dataclass
 class Report:
     """Everything the page shows.
@@ -151,7 +169,10 @@ class Report:
         title: heading of the page.
         summary: sentences under the heading.
         facts: (name, value) pairs: what was trained on what, for how long.
+        facts_heading: heading of the facts.
         tables: results.
+        tables_heading: heading of the tables.
+        figures: charts of the results.
         speech_queries: speech to pictures.
         image_queries: pictures to speech.
         losses: curves over training steps: name to (steps, values).
@@ -162,7 +183,10 @@ class Report:
     title: str
     summary: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()
+    facts_heading: str = "How it was trained"
     tables: Sequence[ScoreTable] = ()
+    tables_heading: str = "What it learned"
+    figures: Sequence[Figure] = ()
     speech_queries: Sequence[SpeechQuery] = ()
     image_queries: Sequence[ImageQuery] = ()
     losses: dict[str, Series] = field(default_factory=dict)

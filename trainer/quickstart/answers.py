@@ -26,11 +26,11 @@ from ..report import (
     FoundSpeech,
     ImageQuery,
     SpeechQuery,
-    SpokenKeyword,
     audio_data_uri,
     image_data_uri,
     write_report,
 )
+from ..spoken_keywords import frame_seconds, spoken_keywords
 from .console import quiet_libraries
 from .report import quickstart_report
 
@@ -265,7 +265,7 @@ def _speech_queries(
         ]
         rank = int(ranks[row]) if ranks is not None else None
         missed = known and not any(image.right for image in found)
-        keywords, weights = _keywords(model, processor, waveform, recordings.captions[row])
+        keywords, weights = spoken_keywords(model, processor, waveform, recordings.captions[row])
         queries.append(
             SpeechQuery(
                 title=recordings.titles[row],
@@ -274,7 +274,7 @@ def _speech_queries(
                 images=found,
                 keywords=keywords,
                 weights=weights,
-                frame_seconds=_frame_seconds(model),
+                frame_seconds=frame_seconds(model),
                 speaker=_voice(recordings.speakers[row]),
                 rank=rank,
                 right_image=_picture(pictures, pictures.image_ids.index(own)) if missed else None,
@@ -282,36 +282,6 @@ def _speech_queries(
             )
         )
     return queries
-
-
-def _keywords(
-    model: SpeechClipPlusModel, processor: Any, waveform: np.ndarray, caption: str | None
-) -> tuple[list[SpokenKeyword], np.ndarray | None]:
-    if not model.config.has_cascaded:
-        return [], None
-    inputs = processor(audio=waveform, sampling_rate=SAMPLING_RATE)
-    speech = {"input_values": inputs["input_values"], "attention_mask": inputs["attention_mask"]}
-    gold = None if caption is None else set(processor.tokenizer(caption, add_special_tokens=False)["input_ids"])
-    top_k = min(4, int(model.is_keyword.sum()))
-    keywords = [
-        SpokenKeyword(
-            text=keyword.text or str(keyword.id),
-            similarity=keyword.similarity,
-            start=keyword.start,
-            end=keyword.end,
-            in_caption=None if gold is None else keyword.id in gold,
-            neighbours=[
-                neighbour.text or str(neighbour.id) for neighbour in keyword.neighbours if neighbour.id != keyword.id
-            ],
-        )
-        for keyword in model.extract_keywords(**speech, tokenizer=processor, top_k=top_k)[0]
-    ]
-    alphas = model(**speech).alphas
-    return keywords, None if alphas is None else alphas[0].numpy()
-
-
-def _frame_seconds(model: SpeechClipPlusModel) -> float:
-    return float(np.prod(model.config.speech_config.conv_stride)) / SAMPLING_RATE
 
 
 def _voice(name: str) -> str:

@@ -24,6 +24,7 @@ from ..sampler import LengthGroupedBatches
 from ..tiny_backbones import tiny_backbone
 from ..trainer_speechclip_plus import SpeechClipPlusTrainer
 from ..training_arguments import SpeechClipPlusTrainingArguments
+from ..versions import versions
 from .console import Console, ProgressPrinter, format_table
 from .plan import Plan
 from .report import score_tables
@@ -78,8 +79,8 @@ def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, c
     shutil.rmtree(trainer.args.output_dir, ignore_errors=True)  # nothing is kept there: there are no checkpoints
     _save_expected(work / "expected.safetensors", output.predictions, splits["test"]["image_id"])
     results = {
-        "package_version": _versions()["speechclip-plus"],
-        "versions": _versions(),
+        "package_version": versions()["speechclip-plus"],
+        "versions": versions(),
         "seed": plan.seed,
         "variant": model.config.variant,
         "plan": plan.to_dict(),
@@ -257,12 +258,6 @@ def _history(log: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[flo
         name: {key: [entry[key] for entry in entries] for key in (entries[0] if entries else {})}
         for name, entries in (("train", train), ("validation", validation))
     }
-
-
-def _versions() -> dict[str, str]:
-    from ...hub_cards.model_card import versions  # cards build on training, so only when one is written
-
-    return versions()
 
 
 def _save_model(model: SpeechClipPlusModel, processor: Any, folder: Path, results: Mapping[str, Any]) -> None:

@@ -1,0 +1,319 @@
+"""`speechclip-plus evaluate`: every figure of a split from a saved model, and clear errors."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from speechclip_plus import cli
+from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from speechclip_plus.configuration.presets import load_preset, published_results
+from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
+from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+from speechclip_plus.trainer.chance import chance_recall
+from speechclip_plus.trainer.collator import GOLD_SUBWORDS, SpeechImageCollator
+from speechclip_plus.trainer.data import load_speech_image_dataset
+from speechclip_plus.trainer.evaluate_command import format_results, presets_of_model, published_figures
+from speechclip_plus.trainer.evaluation import split_metrics
+from speechclip_plus.trainer.evaluation_charts import bar_chart, principal_components, rank_histogram
+from speechclip_plus.trainer.evaluation_report import result_tables
+from speechclip_plus.trainer.report import ScoreRow, ScoreTable
+from speechclip_plus.trainer.retrieval_statistics import retrieval_statistics
+from speechclip_plus.trainer.split_evaluation import SplitEvaluation
+from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+
+CAPTIONS = ["a red circle", "a red circle", "a blue star above a moon", "the big green ring", "a pink heart", "a moon"]
+SECONDS = [0.9, 1.3, 1.7, 1.1, 0.8, 1.5]
+IMAGES = [0, 0, 1, 2, 2, 3]
+
+
+def write_folder(root, with_text=True):
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, (caption, seconds, image) in enumerate(zip(CAPTIONS, SECONDS, IMAGES, strict=True)):
+        soundfile.write(root / f"u{number}.wav", rng.normal(0, 0.1, int(seconds * 16_000)), 16_000)
+        picture = root / f"p{image}.png"
+        if not picture.exists():
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(picture)
+        rows.append(
+            {"audio": f"u{number}.wav", "image": picture.name, "split": "test"}
+            | ({"text": caption} if with_text else {})
+        )
+    with (root / "metadata.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Saved untrained models by variant, made when asked for."""
+    made = {}
+
+    def get(variant):
+        if variant not in made:
+            speech, clip = tiny_backbone("hubert"), tiny_backbone("clip")
+            torch.manual_seed(0)
+            model = SpeechClipPlusModel.from_backbones(speech, clip, config=f"{variant}-tiny")
+            made[variant] = tmp_path_factory.mktemp("models") / variant
+            model.save_pretrained(made[variant])
+            SpeechClipPlusProcessor.from_backbones(speech, clip).save_pretrained(made[variant])
+        return made[variant]
+
+    return get
+
+
+def write_alignments(folder, seconds=SECONDS):
+    for number, (caption, length) in enumerate(zip(CAPTIONS, seconds, strict=True)):
+        words = caption.split()
+        edges = np.linspace(0, length, len(words) + 1)
+        lines = [f'{start} {end} "{word}"' for word, start, end in zip(words, edges, edges[1:], strict=False)]
+        head = f'"ooTextFile"\n"TextGrid"\n0 {length} <exists> 1\n"IntervalTier" "words" 0 {length} {len(words)}\n'
+        (folder / f"u{number}.TextGrid").write_text(head + "\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(models, data, tmp_path_factory):
+    """The folder of one whole evaluation."""
+    root = tmp_path_factory.mktemp("evaluated")
+    alignments = write_alignments(tmp_path_factory.mktemp("alignments"))
+    command = ["evaluate", str(models("hybrid_plus")), "--data", str(data), "--alignments", str(alignments)]
+    assert cli.main([*command, "--output-dir", str(root / "out"), "--batch-size", "4"]) == 0
+    return root / "out"
+
+
+def read(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_the_figures_are_those_of_the_trainers_evaluation(evaluated, models, data):
+    model = SpeechClipPlusModel.from_pretrained(models("hybrid_plus")).eval()
+    processor = SpeechClipPlusProcessor.from_pretrained(models("hybrid_plus"))
+    rows = load_speech_image_dataset(data, split="test")
+    batch = SpeechImageCollator(processor)(list(rows))
+    gold = batch.pop(GOLD_SUBWORDS)
+    with torch.no_grad():
+        outputs = model(**batch, return_loss=True)
+    expected = split_metrics(outputs, batch["image_ids"], gold, model.config, model.get_input_embeddings().weight)
+    got = read(evaluated)["metrics"]
+    assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def test_everything_that_the_model_and_the_data_allow_is_measured(evaluated):
+    results = read(evaluated)
+    for name in (
+        "parallel_speech_to_image_R@1",
+        "cascaded_image_to_speech_mAP",
+        "cascaded_image_to_speech_mteb_R@5",
+        "parallel_speech_to_text_R@10",
+        "cascaded_mean_text_R@1",
+        "mean_R@10",
+        "keyword_hit_rate_original@5",
+        "content_word_f1",
+        "keyword_duplicates",
+        "semantic_similarity",
+    ):
+        assert name in results["metrics"], name
+    for name, (low, high) in results["intervals"].items():
+        assert low <= results["metrics"][name] <= high or name == "semantic_similarity_shuffled", name
+    assert results["metrics"]["aligned_utterances"] == 6 and "boundary_r_value@50ms" in results["metrics"]
+    assert results["data"] | {"utterances": 6, "images": 4, "captions": 6} == results["data"]
+    assert results["data"]["hours"] == pytest.approx(sum(SECONDS) / 3600, abs=1e-4)
+    assert results["published"] is None and results["model"]["variant"] == "hybrid_plus"
+    assert results["date"] and results["versions"]["torch"] in torch.__version__
+    assert len(results["curves"]["parallel_speech_to_image"]) == 100
+
+
+def test_guesses_are_of_the_right_numbers_of_items(evaluated):
+    chance = read(evaluated)["chance"]
+    assert chance["speech_to_image_R@1"] == 25  # four pictures
+    assert chance["speech_to_text_R@1"] == 20  # five different texts
+    assert chance["image_to_speech_R@1"] == chance_recall(IMAGES, IMAGES)["image_to_speech_R@1"]
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(evaluated):
+    html = (evaluated / "report.html").read_text()
+    assert html.count("<audio") == 5 and "Weights of the layers" in html and "Embedding space" in html
+    assert "Keywords that were" in html and 'class="weights"' in html
+    assert "http://" not in html and "https://" not in html and "<script" not in html
+    assert html.count("<svg") == html.count("</svg>") >= 5 + 6
+
+
+def test_two_runs_give_the_same_figures(evaluated, models, data, tmp_path):
+    command = [
+        "evaluate",
+        str(models("hybrid_plus")),
+        "--data",
+        "folder",
+        "--data-dir",
+        str(data),
+        "--batch-size",
+        "1",
+    ]
+    assert cli.main([*command, "--output-dir", str(tmp_path / "out")]) == 0
+    first, second = read(evaluated), read(tmp_path / "out")
+    for name, value in second["metrics"].items():
+        assert first["metrics"][name] == pytest.approx(value, abs=1e-3)
+    assert second["intervals"].keys() == first["intervals"].keys()
+
+
+@pytest.mark.parametrize("variant", ["parallel", "cascaded", "hybrid"])
+def test_other_variants_are_measured_as_far_as_they_go(models, data, tmp_path, variant):
+    out = tmp_path / "out"
+    command = ["evaluate", str(models(variant)), "--data", str(data), "--output-dir", str(out), "--limit", "3"]
+    assert cli.main(command) == 0
+    metrics = read(out)["metrics"]
+    assert metrics["utterances"] == 3
+    assert ("parallel_mean_R@1" in metrics) == (variant != "cascaded")
+    assert ("keyword_hit_rate@1" in metrics) == (variant != "parallel")
+    assert "cif_length_error" not in metrics
+    assert "Embedding space" in (out / "report.html").read_text()
+
+
+def test_data_without_captions_are_measured_without_what_needs_them(models, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    data = write_folder(tmp_path / "data", with_text=False)
+    out = tmp_path / "out"
+    assert cli.main(["evaluate", str(models("hybrid_plus")), "--data", str(data), "--output-dir", str(out)]) == 0
+    metrics = read(out)["metrics"]
+    assert "keyword_duplicates" in metrics and "parallel_mean_R@1" in metrics
+    assert not any("text" in name or "hit_rate" in name or "f1" in name for name in metrics)
+    assert "note: The data have no captions" in capsys.readouterr().out
+
+
+def test_the_options_of_a_data_set_are_passed_on(models, data, capsys):
+    command = ["evaluate", str(models("parallel")), "--data", "spoken_scenes", "--output-dir", str(data / "none")]
+    assert cli.main([*command, "--option", "num_scenes=0"]) == 1
+    assert "num_scenes" in capsys.readouterr().err
+    assert cli.main([*command, "--option", "num_scenes"]) == 1
+    assert "--option num_scenes is not KEY=VALUE" in capsys.readouterr().err
+
+
+def failing(capsys, *arguments):
+    assert cli.main(["evaluate", *map(str, arguments)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(models, data, tmp_path, capsys):
+    out = ("--output-dir", tmp_path / "out")
+    given = ("--data", data, *out)
+    assert "is no folder of a saved model: it has no config.json" in failing(capsys, data, *given)
+    assert "holds a 'clip' model" in failing(capsys, tiny_backbone("clip"), *given)
+    assert "cannot be loaded" in failing(capsys, tmp_path / "nowhere", *given)
+    model = models("hybrid_plus")
+    assert "There is no data set 'flick'" in failing(capsys, model, "--data", "flick", *out)
+    assert "no rows of the split 'train'" in failing(capsys, model, *given, "--split", "train")
+    (tmp_path / "words").mkdir()
+    words = ("--alignments", tmp_path / "words")
+    assert "holds no alignment" in failing(capsys, model, *given, *words)
+    (tmp_path / "words" / "other.TextGrid").write_text('"ooTextFile" "TextGrid" 0 1 <exists> 0')
+    assert "it has none" in failing(capsys, model, *given, *words)
+    (tmp_path / "words" / "other.TextGrid").unlink()
+    (tmp_path / "words" / "all.ctm").write_text("other 1 0 1 cat\nother 1 1 1 dog\n")
+    assert "None of the 6 utterances has an alignment" in failing(capsys, model, *given, *words)
+    write_alignments(tmp_path / "words", [9.0] * 6)
+    assert "does not match its recording" in failing(capsys, model, *given, *words)
+    assert "has no CIF" in failing(capsys, models("parallel"), *given, *words)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_an_existing_folder_is_replaced_only_when_asked(models, data, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    assert "--force" in failing(capsys, models("parallel"), "--data", data, "--output-dir", tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").exists()
+
+
+class FakeProcessor:
+    class feature_extractor:  # noqa: N801
+        do_normalize = False
+
+
+@pytest.mark.parametrize(
+    "preset", ["parallel-base-flickr8k", "parallel-large-spokencoco", "hybrid_plus-large-flickr8k"]
+)
+def test_a_published_configuration_is_recognised(preset):
+    FakeProcessor.feature_extractor.do_normalize = load_preset(preset)["processor"]["do_normalize"]
+    config = SpeechClipPlusConfig.from_preset(preset)
+    found = presets_of_model(config, FakeProcessor)
+    # Nothing tells large parallel models of the two data sets apart.
+    both = [preset, preset.replace("flickr8k", "spokencoco")] if preset.startswith("parallel-large") else [preset]
+    assert preset in found and set(found) <= {*both, preset.replace("spokencoco", "flickr8k")}
+    config.branch_config.num_attention_heads = 2
+    assert presets_of_model(config, FakeProcessor) == []
+
+
+def test_a_tiny_model_is_none_of_the_published_ones():
+    values = SpeechClipPlusConfig.from_preset("parallel-base-flickr8k").to_dict()
+    tiny = SpeechClipPlusConfig.from_preset("parallel-tiny").to_dict()
+    config = SpeechClipPlusConfig(**values | {name: tiny[name] for name in ("speech_config", "clip_config")})
+    FakeProcessor.feature_extractor.do_normalize = False
+    assert presets_of_model(config, FakeProcessor) == []
+
+
+def test_published_figures_stand_beside_results_on_their_own_data_alone():
+    expected = published_results("parallel-large-flickr8k")["test"]["speech_to_image_R@1"]
+    presets = ["parallel-large-flickr8k", "parallel-large-spokencoco"]
+    assert published_figures(presets, "flickr8k", "test")["speech_to_image_R@1"] == expected
+    assert published_figures(presets, "spokencoco", "test")["preset"] == "parallel-large-spokencoco"
+    assert published_figures(presets, "flickr8k", "validation")["mean_R@10"] == 89.0
+    assert published_figures(presets, "spoken_scenes", "test") is None
+    assert published_figures(presets, "flickr8k", "train") is None
+    assert published_figures([], "flickr8k", "test") is None
+
+
+def test_published_figures_are_a_row_of_the_table_beside_the_measured_ones():
+    data = (torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4))
+    evaluation = SplitEvaluation(chance=chance_recall(range(4), range(4)))
+    for branch in ("parallel", "cascaded"):
+        statistics = retrieval_statistics(*data, resamples=5)
+        evaluation.retrievals[branch, "image"] = statistics
+        evaluation.metrics |= {f"{branch}_{name}": value for name, value in statistics.values.items()}
+    evaluation.metrics["utterances"] = 4
+    published = published_results("parallel-large-flickr8k")["test"]
+    (table,) = result_tables(evaluation, published, "parallel")
+    rows = [(row.name, row.cells[0]) for row in table.rows]
+    assert rows[:3] == [("parallel branch, speech to pictures", "100.0"), ("published", "39.1"), ("guessing", "25.0")]
+    assert [name for name, _ in rows].count("published") == 2  # both directions of the branch it was published for
+
+
+def test_a_printed_table_has_its_intervals_in_brackets():
+    rows = [
+        ScoreRow("model", ["61.2", "2"], ["60.0 to 62.4", ""]),
+        ScoreRow("guessing", ["0.2", ""], is_baseline=True),
+    ]
+    lines = format_results(ScoreTable("Scores (percent; intervals below)", ["R@1", "rank"], rows)).splitlines()
+    assert lines[0] == "Scores (percent; intervals in brackets)"
+    assert lines[2] == "model       61.2 [60.0 to 62.4]     2" and lines[3].startswith("  guessing")
+
+
+def test_the_rank_histogram_adds_up():
+    chart = str(rank_histogram({"a": torch.tensor([1, 1, 2, 4, 30])}))
+    assert "1 40%" in chart and "3-5 20%" in chart and "21+ 20%" in chart
+
+
+def test_bars_are_as_high_as_their_values():
+    chart = str(bar_chart(["0", "1"], {"weight": [0.25, 0.75]}))
+    heights = [float(part.split('"')[0]) for part in chart.split(' height="')[1:]]
+    assert heights[0] / heights[1] == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_principal_components_are_the_directions_of_most_variance():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(200, 3, generator=generator, dtype=torch.float64) * torch.tensor([5.0, 1.0, 0.1])
+    got, shares = principal_components({"a": points[:100], "b": points[100:]})
+    assert got["a"].shape == (100, 2) and sum(shares) > 99
+    assert torch.allclose(torch.cat(list(got.values())).abs()[:, 0], (points - points.mean(0))[:, 0].abs(), atol=0.3)
