@@ -241,6 +241,8 @@ class SpeechClipPlusTrainer(Trainer):
             "pin_memory": args.dataloader_pin_memory,
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
+            # Of its own: otherwise every epoch would draw from the one that dropout draws from.
+            "generator": torch.Generator().manual_seed(self._data_seed),
         }
         # Not given to accelerate, which would fill up the last batch with rows of the first, and let one process read
         # streams for all.
