@@ -34,9 +34,7 @@ def gather_pairs(pairs: dict[str, Tensor]) -> dict[str, Tensor]:
     dist.all_gather(sizes, torch.tensor([rows.pop()], device=first.device))
     counts = [int(size) for size in sizes]
     return {
-        name: _GatherRows.apply(tensor.float(), counts)
-        if tensor.is_floating_point()
-        else _gather_rows(tensor, counts)
+        name: _GatherRows.apply(tensor.float(), counts) if tensor.is_floating_point() else _gather_rows(tensor, counts)
         for name, tensor in pairs.items()
     }
 

@@ -56,7 +56,9 @@ def backward_in_chunks(
         with torch.no_grad(), autocast():
             results.append(_features(model, chunk, global_step))
     leaves = {
-        name: _joined([result[name] for result in results]).requires_grad_() for name in _FEATURES if name in results[0]
+        name: _joined([result[name] for result in results]).requires_grad_()
+        for name in _FEATURES
+        if name in results[0]
     }
     counts = {name: torch.cat([result[name] for result in results]) for name in _COUNTS if name in results[0]}
 

@@ -202,9 +202,9 @@ def _card(
     from ..hub_cards.model_card import ModelCardFacts, render_model_card  # cards build on training
 
     args, config = trainer.args, trainer.model.config
-    best = trainer.state.best_global_step
-    pairs = args.train_batch_size * args.world_size
-    chunks = f", in chunks of {args.gradient_cache_chunk}" if args.gradient_cache_chunk else ""
+    steps, best = trainer.state.global_step, trainer.state.best_global_step
+    pairs, accumulated = args.train_batch_size * args.world_size, args.gradient_accumulation_steps
+    negatives = "all negatives of each other" + (f"; {accumulated} batches a step" if accumulated > 1 else "")
     facts = ModelCardFacts(
         name=Path(settings["output_dir"]).resolve().name,
         config=config,
@@ -215,9 +215,11 @@ def _card(
         counts=counts,
         training={
             "preset": settings["preset"],
-            "steps": f"{trainer.state.global_step}, of which {best} was the best" if best else trainer.state.global_step,
-            "batch": f"{pairs} pairs, all negatives of each other{chunks}; {args.gradient_accumulation_steps} per step",
-            "learning rate": f"{args.learning_rate:g}, warm-up {args.get_warmup_steps(trainer.state.max_steps)} steps",
+            "steps": f"{trainer.state.global_step}, of which {best} was the best"
+            if best
+            else trainer.state.global_step,
+            "batch": f"{pairs} pairs, {negatives}",
+            "learning rate": f"{args.learning_rate:g}, warm-up {args.get_warmup_steps(steps)} steps",
             "optimiser": "Adam with L2" if args.optimizer == "adam" else str(args.optim),
             "seed": args.seed,
         },
