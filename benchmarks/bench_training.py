@@ -275,10 +275,18 @@ def preset_costs(name):
 
 
 def print_costs():
-    print(
-        "| preset | pairs a step | trained | TFLOP a step | not the encoder's | hours | GB | chunks of 32: GB | hours |"
+    columns = (
+        "pairs a step",
+        "trained",
+        "TFLOP a step",
+        "not the encoder's",
+        "hours",
+        "GB",
+        "GB, chunks of 32",
+        "hours, chunks",
     )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("| preset |", " | ".join(columns), "|")
+    print("|---|" + "---:|" * len(columns))
     for name in preset_names():
         if name.endswith("tiny"):
             continue

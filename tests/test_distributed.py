@@ -1,6 +1,7 @@
 """Two processes train as one does with their batches joined."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from speechclip_plus.trainer.checkpoints import last_complete_checkpoint
 
 SCRIPT = Path(__file__).parent / "training_runs.py"
 spec = importlib.util.spec_from_file_location("training_runs", SCRIPT)
@@ -29,7 +32,7 @@ def two_processes(tmp_path_factory, repository_root):
         [*command, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr[-5000:]
-    return torch.load(folder / "runs.pt", weights_only=False)
+    return torch.load(folder / "runs.pt", weights_only=False) | {"folder": folder}
 
 
 RUNS = ["random", "grouped", "cached"]
@@ -81,3 +84,16 @@ def test_each_process_streams_rows_of_its_own(two_processes):
     assert not first & second
     assert first | second == set(range(12))
     assert [len(seen) for seen in two_processes["streamed"]] == [12, 12]  # two passes over its six rows
+
+
+def test_the_command_trains_and_resumes_with_two_processes(two_processes):
+    assert two_processes["command"] == [0, 0]
+    run = two_processes["folder"] / "command"
+    results = json.loads((run / "results.json").read_text())
+    assert max(entry["step"] for entry in results["history"]) == 4
+    assert results["metrics"]["utterances"] == 4
+    assert (run / "model" / "README.md").is_file()
+    newest = last_complete_checkpoint(run)
+    assert Path(newest).name == "checkpoint-4"
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in Path(newest).iterdir()}
+    assert not (run / ".unfinished").exists()

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import soundfile
 import torch
 import transformers
 from PIL import Image
 from transformers import TrainerCallback
 
+from speechclip_plus import cli
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
@@ -188,12 +190,40 @@ def streamed_rows(folder):
     return seen
 
 
+def write_folder(folder, num_rows=12):
+    """A data set as `load_speech_image_dataset("folder")` reads it, a third of it for validation."""
+    folder.mkdir(parents=True)
+    generator, lines = np.random.default_rng(0), ["audio,image,text,split"]
+    for number in range(num_rows):
+        soundfile.write(folder / f"{number}.wav", generator.uniform(-0.5, 0.5, 8000 + 800 * number), 16_000)
+        Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        lines.append(f"{number}.wav,{number}.png,a red circle,{'validation' if number % 3 == 2 else 'train'}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def train_by_command(out):
+    """Train for two steps, and go on for two more; returns the exit codes."""
+    settings = ["max_steps=2", "warmup_steps=1", "per_device_train_batch_size=2", "use_cpu=true", "disable_tqdm=true"]
+    started = ["--preset", "cascaded-tiny", "--data", str(out / "data"), "--output-dir", str(out / "command")]
+    for setting in [*settings, f"image_cache_dir={out / 'cache'}"]:
+        started += ["--set", setting]
+    return [
+        cli.main(["train", *started]),
+        cli.main(["train", "--output-dir", str(out / "command"), "--resume", "--set", "max_steps=4"]),
+    ]
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     results = distributed_runs(out, batch_size=2)
     seen = [None, None]
     torch.distributed.all_gather_object(seen, streamed_rows(out / "streamed"))
     results["streamed"] = seen
+    if torch.distributed.get_rank() == 0:
+        write_folder(out / "data")
+    torch.distributed.barrier()
+    results["command"] = train_by_command(out)
     if torch.distributed.get_rank() == 0:
         torch.save(results, out / "runs.pt")
     torch.distributed.destroy_process_group()

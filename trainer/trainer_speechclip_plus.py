@@ -276,12 +276,17 @@ class SpeechClipPlusTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Return all evaluation batches, the incomplete last one too."""
-        if eval_dataset is None:
-            eval_dataset = self.eval_dataset
-        elif isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        with self._keeping_the_last_batch():
-            return super().get_eval_dataloader(self._embedded(eval_dataset))
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._embedded(eval_dataset)
+        splits = self.eval_dataset
+        try:
+            # The names stay: Trainer keeps loaders by them.
+            named = isinstance(splits, dict)
+            self.eval_dataset = {k: self._embedded(v) for k, v in splits.items()} if named else self._embedded(splits)
+            with self._keeping_the_last_batch():
+                return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.eval_dataset = splits
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """Return all test batches, the incomplete last one too."""
