@@ -241,6 +241,8 @@ class SpeechClipPlusTrainer(Trainer):
             "pin_memory": args.dataloader_pin_memory,
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "in_order": args.dataloader_in_order,
             # Of its own: otherwise every epoch would draw from the one that dropout draws from.
             "generator": torch.Generator().manual_seed(self._data_seed),
         }

@@ -22,17 +22,18 @@ from typing import Any
 import torch
 import yaml
 
-from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from ..configuration.presets import load_preset
-from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
-from ..modeling_speechclip_plus.output_files import finished_folder, write_json
-from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from .chance import chance_recall
-from .checkpoints import last_complete_checkpoint
-from .data import load_speech_image_dataset
-from .tiny_backbones import tiny_backbone
-from .trainer_speechclip_plus import SpeechClipPlusTrainer
-from .training_arguments import SpeechClipPlusTrainingArguments
+from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from .configuration.presets import load_preset
+from .hub_cards.model_card import ModelCardFacts, render_model_card
+from .modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
+from .modeling_speechclip_plus.output_files import finished_folder, write_json
+from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+from .trainer.chance import chance_recall
+from .trainer.checkpoints import last_complete_checkpoint
+from .trainer.data import load_speech_image_dataset
+from .trainer.tiny_backbones import tiny_backbone
+from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
+from .trainer.training_arguments import SpeechClipPlusTrainingArguments
 
 SETTINGS_FILE = "run.yaml"
 MODEL_FOLDER = "model"
@@ -199,8 +200,6 @@ def _card(
     image_ids: list[int],
     counts: Mapping[str, int],
 ) -> str:
-    from ..hub_cards.model_card import ModelCardFacts, render_model_card  # cards build on training
-
     args, config = trainer.args, trainer.model.config
     steps, best = trainer.state.global_step, trainer.state.best_global_step
     pairs, accumulated = args.train_batch_size * args.world_size, args.gradient_accumulation_steps
