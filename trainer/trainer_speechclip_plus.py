@@ -86,6 +86,10 @@ class SpeechClipPlusTrainer(Trainer):
             if processing_class is None:
                 raise ValueError("Give processing_class (a SpeechClipPlusProcessor) or a data_collator.")
             data_collator = SpeechImageCollator(processing_class)
+        if args.ddp_find_unused_parameters is None and not (
+            model.config.train_speech_encoder or model.config.train_clip
+        ):
+            args.ddp_find_unused_parameters = False  # every step uses the whole branch: nothing to look for
         knows_use_cache = hasattr(model.config, "use_cache")
         super().__init__(
             model=model,
