@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ class KeywordBatchNorm(nn.Module):
         self.num_places = num_places
         self.eps = eps
         self.momentum = momentum
+        # Set by a trainer of several processes: the sum of a tensor over all of them, with its gradient.
+        self.sum_over_processes: Callable[[Tensor], Tensor] | None = None
         # Channel d * K + k belongs to dimension d of place k: the layout of the published checkpoints.
         channels = embed_size * (num_places or 1)
         self.weight = nn.Parameter(torch.ones(channels))
@@ -56,9 +59,10 @@ class KeywordBatchNorm(nn.Module):
         rows = rows.reshape(-1, embed_size) if self.num_places is None else rows.transpose(1, 2).reshape(batch, -1)
         if self.training:
             mask = rows.new_ones(len(rows), 1) if mask is None else mask.reshape(-1, 1).to(rows.dtype)
-            count = mask.sum().clamp(min=1)
-            mean = (rows * mask).sum(dim=0) / count
-            var = ((rows - mean).square() * mask).sum(dim=0) / count
+            total = self.sum_over_processes or _unchanged
+            count = total(mask.sum()).clamp(min=1)
+            mean = total((rows * mask).sum(dim=0)) / count
+            var = total(((rows - mean).square() * mask).sum(dim=0)) / count
             with torch.no_grad():
                 unbiased = var * count / (count - 1).clamp(min=1)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -78,6 +82,10 @@ class KeywordBatchNorm(nn.Module):
         std, mean = torch.std_mean(embeddings.float(), dim=0)
         places = self.num_places or 1
         return (std * scale).repeat_interleave(places), mean.repeat_interleave(places)
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @dataclass
@@ -167,5 +175,10 @@ def code_perplexity(indices: Tensor, num_codes: int, mask: Tensor | None = None)
     counted = torch.ones_like(indices, dtype=torch.float32) if mask is None else mask.float()
     counts = torch.zeros(num_codes, device=indices.device)
     counts.index_add_(0, indices.reshape(-1).clamp(min=0), counted.reshape(-1))
+    return perplexity(counts)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Exponential of the entropy of a distribution, given by its counts `(V,)`."""
     shares = counts / counts.sum().clamp(min=1)
     return torch.exp(-(shares * torch.log(shares + 1e-7)).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -146,6 +147,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             self.register_buffer("vocabulary_ids", vocabulary_ids, persistent=False)
             self.register_buffer("is_keyword", is_keyword, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.loss_config.temperature)))
+        # Set by a trainer of several processes: from this process's rows (same keys) to those of all of them.
+        self.gather_pairs: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
         self.post_init()
         self.set_trainable(speech_encoder=config.train_speech_encoder, clip=config.train_clip)
         if not config.backbones_saved:
@@ -494,18 +497,48 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if (cif := speech.get("cif")) is not None:
             output.alphas, output.alpha_sums = cif.alphas, cif.alpha_sums
         if image_embeds is not None:
-            scale = self.logit_scale.float().exp()
-            for branch in ("parallel", "cascaded"):
-                if (embeds := speech.get(f"{branch}_embeds")) is not None:
-                    with torch.autocast(embeds.device.type, enabled=False):
-                        output[f"{branch}_logits"] = scale * (embeds.float() @ image_embeds.float().T)
+            output.parallel_logits = self._logits(output.parallel_embeds, image_embeds)
+            output.cascaded_logits = self._logits(output.cascaded_embeds, image_embeds)
         if return_loss:
-            losses = self.compute_losses(
-                output.parallel_logits, output.cascaded_logits, output.alpha_sums, output.target_lengths, image_ids
-            )
+            if self.training and self.gather_pairs is not None:
+                losses = self.compute_global_losses(output, image_ids)
+            else:
+                losses = self.compute_losses(
+                    output.parallel_logits, output.cascaded_logits, output.alpha_sums, output.target_lengths, image_ids
+                )
             for name, value in losses.items():
                 output[name] = value
         return output
+
+    def _logits(self, embeds: Tensor | None, image_embeds: Tensor) -> Tensor | None:
+        if embeds is None:
+            return None
+        with torch.autocast(embeds.device.type, enabled=False):
+            return self.logit_scale.float().exp() * (embeds.float() @ image_embeds.float().T)
+
+    def compute_global_losses(self, output: Any, image_ids: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the losses over the batches of all processes, as `gather_pairs` brings them together.
+
+        Args:
+            output: The `SpeechClipPlusOutput` of this process's B utterances and their B images.
+            image_ids: `(B,)`.
+
+        Returns:
+            What `compute_losses` returns, the same on every process.
+        """
+        names = ("parallel_embeds", "cascaded_embeds", "image_embeds", "alpha_sums", "target_lengths")
+        pairs = {name: output[name] for name in names if output.get(name) is not None}
+        if image_ids is not None:
+            pairs["image_ids"] = image_ids
+        if self.gather_pairs is not None:
+            pairs = self.gather_pairs(pairs)
+        return self.compute_losses(
+            self._logits(pairs.get("parallel_embeds"), pairs["image_embeds"]),
+            self._logits(pairs.get("cascaded_embeds"), pairs["image_embeds"]),
+            pairs.get("alpha_sums"),
+            pairs.get("target_lengths"),
+            pairs.get("image_ids"),
+        )
 
     def compute_losses(
         self,
@@ -691,6 +724,20 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         global_step: int = 0,
         branches: tuple[str, ...] = ("parallel", "cascaded"),
     ) -> dict[str, Any]:
+        speech = self._speech_features(hidden_states, frame_lengths, target_lengths, global_step, branches)
+        if "keyword_features" in speech:
+            speech |= self._embed_keywords(speech["keyword_features"], speech["keyword_lengths"])
+        return speech
+
+    def _speech_features(
+        self,
+        hidden_states: tuple[Tensor, ...],
+        frame_lengths: Tensor,
+        target_lengths: Tensor | None = None,
+        global_step: int = 0,
+        branches: tuple[str, ...] = ("parallel", "cascaded"),
+    ) -> dict[str, Any]:
+        """Everything of an utterance that does not depend on the others of its batch."""
         config = self.config
         frames = self.layer_sum(hidden_states)  # (B, T, D)
         frame_mask = torch.arange(frames.shape[1], device=frames.device) < frame_lengths[:, None]  # (B, T)
@@ -708,7 +755,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             else:
                 features = cls_outputs[:, int(config.has_parallel) :]  # (B, K, D)
                 lengths = torch.full_like(frame_lengths, features.shape[1])
-            speech |= self._embed_keywords(features, lengths)
+            speech["keyword_features"] = self.keyword_projection(features)  # (B, N, E)
+            speech["keyword_lengths"] = lengths
         return speech
 
     def _embed_keywords(self, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
@@ -716,7 +764,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         mask = torch.arange(features.shape[1], device=features.device) < lengths[:, None]  # (B, N)
         # The original lets padding into the statistics.
         counted = mask if config.has_cif and config.padding == "invariant" else None
-        features = self.keyword_norm(self.keyword_projection(features), counted)  # (B, N, E)
+        features = self.keyword_norm(features, counted)  # (B, N, E)
         quantized = quantize_keywords(
             features, self._codebook(), self.is_keyword, config.keyword_config.temperature, self.training
         )

@@ -1,11 +1,15 @@
 """The Trainer: losses, optimiser, evaluation and resuming, on a tiny random model."""
 
+import copy
+import io
 import json
+import os
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -13,8 +17,10 @@ from speechclip_plus.configuration.configuration_speechclip_plus import SpeechCl
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.trainer.collator import SpeechImageCollator
 from speechclip_plus.trainer.frozen_features import compute_frozen_features
+from speechclip_plus.trainer.gradient_cache import backward_in_chunks
+from speechclip_plus.trainer.image_cache import cache_image_embeddings, image_identity
 from speechclip_plus.trainer.metrics import keyword_hit_rate, retrieval_recall
-from speechclip_plus.trainer.sampler import LengthGroupedBatches
+from speechclip_plus.trainer.sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, utterance_lengths
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 
@@ -155,7 +161,7 @@ def test_every_part_of_the_loss_is_logged_and_sums_to_it(make_trainer):
         assert entry["loss"] == pytest.approx(parts, rel=1e-4)
         assert entry["keywords_per_utterance"] >= 1
         assert entry["cif_length_error"] == pytest.approx(entry["quantity_loss"], rel=1e-4)
-        assert 1 <= entry["distinct_keywords"] <= 4 * 75
+        assert 1 <= entry["code_perplexity"] <= entry["distinct_keywords"] + 1e-3 <= 4 * 75 + 1e-3
     assert logs[0]["temperature"] == pytest.approx(0.07, rel=0.01)
 
 
@@ -393,6 +399,267 @@ def test_features_that_can_change_are_not_computed_beforehand(make_model, datase
         compute_frozen_features(model, dataset, tiny_processor)
 
 
+def gradients(model):
+    return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for layer in model.branch.layers:
+        layer.attention.dropout = 0.0
+    return model.train()
+
+
+@pytest.mark.parametrize("variant", ["parallel", "cascaded", "cascaded_plus", "hybrid_plus"])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_gradients_of_chunks_are_those_of_the_whole_batch(make_model, dataset, tiny_processor, variant, chunk):
+    batch = SpeechImageCollator(tiny_processor)(list(dataset))
+    del batch["gold_subwords"]
+    whole, chunked = (without_dropout(make_model(variant)) for _ in range(2))
+    expected = whole(**batch, return_loss=True, global_step=0)
+    expected.loss.backward()
+    found = backward_in_chunks(chunked, batch, chunk)
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    mine, theirs = gradients(whole), gradients(chunked)
+    assert mine.keys() == theirs.keys()
+    norm = torch.stack([value.norm() for value in mine.values()]).norm()
+    for name in mine:
+        assert (mine[name] - theirs[name]).norm() < 1e-5 * norm, name
+    for (name, value), other in zip(whole.named_buffers(), chunked.buffers(), strict=True):
+        torch.testing.assert_close(other, value, rtol=1e-5, atol=1e-6, msg=name)  # batch norm's running statistics
+
+
+def test_dropout_is_the_same_in_both_passes_over_a_chunk(make_model, dataset, tiny_processor):
+    batch = SpeechImageCollator(tiny_processor)(list(dataset))
+    del batch["gold_subwords"]
+    whole, chunked = make_model().train(), make_model().train()
+    torch.manual_seed(1)
+    whole(**batch, return_loss=True).loss.backward()
+    torch.manual_seed(1)
+    backward_in_chunks(chunked, batch, len(dataset))  # one chunk draws what the whole batch draws
+    theirs = gradients(chunked)
+    for name, value in gradients(whole).items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_chunks_need_utterances_that_do_not_depend_on_their_batch(make_model, make_trainer):
+    model = make_model()
+    model.config.padding = "original"
+    with pytest.raises(ValueError, match="padding='invariant'"):
+        make_trainer(model=model, gradient_cache_chunk=2)
+
+
+def test_training_in_chunks_logs_the_same_losses(make_trainer, make_model):
+    whole = make_trainer(folder="whole", model=without_dropout(make_model()), max_steps=3)
+    chunked = make_trainer(folder="chunked", model=without_dropout(make_model()), max_steps=3, gradient_cache_chunk=2)
+    whole.train()
+    chunked.train()
+    for entry, other in zip(training_logs(whole), training_logs(chunked), strict=True):
+        for name in ("loss", "cascaded_loss", "quantity_loss", "grad_norm", "code_perplexity"):
+            assert other[name] == pytest.approx(entry[name], rel=1e-3), name
+
+
+def counting_images(model):
+    """Count the pictures that go through CLIP's image tower."""
+    seen = []
+    tower = model.clip.vision_model
+    tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs.get("pixel_values", args[0] if args else ()))),
+        with_kwargs=True,
+    )
+    return seen
+
+
+def test_each_picture_is_embedded_once_for_all_epochs_and_runs(make_trainer, make_model, tmp_path):
+    losses, counts = [], []
+    for folder, cached in (("plain", False), ("first", True), ("second", True)):
+        model = without_dropout(make_model())
+        seen = counting_images(model)
+        trainer = make_trainer(
+            model=model, folder=folder, cache_image_embeddings=cached, image_cache_dir=str(tmp_path / "cache")
+        )
+        trainer.train()
+        metrics = trainer.evaluate()
+        counts.append(sum(seen))
+        losses.append([entry["loss"] for entry in training_logs(trainer)] + [metrics["eval_loss"]])
+    # Five steps of 4 pairs, of which one is an epoch's last with 3, and an evaluation; six pictures; none.
+    assert counts == [5 * 4 - 1 + NUM_ROWS, (NUM_ROWS + 1) // 2, 0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == losses[1]
+
+
+def test_other_weights_or_pictures_are_embedded_anew(make_model, dataset, tiny_processor, tmp_path):
+    model = make_model()
+    seen = counting_images(model)
+
+    def embed(data=dataset, processor=tiny_processor):
+        seen.clear()
+        rows = cache_image_embeddings(model, data, processor, tmp_path).__getitems__([0, len(data) - 1])
+        return sum(seen), torch.as_tensor(np.stack([row["image_embeds"] for row in rows]))
+
+    count, first = embed()
+    assert (count, embed()[0]) == (6, 0)
+    with torch.no_grad():
+        expected = model.get_image_features(
+            SpeechImageCollator(tiny_processor)([dataset[0], dataset[NUM_ROWS - 1]])["pixel_values"]
+        )
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-6)
+    assert embed(dataset.select([0, 3]))[0] == 0  # taken from the larger file
+    black = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(black, format="PNG")
+    changed = {"bytes": black.getvalue(), "path": None}
+    changed = datasets.Dataset.from_list(
+        [{**row, "image": changed if row["image_id"] == 100 else row["image"]} for row in dataset]
+    )
+    assert embed(changed)[0] == 1  # the one picture that changed
+    other = copy.deepcopy(tiny_processor)
+    other.image_processor.image_mean = [0.0, 0.0, 0.0]
+    assert embed(processor=other)[0] == 6
+    with torch.no_grad():
+        model.clip.visual_projection.weight.mul_(1.5)
+    assert embed()[0] == 6
+    model.set_trainable(clip=True)
+    with pytest.raises(ValueError, match="cannot be kept"):
+        embed()
+
+
+def test_a_picture_file_that_changed_is_another_picture(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(file)
+    before = image_identity({"bytes": None, "path": str(file)})
+    assert image_identity(str(file)) == before
+    os.utime(file, ns=(1, 1))
+    assert image_identity(str(file)) != before
+
+
+def test_a_trained_clip_is_run_on_every_picture(make_trainer, make_model, tmp_path):
+    model = make_model()
+    model.set_trainable(clip=True)
+    trainer = make_trainer(model=model, max_steps=1, image_cache_dir=str(tmp_path / "cache"))
+    trainer.train()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_bfloat16_trains_and_keeps_its_weights_in_float32(make_trainer):
+    trainer = make_trainer(bf16=True, max_steps=2)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    assert all(np.isfinite(entry["loss"]) for entry in training_logs(trainer))
+    after = trainer.model.state_dict()
+    assert all(value.dtype != torch.bfloat16 for value in after.values())
+    assert not after["cif.weight_projection.weight"].equal(before["cif.weight_projection.weight"])
+
+
+def test_bfloat16_in_chunks_is_bfloat16_as_a_whole(make_trainer, make_model):
+    whole = make_trainer(folder="whole", model=without_dropout(make_model()), max_steps=1, bf16=True)
+    chunked = make_trainer(
+        folder="chunked", model=without_dropout(make_model()), max_steps=1, bf16=True, gradient_cache_chunk=2
+    )
+    whole.train()
+    chunked.train()
+    assert training_logs(chunked)[0]["loss"] == pytest.approx(training_logs(whole)[0]["loss"], rel=1e-2)
+
+
+def test_an_unfrozen_speech_encoder_trains_with_checkpointed_activations(make_trainer, make_model):
+    logs = []
+    for checkpointed in (False, True):
+        model = make_model()
+        model.config.speech_config.layerdrop = model.speech_encoder.config.layerdrop = 0.0
+        model.config.speech_config.mask_time_prob = model.speech_encoder.config.mask_time_prob = 0.0
+        model.set_trainable(speech_encoder=True)
+        trainer = make_trainer(
+            model=without_dropout(model),
+            folder=f"run{checkpointed}",
+            max_steps=2,
+            activation_checkpointing=checkpointed,
+        )
+        trainer.train()
+        logs.append(training_logs(trainer))
+    for plain, checkpointed in zip(*logs, strict=True):
+        assert checkpointed["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+        assert checkpointed["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
+
+
+def test_recordings_are_grouped_by_the_lengths_that_their_headers_tell(make_trainer, dataset, tmp_path):
+    expected = [8000 + 640 * number for number in range(NUM_ROWS)]
+    assert utterance_lengths(dataset["audio"]) == expected
+    soundfile.write(tmp_path / "a.flac", np.zeros(4410), 44_100)
+    by_path, by_bytes = {"bytes": None, "path": str(tmp_path / "a.flac")}, {"bytes": None, "path": None}
+    by_bytes["bytes"] = (tmp_path / "a.flac").read_bytes()
+    assert utterance_lengths([by_path, by_bytes]) == [1600, 1600]
+    with pytest.raises(ValueError, match="audio of row 0 cannot be read"):
+        utterance_lengths([{"bytes": b"no sound", "path": None}])
+    trainer = make_trainer(train_sampling_strategy="group_by_length", max_audio_samples=10_000)
+    sampler = trainer._get_train_sampler()
+    assert sampler.lengths == [min(length, 10_000) for length in expected]
+
+
+def test_a_stream_needs_max_steps_and_cannot_be_grouped(make_trainer, dataset):
+    stream = dataset.to_iterable_dataset(num_shards=2)
+    trainer = make_trainer(max_steps=-1, num_train_epochs=1, train_sampling_strategy="random")
+    trainer.train_dataset = stream
+    with pytest.raises(ValueError, match="give max_steps"):
+        trainer.train()
+    trainer = make_trainer(train_sampling_strategy="group_by_length")
+    trainer.train_dataset = stream
+    with pytest.raises(ValueError, match="cannot be grouped by length"):
+        trainer.train()
+
+
+def test_a_resumed_stream_goes_on_where_it_was(make_trainer, dataset):
+    def trainer(folder, **arguments):
+        built = make_trainer(folder=folder, max_steps=6, **arguments)
+        built.train_dataset = dataset.to_iterable_dataset(num_shards=2).shuffle(seed=0, buffer_size=4)
+        return built
+
+    whole = trainer("whole", save_strategy="steps", save_steps=4)
+    whole.train()
+    resumed = trainer("resumed", save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-4"))
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_worker_processes_crop_as_the_main_process_does(make_trainer):
+    runs = []
+    for workers in (0, 1):
+        trainer = make_trainer(
+            folder=f"run{workers}",
+            max_steps=4,
+            max_audio_samples=6000,
+            dataloader_num_workers=workers,
+            dataloader_persistent_workers=bool(workers),
+        )
+        trainer.train()
+        runs.append([entry["quantity_loss"] for entry in training_logs(trainer)])
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)  # dropout too: loaders draw from generators of their own
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_processes_shares_make_up_the_batches_of_one(processes, drop_last):
+    order = ShuffledRows(22, seed=5)
+    whole = list(SharedBatches(order, 6, drop_last=drop_last))
+    shares = [SharedBatches(order, 6, rank, processes, drop_last) for rank in range(processes)]
+    assert [len(batch) for batch in whole] == ([6, 6, 6] if drop_last else [6, 6, 6, 4])
+    joined = [[row for batch in batches for row in batch] for batches in zip(*shares, strict=True)]
+    assert [sorted(batch) for batch in joined] == [sorted(batch) for batch in whole]
+    assert {len(share) for share in shares} == {len(whole)}
+
+
+def test_a_checkpoint_half_written_is_not_resumed_from(make_trainer):
+    trainer = make_trainer(max_steps=4, save_strategy="steps", save_steps=2)
+    trainer.train()
+    newest = Path(trainer.args.output_dir) / "checkpoint-4"
+    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:100])
+    resumed = make_trainer(max_steps=4, logging_steps=1, save_strategy="no")
+    resumed.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in training_logs(resumed)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        make_trainer(folder="empty").train(resume_from_checkpoint=True)
+
+
 def test_a_preset_brings_its_published_hyper_parameters(tmp_path):
     arguments = SpeechClipPlusTrainingArguments.from_preset(
         "hybrid_plus-large-spokencoco", output_dir=str(tmp_path), warmup_steps=10
@@ -410,6 +677,8 @@ def test_a_preset_brings_its_published_hyper_parameters(tmp_path):
         ({"schedule": "cosine"}, "lr_scheduler_type='cosine'"),
         ({"final_learning_rate": 1.0}, "between 0 and learning_rate"),
         ({"max_audio_samples": 100}, "at least 400"),
+        ({"gradient_cache_chunk": 0}, "at least 1 or None"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "use 'group_by_length'"),
     ],
 )
 def test_impossible_arguments_are_named(arguments, message, tmp_path):

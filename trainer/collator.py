@@ -39,17 +39,19 @@ class SpeechImageCollator:
         self.processor = processor
         self.max_audio_samples = max_audio_samples
         self.seed = seed
-        self.epoch = 0
+        # In shared memory, so that worker processes which outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def for_training(self, max_audio_samples: int | None, seed: int) -> "SpeechImageCollator":
         """Return a copy that crops long utterances."""
         training = copy(self)
         training.max_audio_samples, training.seed = max_audio_samples, seed
+        training._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         return training
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other crops in this epoch. The same epoch draws the same again, so a resumed run continues exactly."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate.
@@ -89,7 +91,7 @@ class SpeechImageCollator:
     def _crop(self, waveform: np.ndarray, name: str) -> np.ndarray:
         assert self.max_audio_samples is not None
         # A checksum instead of a random generator: no state to save, the same in every worker process.
-        draw = zlib.crc32(f"{self.seed}/{self.epoch}/{name}".encode())
+        draw = zlib.crc32(f"{self.seed}/{int(self._epoch)}/{name}".encode())
         start = draw % (len(waveform) - self.max_audio_samples + 1)
         return waveform[start : start + self.max_audio_samples]
 

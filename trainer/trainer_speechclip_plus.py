@@ -2,19 +2,26 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput, has_length
+from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints, seed_worker
 
+from ..modeling_speechclip_plus.keywords import perplexity
+from .checkpoints import UNFINISHED, finish_checkpoint, last_complete_checkpoint, remove_unfinished
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
+from .distributed import average_gradients, one_global_batch
 from .evaluation import KEPT_OUTPUTS, join_batches, kept_outputs, split_metrics
-from .sampler import LengthGroupedBatches
+from .gradient_cache import backward_in_chunks, check_chunks_are_exact
+from .image_cache import cache_image_embeddings
+from .sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, StreamShare, utterance_lengths
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 
 LOSS_PARTS = ("parallel_loss", "cascaded_loss", "quantity_loss")
@@ -24,9 +31,13 @@ class SpeechClipPlusTrainer(Trainer):
     """Train a `SpeechClipPlusModel` on pairs of speech and pictures.
 
     Logs, beside the loss, each of its parts, the temperature, the mean number of keywords per utterance, the error of
-    CIF's length and the number of different subwords chosen since the last log. Evaluates retrieval over the whole
-    split: see `evaluation.split_metrics` for the names. CIF's scaling ends at a global step, which a resumed run
-    knows.
+    CIF's length, and of the subwords chosen since the last log how many are different and their perplexity. Evaluates
+    retrieval over the whole split: see `evaluation.split_metrics` for the names. CIF's scaling ends at a global step,
+    which a resumed run knows.
+
+    Several processes (`torchrun`) train as one would with their batches joined: all pairs are negatives of each
+    other. A run that was killed goes on with `train(resume_from_checkpoint=True)` as if nothing had been; checkpoints
+    appear in the output folder whole or not at all.
 
     Args:
         model: the model.
@@ -65,10 +76,20 @@ class SpeechClipPlusTrainer(Trainer):
                 f"args must be SpeechClipPlusTrainingArguments, got {type(args).__name__}; they carry the optimiser, "
                 "the schedule and the crop that this trainer needs."
             )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {args.n_gpu} GPUs and would give each a batch of its own, with its own negatives. "
+                f"Start one process for each: `torchrun --standalone --nproc_per_node {args.n_gpu} ...` (or choose "
+                "one GPU: CUDA_VISIBLE_DEVICES=0)."
+            )
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Give processing_class (a SpeechClipPlusProcessor) or a data_collator.")
             data_collator = SpeechImageCollator(processing_class)
+        if args.ddp_find_unused_parameters is None and not (
+            model.config.train_speech_encoder or model.config.train_clip
+        ):
+            args.ddp_find_unused_parameters = False  # every step uses the whole branch: nothing to look for
         knows_use_cache = hasattr(model.config, "use_cache")
         super().__init__(
             model=model,
@@ -88,16 +109,38 @@ class SpeechClipPlusTrainer(Trainer):
         self._vocabulary_size = self.model.config.clip_config.text_config.vocab_size
         self._observed = _Observed()
         self._training_collator: SpeechImageCollator | None = None
-        self.add_callback(_EpochOfCrops(self))
+        self._training_batches: SharedBatches | None = None
+        self._with_embeddings: dict[int, tuple[Any, Any]] = {}
+        self._checkpoint_unfinished = False
+        self.add_callback(_Epochs(self))
+        if args.gradient_cache_chunk is not None:
+            check_chunks_are_exact(model.config)
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("gradient_cache_chunk works with DDP, not with FSDP or DeepSpeed: leave it out.")
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train; see `transformers.Trainer.train`."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; see `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the last complete one in the output folder.
+            *args: see `transformers.Trainer.train`.
+            **kwargs: the same.
+
+        Raises:
+            ValueError: if there is no complete checkpoint to resume from.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
         # Trainer writes a processor's special tokens into the model's configuration, for models that generate text.
         processor = self.processing_class
         if processor is not None:
             self.processing_class = _Unaligned(processor)
+        several = self.args.world_size > 1
         try:
-            return super().train(*args, **kwargs)
+            with one_global_batch(self.accelerator.unwrap_model(self.model)) if several else nullcontext():
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.processing_class = processor
 
@@ -116,6 +159,28 @@ class SpeechClipPlusTrainer(Trainer):
         if model.training:
             self._observed.add(outputs, self._vocabulary_size)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Compute the gradients of a batch, in chunks if `gradient_cache_chunk` says so; returns the loss."""
+        if self.args.gradient_cache_chunk is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        unwrapped = self.accelerator.unwrap_model(model)
+        outputs = backward_in_chunks(
+            unwrapped,
+            {name: value for name, value in inputs.items() if name in self._forward_names},
+            self.args.gradient_cache_chunk,
+            self.state.global_step,
+            autocast=self.accelerator.autocast,
+            backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+        )
+        if self.args.world_size > 1:  # the model ran outside of DDP, which would have done this
+            average_gradients([parameter for parameter in unwrapped.parameters() if parameter.requires_grad])
+        self._observed.add(outputs, self._vocabulary_size)
+        return outputs["loss"] / self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the parts of the loss beside the loss itself."""
@@ -163,35 +228,112 @@ class SpeechClipPlusTrainer(Trainer):
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the training batches, long utterances cropped."""
+        """Return this process's share of the training batches, long utterances cropped.
+
+        Raises:
+            ValueError: if there is no training data, too little for the processes, or a stream without `max_steps`.
+        """
+        if self.train_dataset is None:
+            raise ValueError("There is nothing to train on: give train_dataset.")
+        args, dataset = self.args, self.train_dataset
         collator = self.data_collator
         if isinstance(collator, SpeechImageCollator):
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            self._training_collator = collator.for_training(self.args.max_audio_samples, seed)
-            self.data_collator = self._training_collator
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = collator
+            collator = self._training_collator = collator.for_training(args.max_audio_samples, self._data_seed)
+        shared: dict[str, Any] = {
+            "collate_fn": collator,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
+            "in_order": args.dataloader_in_order,
+            # Of its own: otherwise every epoch would draw from the one that dropout draws from.
+            "generator": torch.Generator().manual_seed(self._data_seed),
+        }
+        # Not given to accelerate, which would fill up the last batch with rows of the first, and let one process read
+        # streams for all.
+        if not has_length(dataset):
+            if args.max_steps <= 0:
+                raise ValueError("A stream does not tell its length: give max_steps, after which training ends.")
+            self._lengths(dataset)
+            stream = StreamShare(dataset, args.process_index, args.world_size)
+            return DataLoader(stream, batch_size=args.train_batch_size, drop_last=True, **shared)
+        self._training_batches = SharedBatches(
+            self._get_train_sampler(dataset),
+            args.train_batch_size * args.world_size,
+            args.process_index,
+            args.world_size,
+            args.dataloader_drop_last,
+        )
+        if len(self._training_batches) == 0:
+            raise ValueError(
+                f"{len(dataset)} rows make no batch for {args.world_size} processes of {args.train_batch_size} each "
+                f"(dataloader_drop_last={args.dataloader_drop_last})."
+            )
+        if args.eval_strategy != "no":  # before a wrapper like FSDP shards the tower
+            for split in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
+                self._embedded(split)
+        return DataLoader(
+            self._embedded(dataset),
+            batch_sampler=self._training_batches,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **shared,
+        )
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Return all evaluation batches, the incomplete last one too."""
-        with self._keeping_the_last_batch():
-            return super().get_eval_dataloader(eval_dataset)
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._embedded(eval_dataset)
+        splits = self.eval_dataset
+        try:
+            # The names stay: Trainer keeps loaders by them.
+            named = isinstance(splits, dict)
+            self.eval_dataset = {k: self._embedded(v) for k, v in splits.items()} if named else self._embedded(splits)
+            with self._keeping_the_last_batch():
+                return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.eval_dataset = splits
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """Return all test batches, the incomplete last one too."""
         with self._keeping_the_last_batch():
             return super().get_test_dataloader(test_dataset)
 
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        lengths = self._lengths(dataset)
-        if lengths is None:
-            return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self.args.train_sampling_strategy == "sequential":
+            return SequentialSampler(dataset)
+        if self.args.train_sampling_strategy == "random":
+            return ShuffledRows(len(dataset), self._data_seed)
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedBatches(lengths, per_step, seed)
+        return LengthGroupedBatches(self._lengths(dataset), per_step, self._data_seed)
+
+    def _embedded(self, dataset: Any) -> Any:
+        """The data set with CLIP's image embeddings in place of its pictures, if they can be kept."""
+        model = self.accelerator.unwrap_model(self.model)
+        if (
+            not self.args.cache_image_embeddings
+            or model.config.train_clip
+            or not isinstance(dataset, datasets.Dataset)
+            or not {"image", "image_id"} <= set(dataset.column_names)
+            or not isinstance(self.data_collator, SpeechImageCollator)
+        ):
+            return dataset
+        if id(dataset) not in self._with_embeddings:
+            with self.args.main_process_first(desc="embedding the pictures"):
+                cached = cache_image_embeddings(
+                    model,
+                    dataset,
+                    self.data_collator.processor,
+                    self.args.image_cache_dir,
+                    self.args.per_device_eval_batch_size,
+                )
+            self._with_embeddings[id(dataset)] = (dataset, cached)
+        return self._with_embeddings[id(dataset)][1]
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         # In the data set's order, whatever training does; Trainer would ask for lengths that recordings do not tell.
@@ -200,13 +342,28 @@ class SpeechClipPlusTrainer(Trainer):
         return SequentialSampler(eval_dataset)
 
     def _lengths(self, dataset: Any) -> Sequence[int] | None:
-        """Lengths of the rows, if batches are to be grouped by them and the data set knows them."""
+        """Lengths of the rows, if batches are to be grouped by them.
+
+        Raises:
+            ValueError: if they cannot be known.
+        """
         if self.args.train_sampling_strategy != "group_by_length":
             return None
+        columns = getattr(dataset, "column_names", None) or ()
+        if not has_length(dataset):
+            raise ValueError("A stream cannot be grouped by length: use train_sampling_strategy='random'.")
         if (lengths := getattr(dataset, "lengths", None)) is not None:
             return lengths
-        column = self.args.length_column_name
-        return list(dataset[column]) if column in (getattr(dataset, "column_names", None) or ()) else None
+        if self.args.length_column_name in columns:
+            return list(dataset[self.args.length_column_name])
+        if "audio" not in columns:
+            raise ValueError(
+                "Grouping by length needs the rows' lengths: give the data set a column "
+                f"{self.args.length_column_name!r} or 'audio', or use train_sampling_strategy='random'."
+            )
+        longest = self.args.max_audio_samples
+        lengths = utterance_lengths(dataset.select_columns(["audio"])["audio"])
+        return lengths if longest is None else [min(length, longest) for length in lengths]
 
     @contextmanager
     def _keeping_the_last_batch(self) -> Iterator[None]:
@@ -216,6 +373,39 @@ class SpeechClipPlusTrainer(Trainer):
             yield
         finally:
             self.args.dataloader_drop_last = drop_last
+
+    # ---- checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / UNFINISHED) if self._checkpoint_unfinished else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside, and move it to its place when it is whole."""
+        folder = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            remove_unfinished(folder)
+        self.accelerator.wait_for_everyone()
+        self._checkpoint_unfinished = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._checkpoint_unfinished = False
+        if (step := self.state.best_global_step) and (
+            step == self.state.global_step or (folder / f"checkpoint-{step}").is_dir()
+        ):
+            self.state.best_model_checkpoint = str(folder / f"checkpoint-{step}")
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / UNFINISHED / name / "trainer_state.json"))
+            finish_checkpoint(folder, name)
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
 
     # ---- evaluation
 
@@ -286,7 +476,7 @@ class _Observed:
     def __init__(self) -> None:
         self.batches = 0
         self.sums: dict[str, Tensor] = {}
-        self.chosen: Tensor | None = None  # (V + 1,) one flag per subword, the first for padding
+        self.chosen: Tensor | None = None  # (V + 1,) how often each subword was chosen, the first for padding
 
     def add(self, outputs: Mapping[str, Any], vocabulary_size: int) -> None:
         values = {name: outputs[name] for name in LOSS_PARTS if outputs.get(name) is not None}
@@ -295,7 +485,7 @@ class _Observed:
             ids = outputs["keyword_ids"].detach().flatten().clamp(min=-1) + 1
             if self.chosen is None:
                 self.chosen = torch.zeros(vocabulary_size + 1, dtype=torch.float32, device=ids.device)
-            self.chosen.index_fill_(0, ids, 1.0)
+            self.chosen.index_add_(0, ids, torch.ones_like(ids, dtype=torch.float32))
         if outputs.get("alpha_sums") is not None and outputs.get("target_lengths") is not None:
             values["cif_length_error"] = (outputs["alpha_sums"].float() - outputs["target_lengths"]).abs().mean()
         for name, value in values.items():
@@ -312,16 +502,18 @@ class _Observed:
         if self.chosen is not None:
             counts = accelerator.reduce(self.chosen[1:], reduction="sum")
             result["distinct_keywords"] = int((counts > 0).sum())
+            result["code_perplexity"] = perplexity(counts).item()
         self.__init__()
         return result
 
 
-class _EpochOfCrops(TrainerCallback):
-    """Tells the collator the epoch, so that every epoch crops elsewhere and a resumed one at the same places."""
+class _Epochs(TrainerCallback):
+    """Tells the epoch to the order of rows and to the crops, so that a resumed epoch is the one that was left."""
 
     def __init__(self, trainer: SpeechClipPlusTrainer) -> None:
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._training_collator is not None:
-            self.trainer._training_collator.set_epoch(int(state.epoch or 0))
+        for part in (self.trainer._training_collator, self.trainer._training_batches):
+            if part is not None:
+                part.set_epoch(int(state.epoch or 0))

@@ -28,6 +28,11 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
             place. None never crops. Evaluation never does.
         hit_rate_neighbours: the k of the keyword hit rates: a keyword hits if one of its k nearest subwords is in
             the caption.
+        cache_image_embeddings: compute CLIP's embedding of each picture once and keep it on disk, for this and other
+            runs. Not done where CLIP is trained, nor for streams, whose pictures are not known beforehand.
+        image_cache_dir: where; default: `speechclip_plus/image_embeddings` in the Hugging Face home.
+        gradient_cache_chunk: run the speech side this many utterances at a time, with the gradients of the whole
+            batch (see `gradient_cache`). Takes less memory and one more forward pass of the speech side.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "The highest learning rate, after the warm-up."})
@@ -59,6 +64,10 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
         default_factory=lambda: [1, 5], metadata={"help": "The k of the keyword hit rates."}
     )
 
+    cache_image_embeddings: bool = field(default=True, metadata={"help": "Keep image embeddings of a frozen CLIP."})
+    image_cache_dir: str | None = field(default=None, metadata={"help": "Where to keep them."})
+    gradient_cache_chunk: int | None = field(default=None, metadata={"help": "Utterances at a time, see GradCache."})
+
     def __post_init__(self) -> None:
         """Check our own fields, then those of `transformers`."""
         if self.optimizer not in OPTIMIZERS:
@@ -80,6 +89,13 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"max_audio_samples is in samples at 16 kHz and must be at least 400 (one frame) or None; got "
                 f"{self.max_audio_samples}."
+            )
+        if self.gradient_cache_chunk is not None and self.gradient_cache_chunk < 1:
+            raise ValueError(f"gradient_cache_chunk must be at least 1 or None; got {self.gradient_cache_chunk}.")
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "train_sampling_strategy='batch_rebalance' is not offered: use 'group_by_length', which gives every "
+                "process utterances of about the same lengths."
             )
         super().__post_init__()
 

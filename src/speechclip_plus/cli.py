@@ -26,6 +26,7 @@ COMMANDS = {
         ".trainer.quickstart.command",
         "make data, train a small model, evaluate it and write a report to look at and listen to",
     ),
+    "train": Command(".train", "train a preset's model on a data set, with one GPU or many"),
     "convert": Command(".convert", "turn a checkpoint of the original research code into a folder to load"),
     "import-clip": Command(".import_clip", "turn an open_clip model into a folder that serves as a backbone"),
     "data": Command(".trainer.data_command", "check a data set of recordings and pictures, and write a copy of it"),

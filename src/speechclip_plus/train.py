@@ -1,0 +1,281 @@
+"""`speechclip-plus train`: train a preset's model on a data set, and evaluate and save the best of it.
+
+Everything can stand in a YAML or JSON file too:
+
+    preset: hybrid_plus-base-flickr8k
+    data: flickr8k
+    data_dir: /data/flickr8k
+    output_dir: runs/first
+    training:
+      max_steps: 10000
+
+Options of the command line win over the file.
+"""
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from .configuration.presets import load_preset
+from .hub_cards.model_card import ModelCardFacts, render_model_card
+from .modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
+from .modeling_speechclip_plus.output_files import finished_folder, write_json
+from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+from .trainer.chance import chance_recall
+from .trainer.checkpoints import last_complete_checkpoint
+from .trainer.data import load_speech_image_dataset
+from .trainer.tiny_backbones import tiny_backbone
+from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
+from .trainer.training_arguments import SpeechClipPlusTrainingArguments
+
+SETTINGS_FILE = "run.yaml"
+MODEL_FOLDER = "model"
+RESULTS_FILE = "results.json"
+DEFAULT_PRESET = "hybrid_plus-base-flickr8k"
+_KEYS = ("preset", "data", "data_dir", "data_options", "output_dir", "speech", "clip", "training")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON file with any of these settings")
+    parser.add_argument("--preset", help=f"model and hyper-parameters (default: {DEFAULT_PRESET})")
+    parser.add_argument("--data", help="data set by name, or a folder (default: what the preset was published on)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    parser.add_argument("--output-dir", metavar="DIR", help="folder for checkpoints, the best model and the results")
+    parser.add_argument("--speech", metavar="REPO_OR_DIR", help="speech encoder (default: the preset's)")
+    parser.add_argument("--clip", metavar="REPO_OR_DIR", help="CLIP (default: the preset's)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any training argument, such as max_steps=1000; may be given again",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last complete checkpoint in the output folder, if any"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns the exit code."""
+    settings = read_settings(args)
+    metrics = train(settings, resume=args.resume)
+    if metrics is not None:
+        print(f"mean R@10 on the validation split: {metrics['mean_R@10']:.1f} %")
+        print(f"model: {Path(settings['output_dir']) / MODEL_FOLDER}")
+    return 0
+
+
+def read_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Join the settings of the file and of the command line, and fill in the defaults.
+
+    Raises:
+        ValueError: for a key that does not exist, naming the nearest, or without an output folder.
+        OSError: if the file cannot be read.
+    """
+    file = args.config
+    if file is None and args.resume and args.output_dir and (Path(args.output_dir) / SETTINGS_FILE).is_file():
+        file = Path(args.output_dir) / SETTINGS_FILE  # a run tells itself how it was started
+    settings = _read_file(file) if file is not None else {}
+    given = {name: getattr(args, name) for name in ("preset", "data", "data_dir", "output_dir", "speech", "clip")}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    settings["training"] = {**(settings.get("training") or {}), **_assignments(args.set)}
+    _check_names(settings["training"], _training_names(), "training argument")
+    if not settings.get("output_dir"):
+        raise ValueError("Where shall the run go? Give --output-dir (or output_dir in the file).")
+    settings.setdefault("preset", DEFAULT_PRESET)
+    settings.setdefault("data", load_preset(settings["preset"])["training"]["dataset"])
+    return settings
+
+
+def train(settings: Mapping[str, Any], resume: bool = False) -> dict[str, float] | None:
+    """Train, evaluate on the validation split, and save the best model with its processor and a card.
+
+    Args:
+        settings: as `read_settings` returns them.
+        resume: go on from the last complete checkpoint, if there is one.
+
+    Returns:
+        The metrics of the best model on the validation split; None on all processes but the first.
+
+    Raises:
+        ValueError: if the output folder holds a run already and `resume` is not given.
+    """
+    output_dir = Path(settings["output_dir"])
+    checkpoint = last_complete_checkpoint(output_dir)
+    if not resume and (checkpoint is not None or (output_dir / MODEL_FOLDER).exists()):
+        raise ValueError(f"{output_dir} holds a run already: go on with it (--resume), or name another folder.")
+    arguments = _training_arguments(settings)
+    torch.manual_seed(arguments.seed)
+    with arguments.main_process_first(desc="loading the data"):
+        train_split, validation = (
+            load_speech_image_dataset(
+                settings["data"],
+                split=split,
+                data_dir=settings.get("data_dir"),
+                **(settings.get("data_options") or {}),
+            )
+            for split in ("train", "validation")
+        )
+    model, processor = _build(settings)
+    trainer = SpeechClipPlusTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_split,
+        eval_dataset=validation,
+        processing_class=processor,
+    )
+    is_first = trainer.is_world_process_zero()
+    if is_first:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        unfinished = output_dir / f".{SETTINGS_FILE}.tmp"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(output_dir / SETTINGS_FILE)
+        if resume:
+            print(f"going on from {checkpoint}" if checkpoint else "no complete checkpoint: from the beginning")
+    trainer.train(resume_from_checkpoint=checkpoint if resume else None)
+    metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    if not is_first:
+        return None
+    with finished_folder(output_dir / MODEL_FOLDER) as work:
+        model.save_pretrained(work)
+        processor.save_pretrained(work)
+        counts = {"train": len(train_split), "validation": len(validation)}
+        card = _card(settings, trainer, metrics, validation["image_id"], counts)
+        (work / "README.md").write_text(card, encoding="utf-8")
+    results = {"split": "validation", "metrics": metrics, "history": trainer.state.log_history}
+    write_json(output_dir / RESULTS_FILE, {"best_step": trainer.state.best_global_step, **results})
+    return metrics
+
+
+def _training_arguments(settings: Mapping[str, Any]) -> SpeechClipPlusTrainingArguments:
+    given = dict(settings["training"])
+    steps = given.get("max_steps", load_preset(settings["preset"])["training"]["max_steps"])
+    interval = given.get("eval_steps", max(1, min(1000, steps // 10)) if steps > 0 else 1000)
+    defaults = {
+        "eval_strategy": "steps",
+        "eval_steps": interval,
+        "save_strategy": "steps",
+        "save_steps": interval,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "logging_steps": max(1, min(50, interval)),
+    }
+    arguments = SpeechClipPlusTrainingArguments.from_preset(
+        settings["preset"], output_dir=str(settings["output_dir"]), **{**defaults, **given}
+    )
+    if arguments.fsdp:
+        raise ValueError("This command trains with DDP. For FSDP write a script with SpeechClipPlusTrainer.")
+    return arguments
+
+
+def _build(settings: Mapping[str, Any]) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
+    preset = load_preset(settings["preset"])
+    config = SpeechClipPlusConfig.from_preset(settings["preset"])
+    sources, revisions = {}, {}
+    for name, tiny in (("speech", "hubert"), ("clip", "clip")):
+        # The tiny presets' backbones ship with the package, wherever that is.
+        recorded = getattr(config, f"{name}_backbone") or {"repo_id": tiny_backbone(tiny), "revision": None}
+        given = settings.get(name)
+        sources[name] = given or recorded["repo_id"]
+        revisions[f"{name}_revision"] = None if given else recorded["revision"]
+    # What a preset says of waveforms holds for its own speech encoder.
+    waveforms = {} if settings.get("speech") else preset["processor"]
+    processor = SpeechClipPlusProcessor.from_backbones(**sources, **revisions, **waveforms)
+    return SpeechClipPlusModel.from_backbones(**sources, **revisions, config=config), processor
+
+
+def _card(
+    settings: Mapping[str, Any],
+    trainer: SpeechClipPlusTrainer,
+    metrics: Mapping[str, float],
+    image_ids: list[int],
+    counts: Mapping[str, int],
+) -> str:
+    args, config = trainer.args, trainer.model.config
+    steps, best = trainer.state.global_step, trainer.state.best_global_step
+    pairs, accumulated = args.train_batch_size * args.world_size, args.gradient_accumulation_steps
+    negatives = "all negatives of each other" + (f"; {accumulated} batches a step" if accumulated > 1 else "")
+    facts = ModelCardFacts(
+        name=Path(settings["output_dir"]).resolve().name,
+        config=config,
+        metrics=metrics,
+        chance=chance_recall(image_ids, image_ids),
+        dataset=Path(str(settings["data"])).name,
+        split="validation",
+        counts=counts,
+        training={
+            "preset": settings["preset"],
+            "steps": f"{trainer.state.global_step}, of which {best} was the best"
+            if best
+            else trainer.state.global_step,
+            "batch": f"{pairs} pairs, {negatives}",
+            "learning rate": f"{args.learning_rate:g}, warm-up {args.get_warmup_steps(steps)} steps",
+            "optimiser": "Adam with L2" if args.optimizer == "adam" else str(args.optim),
+            "seed": args.seed,
+        },
+        backbones={
+            "speech encoder": config.speech_backbone["repo_id"],
+            "CLIP": config.clip_backbone["repo_id"],
+        },
+        language=None,
+    )
+    return render_model_card(facts)
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is neither YAML nor JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} must hold settings by name ({', '.join(_KEYS)}), but holds {settings!r:.60}.")
+    _check_names(settings, _KEYS, f"setting (in {file})")
+    for name in ("training", "data_options"):
+        if not isinstance(settings.get(name) or {}, dict):
+            raise ValueError(f"{name} in {file} must hold values by name, but is {settings[name]!r:.60}.")
+    settings["training"] = {name: _value(value) for name, value in (settings.get("training") or {}).items()}
+    return settings
+
+
+def _assignments(texts: list[str]) -> dict[str, Any]:
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set takes KEY=VALUE, for instance max_steps=1000; got {text!r}.")
+        values[name.strip()] = _value(yaml.safe_load(value))
+    return values
+
+
+def _value(value: Any) -> Any:
+    """Read 1e-4 as a number, which YAML takes for text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _training_names() -> list[str]:
+    return [
+        field.name
+        for field in dataclasses.fields(SpeechClipPlusTrainingArguments)
+        if field.init and field.name != "output_dir"
+    ]
+
+
+def _check_names(given: Mapping[str, Any], known: Any, kind: str) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0)
+            raise ValueError(f"There is no {kind} {name!r}. The nearest is {near[0]!r}.")

@@ -1,0 +1,103 @@
+"""`speechclip-plus train`: from a folder of recordings and pictures to a saved model."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from PIL import Image
+
+from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, cli
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    with (folder / "metadata.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["audio", "image", "text", "split"])
+        for number in range(12):
+            samples = generator.uniform(-0.5, 0.5, 8000 + 800 * number)
+            soundfile.write(folder / f"{number}.wav", samples, 16_000)
+            Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+            split = "train" if number < 8 else "validation"
+            writer.writerow([f"{number}.wav", f"{number}.png", "a red circle", split])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """A run's folder, started from a file of which the command line changes one value."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = folder / "run.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "preset": "hybrid_plus-tiny",
+                "data": "folder",
+                "data_dir": str(data_dir),
+                "output_dir": str(folder / "first"),
+                "training": {
+                    "max_steps": 2,
+                    "warmup_steps": 1,
+                    "learning_rate": "1e-3",
+                    "per_device_train_batch_size": 4,
+                    "use_cpu": True,
+                    "image_cache_dir": str(folder / "cache"),
+                },
+            }
+        )
+    )
+    assert cli.main(["train", "--config", str(config), "--set", "max_steps=4", "--set", "eval_steps=2"]) == 0
+    return folder / "first"
+
+
+def test_the_best_model_is_saved_with_its_processor_and_a_card(finished):
+    model = SpeechClipPlusModel.from_pretrained(finished / "model")
+    processor = SpeechClipPlusProcessor.from_pretrained(finished / "model")
+    inputs = processor(audio=np.zeros(16_000, dtype=np.float32) + 0.1, sampling_rate=16_000)
+    assert model.get_speech_features(**inputs).shape == (1, 128)
+    card = (finished / "model" / "README.md").read_text()
+    metrics = json.loads((finished / "results.json").read_text())["metrics"]
+    assert "validation split of `folder`: 4 utterances and 4 pictures" in card
+    assert f"{metrics['parallel_speech_to_image_R@1']:.1f}" in card
+
+
+def test_the_configuration_used_is_written_with_what_the_command_line_changed(finished):
+    settings = yaml.safe_load((finished / "run.yaml").read_text())
+    assert settings["preset"] == "hybrid_plus-tiny"
+    assert settings["training"]["max_steps"] == 4  # the command line's, not the file's 2
+    assert settings["training"]["learning_rate"] == 1e-3  # a number, though YAML takes 1e-3 for text
+    history = json.loads((finished / "results.json").read_text())["history"]
+    assert [entry["step"] for entry in history if "eval_mean_R@10" in entry][:2] == [2, 4]
+
+
+def test_a_run_goes_on_with_the_output_folder_alone(finished, capsys):
+    assert cli.main(["train", "--output-dir", str(finished)]) == 1
+    assert "holds a run already: go on with it (--resume)" in capsys.readouterr().err
+    assert cli.main(["train", "--output-dir", str(finished), "--resume", "--set", "max_steps=5"]) == 0
+    assert "going on from" in capsys.readouterr().out
+    history = json.loads((finished / "results.json").read_text())["history"]
+    assert max(entry["step"] for entry in history) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "message"),
+    [
+        (["--set", "max_step=3"], {}, "no training argument 'max_step'. The nearest is 'max_steps'"),
+        ([], {"presett": "x"}, "no setting (in"),
+        ([], {"training": {"learning_rat": 1}}, "The nearest is 'learning_rate'"),
+        (["--set", "max_steps"], {}, "--set takes KEY=VALUE"),
+        (["--preset", "hybrid-tny"], {}, "Near to it: hybrid-tiny"),
+        ([], {"output_dir": None}, "Give --output-dir"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_the_nearest(arguments, content, message, tmp_path, capsys):
+    config = tmp_path / "run.json"
+    config.write_text(json.dumps({"output_dir": str(tmp_path / "run"), **content}))
+    assert cli.main(["train", "--config", str(config), *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
