@@ -29,7 +29,7 @@ def two_processes(tmp_path_factory, repository_root):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository_root / "src")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
-        [*command, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=300
+        [*command, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stderr[-5000:]
     return torch.load(folder / "runs.pt", weights_only=False) | {"folder": folder}

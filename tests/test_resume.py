@@ -91,7 +91,7 @@ def test_a_run_killed_at_random_times_ends_bit_for_bit_as_one_never_killed(kills
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository_root / "src")}
     result = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=900
     )
     assert result.returncode == 0, result.stderr[-5000:]
     print(result.stdout)
