@@ -37,7 +37,9 @@ def spoken_keywords(
             start=keyword.start,
             end=keyword.end,
             in_caption=None if gold is None else keyword.id in gold,
-            neighbours=[neighbour.text for neighbour in keyword.neighbours if neighbour.id != keyword.id],
+            neighbours=[
+                neighbour.text or str(neighbour.id) for neighbour in keyword.neighbours if neighbour.id != keyword.id
+            ],
         )
         for keyword in model.extract_keywords(**speech, tokenizer=processor, top_k=top_k)[0]
     ]
