@@ -40,7 +40,7 @@ _TITLES = {
 
 
 def result_tables(
-    evaluation: SplitEvaluation, published: Mapping[str, Any] | None, retrieval_branch: str
+    evaluation: SplitEvaluation, published: Mapping[str, Any] | None, retrieval_branch: str | None
 ) -> list[ScoreTable]:
     """Return the tables: retrieval of images and texts, keywords, boundaries.
 
