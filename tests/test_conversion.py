@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import types
@@ -314,6 +315,7 @@ def test_every_variant_becomes_the_same_model_again(variant, year, large, write,
     conversion = convert_checkpoint(write(state, model.config, year), tmp_path / "out")
     converted = assert_same_model(tmp_path / "out", model).config
     assert conversion.used + len(conversion.ignored) == len(state)
+    assert ("clip.model.token_embedding.weight" in conversion.ignored) == (variant == "parallel")
     assert converted.variant == variant and converted.padding == "original"
     assert converted.branch_config.num_attention_heads == 2
     assert converted.loss_config.parallel_weight == 1.5 and converted.retrieval_branch == model.config.retrieval_branch
@@ -401,6 +403,18 @@ def test_the_reduced_table_of_a_given_clip_is_found_in_it(write, tmp_path, tiny_
     convert_checkpoint(write(state, model.config), tmp_path / "out", clip=tmp_path / "clip")
     assert_same_model(tmp_path / "out", model)
     assert SpeechClipPlusProcessor.from_pretrained(tmp_path / "out").tokenizer("dog").input_ids
+
+
+@pytest.mark.parametrize("as_namespace", [True, False])
+def test_a_configuration_that_was_saved_by_itself_is_found(as_namespace, write, tmp_path, original_modules):
+    model = make_model()
+    settings = {**hyperparameters(model.config), "config": "config/model.yaml"}
+    if as_namespace:
+        namespace = original_modules.Namespace()
+        namespace.__dict__.update(settings)
+    path = write(to_original(model), hyper_parameters=namespace if as_namespace else settings)
+    convert_checkpoint(path, tmp_path / "out")
+    assert_same_model(tmp_path / "out", model)
 
 
 def test_half_precision_weights_become_the_same_numbers_in_single(write, tmp_path):
@@ -640,6 +654,113 @@ def test_what_stands_for_real_functions_cannot_be_changed_or_used_to_reach_other
         read_checkpoint(archive(tmp_path / "script.ckpt", b"\x80\x02}.", **{"constants.pkl": b""}))
 
 
+def test_an_archive_that_readers_understand_differently_is_read_as_it_was_checked(tmp_path):
+    # The end record gives the directory's place (here that of a TorchScript program, which torch.load would run) and
+    # its size; zipfile looks for it right in front of the record, other readers at the place.
+    def parts(comment=b"", **entries):
+        path = archive(tmp_path / "part", b"\x80\x02}.", **entries)
+        with zipfile.ZipFile(path, "a") as file:
+            file.infolist()[0].comment = comment
+            file._didModify = True
+        content = path.read_bytes()
+        end = content.rfind(b"PK\5\6")
+        count, size, start = struct.unpack("<HII", content[end + 10 : end + 20])
+        return content[:end], count, size, start
+
+    shown, count, size, start = parts(**{"constants.pkl": b"", "code/program.py": b""})
+    hidden, _, needed, _ = parts()
+    hidden, _, same, hidden_start = parts(comment=b"x" * (size - needed))
+    assert same == size
+    directory = bytearray(hidden[hidden_start:])
+    at, moved = 0, start - hidden_start  # zipfile adds where the directory is to where it was said to be
+    while at < len(directory):
+        (offset,) = struct.unpack("<I", directory[at + 42 : at + 46])
+        directory[at + 42 : at + 46] = struct.pack("<I", offset + moved)
+        at += 46 + sum(struct.unpack("<HHH", directory[at + 28 : at + 34]))
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, size, start, 0)
+    (tmp_path / "both.ckpt").write_bytes(shown + hidden[:hidden_start] + bytes(directory) + end)
+    assert "constants.pkl" in torch._C.PyTorchFileReader(str(tmp_path / "both.ckpt")).get_all_records()
+    assert read_checkpoint(tmp_path / "both.ckpt") == {}
+
+
+def integer(value):
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+LAUGHS = b"X\x01\0\0\0aq\x000" + b"".join(
+    b"(" + (b"h" + bytes([level])) * 10 + b"lq" + bytes([level + 1]) + b"0" for level in range(30)
+)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"c__builtin__\nbytearray\n" + integer(10**12) + b"\x85R.", "1,000,000,000,000 empty bytes"),
+        (b"c__builtin__\nbytes\n" + integer(10**12) + b"\x85R.", "1,000,000,000,000 empty bytes"),
+        (b"}r" + struct.pack("<I", 2**31 - 1) + b".", "numbers more objects"),
+        (LAUGHS + b"c__builtin__\nstr\nh\x1e\x85R.", "asks for a list as text"),
+        (LAUGHS + b"c__builtin__\ngetattr\nh\x1eX\x01\0\0\0x\x86R.", "the attribute x of a list"),
+        (b"c__main__\na\n0" + b"".join(b"cm\na%d\n0" % n for n in range(10_001)) + b"}.", "more classes"),
+    ],
+)
+def test_a_few_bytes_cannot_ask_for_any_amount_of_memory(pickled, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(archive(tmp_path / "evil.ckpt", b"\x80\x02" + pickled))
+
+
+def test_settings_that_never_end_are_an_error(tmp_path):
+    laughs = read_checkpoint(archive(tmp_path / "laughs.ckpt", b"\x80\x02" + LAUGHS + b"}X\x01\0\0\0ah\x1es."))
+    with pytest.raises(ValueError, match="too deeply, or too many"):
+        plain(laughs)
+    deep = b"\x80\x02}X\x01\0\0\0a" + b"]" * 100_000 + b"a" * 99_999 + b"s."
+    with pytest.raises(ValueError, match="too deeply, or too many"):
+        plain(read_checkpoint(archive(tmp_path / "deep.ckpt", deep)))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "numbers", "message"),
+    [
+        (4, 1, 4, None),
+        (100, 0, 4, None),  # an expanded tensor
+        (10**11, 0, 4, r"shape \(100000000000,\) of 4 numbers"),
+        (5, 1, 4, "of 4 numbers"),
+        (40, 1, 40, "holds 16 bytes of 160"),
+        (4, 1, -4, "holds 16 bytes of -16"),
+        (4, 1, 10**12, "holds 16 bytes of"),
+    ],
+)
+def test_tensors_are_what_the_file_holds_of_them(size, stride, numbers, message, tmp_path):
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu" + integer(numbers) + b"tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(0) + integer(size) + b"\x85"
+    pickled = b"\x80\x02}X\x01\0\0\0w" + tensor + integer(stride) + b"\x85\x89}tRs."
+    path = archive(tmp_path / "file.ckpt", pickled, **{"data/0": bytes(16)})
+    if message is None:
+        assert read_checkpoint(path)["w"].tolist() == [0] * size
+    else:
+        with pytest.raises(ValueError, match=message):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "bare", [b"(S'touch'\nios\nsystem\n.", b"cos\nsystem\n(S'touch'\ntR.", b"(cos\nsystem\nS'touch'\no."]
+)
+def test_what_a_bare_pickle_asks_for_is_named_whatever_its_protocol(bare, tmp_path):
+    for name, content in (("bare", bare), ("legacy", pickle.dumps(0x1950A86A20F9469CFC6C, 2) + bare)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnsafeCheckpointError, match=r"asks for os\.system"):
+            read_checkpoint(tmp_path / name)
+
+
+def test_archives_that_torch_save_does_not_write_are_refused(tmp_path):
+    archive(tmp_path / "two", b"\x80\x02}.")
+    with zipfile.ZipFile(tmp_path / "two", "a") as file:
+        file.writestr("other/data.pkl", b"\x80\x02}.")
+    with pytest.raises(ValueError, match="other/data.pkl twice, or beside"):
+        read_checkpoint(tmp_path / "two")
+    with pytest.raises(ValueError, match="other byte order"):
+        read_checkpoint(archive(tmp_path / "big", b"\x80\x02}.", byteorder=b"big"))
+
+
 def test_damaged_files_and_files_of_other_kinds_are_one_clear_error(write, tmp_path):
     model = make_model("parallel")
     path = write(to_original(model), model.config)
@@ -707,6 +828,10 @@ def test_an_existing_folder_is_replaced_only_when_told_and_kept_after_an_error(w
     assert not (out / "mine.txt").exists()
     with pytest.raises(ValueError, match="is a file"):
         convert_checkpoint(path, path)
+    inside = path.rename(out / path.name)
+    with pytest.raises(ValueError, match=r"model\.ckpt is in .*out, which would be replaced"):
+        convert_checkpoint(inside, out, force=True)
+    assert inside.exists()
 
 
 def test_an_interrupted_conversion_leaves_nothing(write, tmp_path, monkeypatch):

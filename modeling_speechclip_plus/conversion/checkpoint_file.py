@@ -11,16 +11,19 @@ from __future__ import annotations
 import _compat_pickle
 import codecs
 import ctypes
+import io
+import math
 import mmap
 import os
 import pickle
+import pickletools
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +43,18 @@ _RECORDED = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
 }  # fmt: skip
 _REFUSED_PACKAGES = sys.stdlib_module_names | {"numpy", "torch", "torchvision", "torchaudio", "transformers", "scipy"}
+_DTYPES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
+}  # fmt: skip
+# A few bytes of a pickle can ask for any amount of memory; these are far above what a checkpoint needs.
+_MAX_PICKLE_SIZE = 16 << 20
+_MAX_CLASSES = 10_000
+_MAX_REPEATED = 1 << 20  # numbers of a tensor that is larger than what the file holds of it
+_MAX_ENTRIES, _MAX_DEPTH = 1_000_000, 200
+_MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
 
 
@@ -65,24 +80,26 @@ def read_checkpoint(path: str | os.PathLike, on_bytes: Callable[[int], Any] | No
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; a checkpoint is a file such as epoch_12-step_28794.ckpt.")
-    _check_archive(path, on_bytes or (lambda _: None))
+    storages, pickled = _open_archive(path, on_bytes or (lambda _: None))
     try:
-        restricted = SimpleNamespace(Unpickler=_DataUnpickler, __name__=__name__)
-        content = torch.load(str(path), map_location="cpu", mmap=True, weights_only=False, pickle_module=restricted)
+        content = _unpickle(io.BytesIO(pickled), storages)
     except UnsafeCheckpointError as error:
         raise UnsafeCheckpointError(f"{path} was not read: {error}") from None
-    except OSError:
-        raise
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no checkpoint of torch.save: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is damaged or no checkpoint of torch.save: {reason}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, where a checkpoint holds a dictionary.")
     return dict(content)
 
 
 def plain(value: Any) -> Any:
-    """Turn records and containers, nested as they may be, into dictionaries, lists and plain values."""
-    return _plain(value, ())
+    """Turn records and containers, nested as they may be, into dictionaries, lists and plain values.
+
+    Raises:
+        ValueError: If they are nested very deeply, or hold one another so often that it would not end.
+    """
+    return _Plain()(value)
 
 
 def let_go(tensor: torch.Tensor) -> None:
@@ -164,12 +181,23 @@ class _RecordClass(type):
 class _DataUnpickler(pickle.Unpickler):
     """Resolves every name that a pickle asks for to something that cannot do harm, or refuses it."""
 
+    def __init__(self, file: io.BytesIO, storages: _Storages | None):
+        super().__init__(file, encoding="utf-8")
+        self._storages = storages
+        self._classes: dict[tuple[str, str], type] = {}
+
+    def persistent_load(self, saved_id: Any) -> Any:
+        """Find the storage that stands outside of the pickle."""
+        return None if self._storages is None else self._storages.find(saved_id)
+
     def find_class(self, module: str, name: str) -> Any:
         # Python 2 pickles, which protocols below 3 imitate, have other names for the same.
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         module = _compat_pickle.IMPORT_MAPPING.get(module, module)
         if (found := _SAFE.get((module, name))) is not None:
             return found
+        if module in ("torch", "torch.cuda", "torch.storage") and name in _DTYPES:
+            return _StorageType(_DTYPES[name])
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         package = module.partition(".")[0]
@@ -177,47 +205,135 @@ class _DataUnpickler(pickle.Unpickler):
         if not recorded and (package in _REFUSED_PACKAGES or not package):
             raise UnsafeCheckpointError(f"it asks for {module}.{name}, which is no data; it may be an attack.")
         calls = recorded or package in ORIGINAL_PACKAGES
-        return _RecordClass(name, (Record,), {"module": module, "name": name, "callable": calls})
+        if (module, name) not in self._classes:
+            if len(self._classes) == _MAX_CLASSES:
+                raise ValueError("it names more classes than any checkpoint does")
+            about = {"module": module, "name": name, "callable": calls}
+            self._classes[module, name] = _RecordClass(name, (Record,), about)
+        return self._classes[module, name]
 
 
-def _check_archive(path: Path, on_bytes: Callable[[int], Any]) -> None:
-    """Refuse what torch.load would treat as something else than a pickle with tensors beside it."""
-    with path.open("rb") as file:
-        start = file.read(len(_LEGACY_MAGIC))
+class _StorageType(NamedTuple):
+    """What a pickle calls torch.FloatStorage and the like."""
+
+    dtype: torch.dtype
+
+
+class _Storage(NamedTuple):
+    """A stretch of the file, as numbers of one kind."""
+
+    content: torch.UntypedStorage
+    dtype: torch.dtype
+
+
+class _Storages:
+    """The tensors' bytes in a file, which are mapped and not read."""
+
+    def __init__(self, path: Path, places: Mapping[str, tuple[int, int]]):
+        self._mapped = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+        self._places = places
+        self._found: dict[str, torch.UntypedStorage] = {}
+
+    def find(self, saved_id: Any) -> _Storage:
+        if not (isinstance(saved_id, tuple) and len(saved_id) == 5 and saved_id[0] == "storage"):
+            raise ValueError("it names something outside of the pickle that is no storage of numbers")
+        _, kind, key, _, count = saved_id
+        if not (isinstance(kind, _StorageType) and isinstance(key, str) and isinstance(count, int)):
+            raise ValueError("it describes a storage by something else than its kind, name and size")
+        start, length = self._places.get(f"data/{key}", (0, -1))
+        if count * kind.dtype.itemsize != length:
+            what = "is not in the file" if length < 0 else f"holds {length:,} bytes of {count * kind.dtype.itemsize:,}"
+            raise ValueError(f"its entry data/{key} {what}")
+        if key not in self._found:
+            self._found[key] = self._mapped[start : start + length]
+        return _Storage(self._found[key], kind.dtype)
+
+
+def _unpickle(file: io.BytesIO, storages: _Storages | None) -> Any:
+    """Read the next pickle of a file in memory."""
+    start, size = file.tell(), len(file.getbuffer())
+    # The table of what is used again grows to the largest index, whatever stands at it.
+    if any(code.name in _MEMO and index > size for code, index, _ in pickletools.genops(file)):
+        raise ValueError("it numbers more objects than it has room for")
+    file.seek(start)
+    return _DataUnpickler(file, storages).load()
+
+
+def _open_archive(path: Path, on_bytes: Callable[[int], Any]) -> tuple[_Storages, bytes]:
+    """Check an archive of torch.save; returns its storages and the pickle beside them.
+
+    Nothing else reads the archive: another reader could find other entries in the same file, such as a TorchScript
+    program, which torch.load would run.
+    """
     if not zipfile.is_zipfile(path):
-        if start == _LEGACY_MAGIC:
-            raise ValueError(
-                f"{path} is in the format of PyTorch before 1.6. Load it with a PyTorch that you trust it with, and "
-                "save it again with torch.save."
-            )
-        if start[:1] == b"\x80":  # a bare pickle: say what it asks for, if it is that
-            with path.open("rb") as file:
-                try:
-                    _DataUnpickler(file).load()
-                except UnsafeCheckpointError as error:
-                    raise UnsafeCheckpointError(f"{path} was not read: {error}") from None
-                except Exception:
-                    pass  # reported below
-        raise ValueError(
-            f"{path} is no checkpoint of torch.save, or only the beginning of one ({path.stat().st_size:,} bytes). "
-            "Download it again."
-        )
+        _refuse_bare_pickle(path)
+    places: dict[str, tuple[int, int]] = {}
+    folder = None
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-            names = {record.filename.partition("/")[2] for record in records}
-            if "data.pkl" not in names:
-                raise ValueError(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl.")
+            names = [record.filename.partition("/")[2] for record in records]
             if "constants.pkl" in names:
                 raise UnsafeCheckpointError(f"{path} was not read: it is a TorchScript program, which is no data.")
-            for record in records:
-                if record.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{path} has the compressed entry {record.filename}; torch.save compresses none.")
+            if "data.pkl" not in names:
+                raise ValueError(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl.")
+            for record, name in zip(records, names, strict=True):
+                folder = record.filename.partition("/")[0] if folder is None else folder
+                if record.filename != f"{folder}/{name}" or name in places:
+                    raise ValueError(f"{path} has the entry {record.filename} twice, or beside those of torch.save.")
+                if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
+                    raise ValueError(
+                        f"{path} has the compressed or encrypted entry {record.filename}; torch.save makes none."
+                    )
                 # Newer versions of torch.save can leave checksums out.
                 if record.CRC and not _matches_checksum(archive, record, on_bytes):
                     raise ValueError(f"{path} is damaged at its entry {record.filename}. Download it again.")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+                places[name] = _place(path, record)
+            if sum(length for _, length in places.values()) > path.stat().st_size:
+                raise ValueError(f"{path} is a damaged archive: its entries overlap. Download it again.")
+            if (length := places["data.pkl"][1]) > _MAX_PICKLE_SIZE:
+                raise ValueError(f"{path} has a data.pkl of {length:,} bytes, which no checkpoint has.")
+            if "byteorder" in places and archive.read(f"{folder}/byteorder").decode() != sys.byteorder:
+                raise ValueError(f"{path} comes from a machine of the other byte order; save it again on this.")
+            return _Storages(path, places), archive.read(f"{folder}/data.pkl")
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is a damaged archive: {error}. Download it again.") from error
+
+
+def _refuse_bare_pickle(path: Path) -> None:
+    """Say what a file that is no archive asks for, if it is a pickle, and that it is no checkpoint."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        content = io.BytesIO(file.read(_MAX_PICKLE_SIZE))
+    is_legacy = content.getvalue().startswith(_LEGACY_MAGIC)
+    try:
+        while content.tell() < size:  # the old format has several, one after the other
+            _unpickle(content, None)
+    except UnsafeCheckpointError as error:
+        raise UnsafeCheckpointError(f"{path} was not read: {error}") from None
+    except Exception:
+        pass  # reported below
+    if is_legacy:
+        raise ValueError(
+            f"{path} is in the format of PyTorch before 1.6. Load it with a PyTorch that you trust it with, and "
+            "save it again with torch.save."
+        )
+    raise ValueError(
+        f"{path} is no checkpoint of torch.save, or only the beginning of one ({size:,} bytes). Download it again."
+    )
+
+
+def _place(path: Path, record: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where an entry's content starts in the file, and its length."""
+    with path.open("rb") as file:
+        file.seek(record.header_offset)
+        header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04" or record.file_size != record.compress_size:
+        raise zipfile.BadZipFile(f"bad header of {record.filename}")
+    start = record.header_offset + 30 + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    if start + record.file_size > path.stat().st_size:
+        raise zipfile.BadZipFile(f"{record.filename} ends behind the file's end")
+    return start, record.file_size
 
 
 def _matches_checksum(archive: zipfile.ZipFile, record: zipfile.ZipInfo, on_bytes: Callable[[int], Any]) -> bool:
@@ -247,15 +363,35 @@ class _Function:
         return self._function(*args)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise UnsafeCheckpointError(f"it asks to change {self._function.__name__}.")
+        raise UnsafeCheckpointError(f"it asks to change {getattr(self._function, '__name__', 'a function')}.")
 
 
 def _encode(text: str, encoding: str) -> bytes:
     return codecs.encode(text, "latin1" if encoding == "latin1" else "utf-8")
 
 
-def _rebuild_tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
-    return torch._utils._rebuild_tensor(storage, offset, size, stride)
+def _bytes_of(kind: type, *args: Any) -> Any:
+    if args and isinstance(args[0], int):  # would make as many zeros
+        raise UnsafeCheckpointError(f"it asks for {args[0]:,} empty bytes, which are no data.")
+    return kind(*args)
+
+
+def _text(text: str = "", *_: Any) -> str:
+    if not isinstance(text, str):  # would write it all out
+        raise UnsafeCheckpointError(f"it asks for a {type(text).__name__} as text, which is no data.")
+    return text
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
+    if not isinstance(storage, _Storage):
+        raise ValueError("it builds a tensor of something else than the numbers in the file")
+    held = storage.content.nbytes() // storage.dtype.itemsize
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    count = math.prod(size)
+    is_negative = any(number < 0 for number in (offset, *size, *stride))
+    if is_negative or (count > 0 and last >= held) or count > max(held, _MAX_REPEATED):
+        raise ValueError(f"it builds a tensor of the shape {tuple(size)} of {held:,} numbers")
+    return torch.empty(0, dtype=storage.dtype).set_(storage.content, offset, tuple(size), tuple(stride))
 
 
 def _rebuild_parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -264,7 +400,7 @@ def _rebuild_parameter(data: torch.Tensor, *_: Any) -> torch.Tensor:
 
 def _new_object(cls: Any, *args: Any) -> Any:
     if not (isinstance(cls, type) and issubclass(cls, Record)):
-        raise UnsafeCheckpointError(f"it asks to make a {cls!r}.")
+        raise UnsafeCheckpointError(f"it asks to make a {getattr(cls, '__name__', type(cls).__name__)}.")
     return cls.__new__(cls, *args)
 
 
@@ -279,7 +415,9 @@ def _reconstruct(cls: Any, base: Any, state: Any) -> Any:
 
 
 def _get_attribute(owner: Any, name: str) -> Any:
-    raise UnsafeCheckpointError(f"it asks for the attribute {name} of {owner!r}, which is no data.")
+    kind = repr(owner) if isinstance(owner, type | _Function) else f"a {type(owner).__name__}"  # not all it holds
+    name = name if isinstance(name, str) else type(name).__name__
+    raise UnsafeCheckpointError(f"it asks for the attribute {name} of {kind}, which is no data.")
 
 
 class _NumpyDtype:
@@ -304,8 +442,11 @@ def _numpy_scalar(dtype: _NumpyDtype, data: bytes) -> Any:
 _SAFE: dict[tuple[str, str], Any] = {
     **{
         ("builtins", kind.__name__): _Function(kind)
-        for kind in (set, frozenset, list, dict, tuple, int, float, complex, bool, str, bytes, bytearray, slice)
+        for kind in (set, frozenset, list, dict, tuple, int, float, complex, bool, slice)
     },
+    ("builtins", "str"): _Function(_text),
+    ("builtins", "bytes"): _Function(partial(_bytes_of, bytes)),
+    ("builtins", "bytearray"): _Function(partial(_bytes_of, bytearray)),
     ("builtins", "object"): _RecordClass("object", (Record,), {"module": "builtins", "name": "object"}),
     ("builtins", "getattr"): _Function(_get_attribute),
     ("collections", "OrderedDict"): OrderedDict,
@@ -326,17 +467,38 @@ _SAFE: dict[tuple[str, str], Any] = {
 }
 
 
-def _plain(value: Any, above: tuple[int, ...]) -> Any:
-    if id(value) in above:
-        return None  # an object that holds itself
-    above = (*above, id(value))
-    if isinstance(value, Record):
-        state = value.state[0] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
-        entries = [*state.items()] if isinstance(state, Mapping) else []
-        entries += [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
-        return _plain(dict(entries), above) if entries else _plain(list(value.arguments), above)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry, above) for key, entry in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(entry, above) for entry in value]
-    return value
+class _Plain:
+    """Turns records into plain containers; what a few bytes make endless is cut off with an error."""
+
+    def __init__(self):
+        self._above: set[int] = set()
+        self._entries = 0
+
+    def __call__(self, value: Any) -> Any:
+        self._entries += 1
+        if len(self._above) > _MAX_DEPTH or self._entries > _MAX_ENTRIES:
+            raise ValueError("The checkpoint's hyper-parameters are nested too deeply, or too many, to be settings.")
+        if id(value) in self._above:
+            return None  # an object that holds itself
+        if not isinstance(value, Record | Mapping | list | tuple | set | frozenset):
+            return value
+        self._above.add(id(value))
+        try:
+            return self._container(value)
+        finally:
+            self._above.discard(id(value))
+
+    def _container(self, value: Any) -> Any:
+        if isinstance(value, Record):
+            state = value.state[0] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
+            entries = [*state.items()] if isinstance(state, Mapping) else []
+            entries += [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
+            return self._mapping(dict(entries)) if entries else [self(entry) for entry in value.arguments]
+        return self._mapping(value) if isinstance(value, Mapping) else [self(entry) for entry in value]
+
+    def _mapping(self, value: Mapping) -> dict[str, Any]:
+        # Settings have names; keys of another kind are some container's of a logger.
+        return {
+            str(key) if isinstance(key, str | int | float) else type(key).__name__: self(entry)
+            for key, entry in value.items()
+        }

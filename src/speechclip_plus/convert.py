@@ -101,15 +101,21 @@ def convert_checkpoint(
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     check_new_folder(output_dir, force)
+    for source in (checkpoint, vocabulary, clip):
+        if source is not None and os.path.exists(source):
+            place = Path(source).resolve()
+            if output_dir.resolve() in (place, *place.parents):
+                raise ValueError(f"{source} is in {output_dir}, which would be replaced; name another folder.")
     given = None if vocabulary is None else read_vocabulary(vocabulary)
     preset_settings = None if preset is None else settings_of_preset(preset)
     with _progress(checkpoint, show_progress) as bar:
         content = read_checkpoint(checkpoint, bar.update)
         state = _state_dict(content, checkpoint)
         weights, ignored = rename_original_weights(state)
-        hyperparameters = plain(content.get("hyper_parameters") or {})
-        hyperparameters = hyperparameters.get("config", hyperparameters)
+        hyperparameters = _hyperparameters(content)
         found, notes = _settings(weights, state, hyperparameters, given, clip)
+        if found["variant"] == "parallel" and FULL_TABLE in state:
+            ignored["clip.model.token_embedding.weight"] = "reduced subword table, which only keywords need"
         if preset_settings is not None:
             found = merge_settings(("the checkpoint", found), (f"the preset {preset}", preset_settings))
         presets = matching_presets(found)
@@ -195,6 +201,15 @@ def _state_dict(content: Mapping[str, Any], checkpoint: Path) -> dict[str, Tenso
         if value.is_sparse or value.is_quantized or value.is_meta:
             raise ValueError(f"{checkpoint} holds {name!r} in a layout that is no plain tensor's.")
     return dict(state)
+
+
+def _hyperparameters(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's configuration: saved as an argument named `config`, or by itself."""
+    saved = plain(content.get("hyper_parameters"))
+    if not isinstance(saved, dict):
+        return {}
+    config = saved.get("config")  # its own `config` is the name of the file that it was read from
+    return config if isinstance(config, dict) else saved
 
 
 def _settings(
