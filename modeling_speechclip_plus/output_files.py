@@ -64,9 +64,14 @@ def _share(folder: Path) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON to a temporary name and move it in place."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write UTF-8 text to a temporary name and move it in place."""
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.write_text(content, encoding="utf-8")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

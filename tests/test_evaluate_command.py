@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -228,6 +229,28 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(models, data, tmp
     assert "does not match its recording" in failing(capsys, model, *given, *words)
     assert "has no CIF" in failing(capsys, models("parallel"), *given, *words)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_results_go_into_the_models_card_in_the_place_of_earlier_ones(models, data, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(models("hybrid_plus"), model)
+    command = ["evaluate", str(model), "--data", str(data), "--limit", "3", "--update-card", "--force"]
+    command += ["--output-dir", str(tmp_path / "out")]
+    (model / "README.md").unlink(missing_ok=True)
+    assert cli.main(command) == 1
+    assert "there is no" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    before = "# model\n\n## Results\n\n<!-- measured -->\nNothing yet.\n<!-- /measured -->\n\n## Licence\n\nMIT\n"
+    (model / "README.md").write_text(before)
+    for _ in range(2):
+        assert cli.main(command) == 0
+        card = (model / "README.md").read_text()
+        assert "Nothing yet" not in card and card.count("Measured on the test split of") == 1
+        assert "first 3" in card and card.endswith("## Licence\n\nMIT\n")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    assert f"| {results['parallel_speech_to_image_R@1']:.1f} |" in card
+    (model / "README.md").write_text("# model\n\n## Results\n\nR@1 99\n")
+    assert cli.main(command) == 0
+    assert (model / "README.md").read_text().index("Measured on") < (model / "README.md").read_text().index("R@1 99")
 
 
 def test_an_existing_folder_is_replaced_only_when_asked(models, data, tmp_path, capsys):

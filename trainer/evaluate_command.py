@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..configuration.presets import published_results
 from ..modeling_speechclip_plus.conversion.original_config import matching_presets, settings_of_preset
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
-from ..modeling_speechclip_plus.output_files import check_new_folder, finished_folder, write_json
+from ..modeling_speechclip_plus.output_files import check_new_folder, finished_folder, write_json, write_text
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .alignments import read_alignments
 from .bootstrap import RESAMPLES
@@ -29,6 +30,8 @@ from .versions import versions
 
 RESULTS = "results.json"
 REPORT = "report.html"
+CARD = "README.md"
+_MEASURED = re.compile(r"<!-- measured -->.*?<!-- /measured -->", re.DOTALL)
 # Where a model's backbones came from says nothing about what it computes.
 _IGNORED_SETTINGS = {"speech_backbone", "clip_backbone"}
 _SIZES = (
@@ -57,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the shuffled captions (default: 0)")
     parser.add_argument("--output-dir", type=Path, default=Path("evaluation"), help="folder to make")
     parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
+    parser.add_argument("--update-card", action="store_true", help="put the results into MODEL's README.md too")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     check_new_folder(args.output_dir, args.force)
     options = _options(args.option)
+    if args.update_card and not (Path(args.model) / CARD).is_file():
+        raise ValueError(f"--update-card writes into the card of a folder: there is no {Path(args.model) / CARD}.")
     alignments = None if args.alignments is None else read_alignments(args.alignments)
     quiet_libraries()
     model, processor = load_model(args.model)
@@ -108,6 +114,9 @@ def run(args: argparse.Namespace) -> int:
     with finished_folder(args.output_dir) as work:
         write_report(work / REPORT, report)
         write_json(work / RESULTS, {**content, "seconds": round(time.perf_counter() - started, 1)})
+    if args.update_card:
+        what = f"the {args.split} split of {Path(args.data).name}" + (f", first {args.limit}" if args.limit else "")
+        update_card(Path(args.model) / CARD, what, tables, content["date"])
     print(f"\n{args.output_dir / RESULTS} and {args.output_dir / REPORT}, in {time.perf_counter() - started:.0f} s")
     return 0
 
@@ -191,6 +200,31 @@ def format_results(table: ScoreTable) -> str:
         for row in rows
     ]
     return "\n".join([table.caption.replace(" below)", " in brackets)"), *(line.rstrip() for line in lines)])
+
+
+def update_card(card: Path, what: str, tables: Sequence[ScoreTable], date: str) -> None:
+    """Put measured results into a model card, in the place of earlier ones.
+
+    Args:
+        card: the README.md.
+        what: the data, for instance "the test split of flickr8k".
+        tables: of the results.
+        date: when they were measured.
+    """
+    lines = ["<!-- measured -->", f"Measured on {what}, {date[:10]}, by `speechclip-plus evaluate`."]
+    for table in tables:
+        header = f"| | {' | '.join(table.columns)} |\n|---|{'---:|' * len(table.columns)}"
+        rows = [f"| {row.name} | {' | '.join(map(str, row.cells))} |" for row in table.rows]
+        lines += ["", f"{table.caption.replace('; 95 % intervals below', '')}:", "", header, *rows]
+    section = "\n".join([*lines, "<!-- /measured -->"])
+    text = card.read_text(encoding="utf-8")
+    if _MEASURED.search(text):
+        text = _MEASURED.sub(lambda _: section, text, count=1)
+    elif "\n## Results\n" in text:
+        text = text.replace("\n## Results\n", f"\n## Results\n\n{section}\n", 1)
+    else:
+        text = f"{text.rstrip()}\n\n## Results\n\n{section}\n"
+    write_text(card, text)
 
 
 def _positive(text: str) -> int:
