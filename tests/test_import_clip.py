@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from speechclip_plus import SpeechClipPlusModel, cli
@@ -21,6 +23,10 @@ def open_clip(tmp_path_factory):
         "tiny-gelu": {},
         "tiny-quickgelu": {"quick_gelu": True},
         "tiny-average": {"vision_cfg": {**vision, "pool_type": "avg"}},
+        "tiny-large": {"vision_cfg": {**vision, "image_size": 48}},
+        "tiny-wide": {"vision_cfg": {**vision, "image_size": [32, 48]}},
+        "tiny-words": {"text_cfg": {**text, "vocab_size": 600}},
+        "tiny-short": {"text_cfg": {**text, "context_length": 9}},
         "tiny-new": {"vision_cfg": {**vision, "surprise": 3}},
     }.items():
         config = {"embed_dim": 40, "vision_cfg": vision, "text_cfg": text, **changes}
@@ -65,6 +71,8 @@ def test_an_open_clip_model_becomes_a_backbone_that_computes_the_same(name, open
         ("ViT-B-16-SigLIP", "its image tower is timm's"),
         ("tiny-average", "pool_type = 'avg'"),
         ("tiny-new", "surprise = 3"),
+        ("tiny-wide", "image_size = [32, 48]"),
+        ("tiny-words", "it has 600 subwords"),
         ("ViT-B-33", "knows no architecture 'ViT-B-33'. Near to it: ViT-B-32"),
     ],
 )
@@ -89,3 +97,43 @@ def test_the_published_plain_architectures_are_accepted(name, quick, open_clip):
 def test_weights_that_are_not_there_are_an_error_that_lists_those_that_are(open_clip, tmp_path, capsys):
     assert cli.main(["import-clip", "ViT-B-32", "nonsense", str(tmp_path / "out")]) == 1
     assert "neither a file nor one of open_clip's weights for ViT-B-32: " in capsys.readouterr().err
+
+
+def test_files_that_are_no_weights_of_the_architecture_are_an_error_that_says_so(open_clip, tmp_path, capsys):
+    state = open_clip.create_model("tiny-gelu").state_dict()
+    torch.save(state, tmp_path / "whole")
+    content = (tmp_path / "whole").read_bytes()
+    (tmp_path / "cut").write_bytes(content[: len(content) // 2])
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "text").write_text("hello")
+    torch.save({}, tmp_path / "nothing")
+    torch.save([1], tmp_path / "list")
+    torch.save({name: value for name, value in state.items() if name != "ln_final.bias"}, tmp_path / "missing")
+    torch.save(open_clip.create_model("tiny-large").state_dict(), tmp_path / "large")
+    torch.save(open_clip.create_model("tiny-short").state_dict(), tmp_path / "short")
+    torch.save({**state, "more": print}, tmp_path / "code")
+    reasons = {"missing": "ln_final.bias", "large": "has 10 places, the architecture 5", "code": "print"}
+    reasons["short"] = "positional_embedding has 9 places, the architecture 77"
+    capsys.readouterr()
+    for name in ("cut", "empty", "text", "nothing", "list", *reasons):
+        assert cli.main(["import-clip", "tiny-gelu", str(tmp_path / name), str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: {tmp_path / name} could not be loaded as weights of tiny-gelu")
+        assert reasons.get(name, "") in error and len(error) < 600
+        assert not (tmp_path / "out").exists()
+    assert cli.main(["import-clip", "tiny-short", str(tmp_path / "short"), str(tmp_path / "out")]) == 0
+
+
+def test_pictures_are_resized_as_the_weights_were_trained(open_clip):
+    from speechclip_plus.modeling_speechclip_plus.conversion.open_clip_conversion import _image_processor
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 80, 3), dtype=np.uint8))
+    for mode in ("shortest", "squash"):
+        wanted = {"resize_mode": mode, "interpolation": "bicubic"}
+        model, _, transform = open_clip.create_model_and_transforms(
+            "tiny-gelu", image_resize_mode=mode, image_interpolation="bicubic"
+        )
+        assert model.visual.preprocess_cfg.items() >= wanted.items()
+        theirs = transform(picture)
+        ours = _image_processor(model, 32)(picture, return_tensors="pt").pixel_values[0]
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers.image_utils import PILImageResampling
 
 from .openai_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .original_names import rename_clip_weight
@@ -27,6 +30,7 @@ _NEUTRAL = {  # settings that may be there as long as they say this
 }  # fmt: skip
 _TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 _TOLERANCE = 1e-4
+_RESAMPLING = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
 
 
 class ConvertedClip(NamedTuple):
@@ -50,6 +54,7 @@ def convert_open_clip(architecture: str, pretrained: str | os.PathLike) -> Conve
         OSError: If the weights are not there.
     """
     import open_clip  # many seconds, and only needed here
+    from open_clip.factory import load_state_dict
 
     config = open_clip.get_model_config(architecture)
     if config is None:
@@ -62,10 +67,33 @@ def convert_open_clip(architecture: str, pretrained: str | os.PathLike) -> Conve
         raise ValueError(
             f"{pretrained!r} is neither a file nor one of open_clip's weights for {architecture}: {', '.join(tags)}."
         )
-    original = open_clip.create_model(architecture, pretrained=pretrained, precision="fp32").eval()
+    try:
+        if os.path.isfile(pretrained):
+            _check_places(config, load_state_dict(pretrained))
+        original = open_clip.create_model(architecture, pretrained=pretrained, precision="fp32").eval()
+    except OSError:
+        raise
+    except Exception as error:  # of any kind, for a file that is something else
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if asked := re.search(r"GLOBAL:? ([\w.]+)", reason):  # torch goes on to advise loading it unsafely
+            reason = f"it asks for {asked[1]}, which is no data"
+        raise ValueError(
+            f"{pretrained} could not be loaded as weights of {architecture}, a state dictionary of plain tensors: "
+            f"{reason[:300]}{'...' if len(reason) > 300 else ''}"
+        ) from error
     # open_clip itself chooses quick GELU for OpenAI's weights, whatever the architecture's name says.
     quick = "quickgelu" in type(original.transformer.resblocks[0].mlp[1]).__name__.lower()
     return _convert(architecture, config, original, quick)
+
+
+def _check_places(config: dict[str, Any], state: Any) -> None:
+    """Refuse weights for pictures or texts of another size, which open_clip would resample without a word."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    places = (vision.get("image_size", 224) // vision.get("patch_size", 16)) ** 2 + 1
+    expected = {"visual.positional_embedding": places, "positional_embedding": text.get("context_length", 77)}
+    for name, count in expected.items():
+        if isinstance(state, Mapping) and name in state and len(state[name]) != count:
+            raise ValueError(f"its {name} has {len(state[name])} places, the architecture {count}")
 
 
 def _check_plain(architecture: str, config: dict[str, Any]) -> None:
@@ -78,6 +106,11 @@ def _check_plain(architecture: str, config: dict[str, Any]) -> None:
     if text.get("hf_model_name"):
         reasons.append(f"its text tower is {text['hf_model_name']}")
     if not reasons:
+        for key in ("image_size", "patch_size"):
+            if not isinstance(vision.get(key, 1), int):
+                reasons.append(f"{key} = {vision[key]!r}, which is no square")
+        if (vocabulary := text.get("vocab_size", VOCABULARY_SIZE)) != VOCABULARY_SIZE:
+            reasons.append(f"it has {vocabulary} subwords, not the {VOCABULARY_SIZE} of CLIP's tokenizer")
         reasons += [f"{key}" for key in config.keys() - _TOP if config[key]]
         for block, allowed in ((vision, _VISION), (text, _TEXT)):
             for key, value in block.items():
@@ -96,8 +129,6 @@ def _convert(architecture: str, config: dict[str, Any], original: Any, quick: bo
     vision, text = config["vision_cfg"], config["text_cfg"]
     activation = "quick_gelu" if quick else "gelu"
     vocabulary = text.get("vocab_size", VOCABULARY_SIZE)
-    if vocabulary != VOCABULARY_SIZE:
-        raise ValueError(f"{architecture} has {vocabulary} subwords, not the {VOCABULARY_SIZE} of CLIP's tokenizer.")
     side = vision.get("image_size", 224)
     model = CLIPModel(
         CLIPConfig(
@@ -147,9 +178,10 @@ def _largest_difference(original: Any, model: CLIPModel, side: int, vocabulary: 
     """Compare unit-length outputs of both towers on random inputs."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(2, 3, side, side, generator=generator)
-    words = torch.randint(1, vocabulary - 2, (2, 12), generator=generator)
+    count = min(12, original.context_length - 2)
+    words = torch.randint(1, vocabulary - 2, (2, count), generator=generator)
     start, end = torch.full((2, 1), vocabulary - 2), torch.full((2, 1), vocabulary - 1)
-    ids = torch.cat([start, words, end, torch.zeros(2, original.context_length - 14, dtype=torch.long)], dim=1)
+    ids = torch.cat([start, words, end, torch.zeros(2, original.context_length - 2 - count, dtype=torch.long)], dim=1)
     pairs = [
         (original.encode_image(pixels, normalize=True), model.get_image_features(pixel_values=pixels).pooler_output),
         (original.encode_text(ids, normalize=True), model.get_text_features(input_ids=ids).pooler_output),
@@ -159,10 +191,17 @@ def _largest_difference(original: Any, model: CLIPModel, side: int, vocabulary: 
 
 
 def _image_processor(original: Any, side: int) -> CLIPImageProcessor:
-    visual = original.visual
+    # Some weights were trained on pictures squeezed into a square.
+    wanted = original.visual.preprocess_cfg
+    mode, interpolation = wanted.get("resize_mode") or "shortest", wanted.get("interpolation") or "bicubic"
+    if mode not in ("shortest", "squash") or interpolation not in _RESAMPLING:
+        raise ValueError(f"Its pictures are resized by {interpolation}, {mode}, which CLIPImageProcessor does not.")
+    square = {"height": side, "width": side}
     return CLIPImageProcessor(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=list(visual.image_mean or (0.48145466, 0.4578275, 0.40821073)),
-        image_std=list(visual.image_std or (0.26862954, 0.26130258, 0.27577711)),
+        size={"shortest_edge": side} if mode == "shortest" else square,
+        crop_size=square,
+        do_center_crop=mode == "shortest",
+        resample=_RESAMPLING[interpolation],
+        image_mean=list(wanted.get("mean") or (0.48145466, 0.4578275, 0.40821073)),
+        image_std=list(wanted.get("std") or (0.26862954, 0.26130258, 0.27577711)),
     )
