@@ -505,6 +505,14 @@ def test_a_preset_fills_in_what_the_checkpoint_does_not_tell(write, tmp_path, mo
     assert_same_model(tmp_path / "out", model)
 
 
+def test_hyperparameters_that_contradict_the_weights_are_an_error_that_names_both(write, tmp_path):
+    model = make_model("cascaded")
+    settings = hyperparameters(model.config)
+    settings["model_settings"]["cascaded_branch"]["keyword"]["number"] = 5
+    with pytest.raises(ValueError, match=r"num_keywords is 8 by the weights, but 5 by the checkpoint's hyper-param"):
+        convert_checkpoint(write(to_original(model), settings), tmp_path / "out")
+
+
 def test_a_preset_that_contradicts_the_checkpoint_is_an_error_that_names_both(write, tmp_path):
     model = make_model()
     with pytest.raises(ValueError, match=r"variant is 'hybrid_plus' by the checkpoint, but 'parallel' by the preset"):
@@ -567,6 +575,7 @@ def test_tensors_that_nothing_uses_are_missing_or_have_another_size_are_errors(w
         (lambda s: s["audio_encoder.encoder.layer_norm.bias"].fill_(torch.nan), "infinite or none"),
         (lambda s: s.update({"cascaded_branch.clip.model.ln_final.bias": torch.ones(64)}), "should be a copy"),
         (lambda s: s.update({"parallel_branch.linear_proj.weight": torch.ones(3, 3)}), "both belong to"),
+        (lambda s: s.update({"cascaded_branch.bn_layer.bn_layers.0.bias": torch.ones(64)}), "of each place as well"),
         (lambda s: s.update({"clip.model.visual.layer1.0.weight": torch.ones(3)}), "ResNet"),
         (lambda s: s.update({"clip.model.ln_final.bias": "text"}), "a str and no tensor"),
     ):

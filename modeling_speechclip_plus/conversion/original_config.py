@@ -71,6 +71,7 @@ def settings_of_hyperparameters(config: Mapping[str, Any], variant: str) -> Sett
     if transformer.get("norm_first"):
         raise ValueError("The checkpoint's branch normalises before attention (norm_first), which is not supported.")
     found = {
+        "speech_config.hidden_size": transformer.get("d_model"),
         "branch_config.num_attention_heads": transformer.get("nhead"),
         "branch_config.dropout": transformer.get("dropout"),
         "branch_config.layer_norm_eps": transformer.get("layer_norm_eps"),
@@ -86,6 +87,8 @@ def settings_of_hyperparameters(config: Mapping[str, Any], variant: str) -> Sett
         found["keyword_config.projection_dropout"] = projection.get("dropout")
         scale = (keyword.get("batchnorms") or {}).get("std_scale")
         found["keyword_config.batch_norm_scale"] = scale[0] if isinstance(scale, list) else scale
+        if not variant.endswith("_plus"):
+            found["keyword_config.num_keywords"] = keyword.get("number")
         quantizer = (cascaded.get("vq") or {}).get("args") or {}
         found["keyword_config.temperature"] = _quantizer_temperature(quantizer.get("temp"))
         if quantizer.get("hard") is False:

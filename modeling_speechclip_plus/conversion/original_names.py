@@ -181,7 +181,10 @@ def _batch_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, dict[int, Tensor]] = {}
     for name, value in state.items():
         if match := _BATCH_NORM.match(name):
-            found.setdefault(match[2], {})[int(match[1] or 0)] = value
+            by_place = found.setdefault(match[2], {})
+            if int(match[1] or 0) in by_place:
+                raise ValueError("The checkpoint holds batch norms of all places together and of each place as well.")
+            by_place[int(match[1] or 0)] = value
     cls_tokens = next((state[n] for n in ("cascaded_branch.cascaded_cls", "cascaded_branch.cls") if n in state), None)
     has_cif = any(name.startswith("cascaded_branch.downsampling.") for name in state)
     places = 1 if has_cif or cls_tokens is None else cls_tokens.shape[1]
