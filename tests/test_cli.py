@@ -1,7 +1,10 @@
 """The command line: help, exit codes, and one line instead of a traceback."""
 
 import argparse
+import os
+import signal
 import sys
+import time
 import types
 from importlib import import_module
 
@@ -29,6 +32,27 @@ def raising(error):
         raise error
 
     return run
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_killed_command_unwinds_and_its_forked_workers_just_end(command, capsys):
+    def run(args):
+        child = os.fork()
+        if child == 0:  # a worker that swallows whatever is raised in it
+            while True:
+                try:
+                    time.sleep(20)
+                    os._exit(0)
+                except BaseException:
+                    continue
+        time.sleep(0.2)
+        os.kill(child, signal.SIGTERM)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)
+
+    command(run)
+    assert cli.main(["probe"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_the_exit_code_is_the_commands(command):

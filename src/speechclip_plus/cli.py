@@ -101,8 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _unwinding_when_killed() -> Iterator[None]:
     """Let `kill` unwind like Ctrl-C, so that temporary folders go."""
+    own_process = os.getpid()
 
     def stop(*_: Any) -> None:
+        if os.getpid() != own_process:
+            # A forked worker of some pool, which is told to end in this way: an exception could get lost in whatever
+            # it is doing, and the pool would wait for it for ever.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt
 
     try:
