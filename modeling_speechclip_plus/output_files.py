@@ -18,6 +18,9 @@ def check_new_folder(folder: Path, force: bool) -> None:
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder.")
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f"{folder} cannot be made: {above} is a file.")
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise ValueError(f"{folder} is the current folder or above it; name a folder of its own in it.")
     if folder.is_dir() and any(folder.iterdir()) and not force:

@@ -837,6 +837,8 @@ def test_an_existing_folder_is_replaced_only_when_told_and_kept_after_an_error(w
     assert not (out / "mine.txt").exists()
     with pytest.raises(ValueError, match="is a file"):
         convert_checkpoint(path, path)
+    with pytest.raises(ValueError, match="cannot be made: .* is a file"):
+        convert_checkpoint(path, path / "out")
     inside = path.rename(out / path.name)
     with pytest.raises(ValueError, match=r"model\.ckpt is in .*out, which would be replaced"):
         convert_checkpoint(inside, out, force=True)
