@@ -50,7 +50,7 @@ def read_keywords(
     embeds = torch.where((places == ends)[:, :, None], end, embeds)
     hidden = text_model.embeddings(inputs_embeds=embeds)
     # Under SDPA the mask is None and causality rests on is_causal.
-    mask = create_causal_mask(text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+    mask = create_causal_mask(text_model.config, hidden, None, None)
     hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
     at_end = hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1])).squeeze(1)  # (B, E)
     return clip.text_projection(text_model.final_layer_norm(at_end))

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -396,6 +397,24 @@ def test_synthetic_voices_speak_the_captions_and_those_of_test_are_unheard(stamp
     assert 0.5 < soundfile.info(io.BytesIO(row["audio"]["bytes"])).duration < 6
 
 
+def test_recordings_held_out_are_unheard_while_their_pictures_are_known(tmp_path):
+    languages = ("bg", "ca", "es", "fr", "ro", "ru")
+    for number in range(20):
+        write_picture(tmp_path / f"{number}.png")
+        write_lines(tmp_path / f"{number}.txt", f"Beast {number}.")
+        for place, language in enumerate(languages):
+            # As in the real ones, two pictures of a thing come with copies of one recording.
+            write_wav(tmp_path / f"{number}_desc_{language}.ogg", 1600 + 16 * (number // 2 * 6 + place))
+    splits = all_splits(tmp_path, held_out="recordings")
+    assert sum(map(len, splits.values())) == 20 * len(languages)
+    assert set(splits["test"]["image_id"]) <= set(splits["train"]["image_id"])
+    files = {split: {Path(row["audio"]["path"]).read_bytes() for row in data} for split, data in splits.items()}
+    assert not files["train"] & files["test"] and not files["train"] & files["validation"]
+    spoken = all_splits(tmp_path, voices="synthetic", held_out="recordings", cache_dir=str(tmp_path / "cache"))
+    assert all(len(set(data["image_id"])) == 20 for data in spoken.values())
+    assert not set(spoken["train"]["speaker"]) & set(spoken["test"]["speaker"])
+
+
 def test_pictures_of_the_same_thing_are_in_the_same_split(tmp_path):
     for number in range(20):
         write_picture(tmp_path / f"{number}.png")
@@ -407,6 +426,7 @@ def test_pictures_of_the_same_thing_are_in_the_same_split(tmp_path):
     "options, named",
     [
         ({"voices": "robot"}, "choose recorded or synthetic"),
+        ({"held_out": "voices"}, "choose pictures or recordings"),
         ({"voices": "synthetic", "languages": "fr"}, "leave languages out"),
         ({"voices": "synthetic", "voices_per_picture": 0}, "voices_per_picture=0"),
         ({"split": "dev"}, "train, validation, test"),
