@@ -76,8 +76,8 @@ class SpeechImageCollator:
             lengths = torch.tensor([len(state[0]) for state in states])
             layers, _, width = states[0].shape
             padded = torch.zeros(len(rows), layers, int(lengths.max()), width)  # (B, L+1, T, D)
-            for row, state in enumerate(states):
-                padded[row, :, : lengths[row]] = state  # stored in fp16, computed with in fp32
+            for index, state in enumerate(states):
+                padded[index, :, : lengths[index]] = state  # stored in fp16, computed with in fp32
             return {"speech_hidden_states": padded, "frame_lengths": lengths}
         audio = []
         for row, name in zip(rows, names, strict=True):

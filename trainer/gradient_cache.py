@@ -74,16 +74,17 @@ def backward_in_chunks(
             features = _features(model, chunk, global_step)
         stop = start + len(result["frame_lengths"])
         pairs = [
-            (features[name], _cut(leaf.grad[start:stop], features[name]))
+            (features[name], _cut(gradient[start:stop], features[name]))
             for name, leaf in leaves.items()
-            if leaf.grad is not None
+            if (gradient := leaf.grad) is not None
         ]
         torch.autograd.backward([feature for feature, _ in pairs], [gradient for _, gradient in pairs])
         start = stop
     _set_random_state(after, model.device)
-    return SpeechClipPlusOutput(
-        **{name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()}
-    )
+    detached: dict[str, Any] = {
+        name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()
+    }
+    return SpeechClipPlusOutput(**detached)
 
 
 def check_chunks_are_exact(config: Any) -> None:

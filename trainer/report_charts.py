@@ -141,8 +141,8 @@ def line_chart(curves: Mapping[str, Series], unit: str, top: float | None = None
             f'<polyline class="curve" stroke="{colour}" points="{" ".join(place(x, y) for x, y in values)}"/>'
         )
         if len(values) == 1:
-            x, y = place(*values[0]).split(",")
-            parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+            across, down = place(*values[0]).split(",")
+            parts.append(f'<circle cx="{across}" cy="{down}" r="3" fill="{colour}"/>')
         legend.append(f'<span><i style="background:{colour}"></i>{escape(name)}</span>')
     label = escape(", ".join(f"{name}: {values[-1][1]:.3g}{unit} at the end" for name, values in points.items()))
     return Markup(

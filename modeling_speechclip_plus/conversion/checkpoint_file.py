@@ -253,7 +253,7 @@ def _unpickle(file: io.BytesIO, storages: _Storages | None) -> Any:
     """Read the next pickle of a file in memory."""
     start, size = file.tell(), len(file.getbuffer())
     # The table of what is used again grows to the largest index, whatever stands at it.
-    if any(code.name in _MEMO and index > size for code, index, _ in pickletools.genops(file)):
+    if any(code.name in _MEMO and (index or 0) > size for code, index, _ in pickletools.genops(file)):
         raise ValueError("it numbers more objects than it has room for")
     file.seek(start)
     return _DataUnpickler(file, storages).load()
