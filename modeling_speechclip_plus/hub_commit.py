@@ -76,15 +76,15 @@ def commit_files(
     try:
         api = HfApi(token=token)
         made = {"repo_type": repo_type, "private": private, "exist_ok": True, "space_sdk": space_sdk}
-        repo_id = _retrying(partial(api.create_repo, repo_id, **made)).repo_id
+        repo_id = retrying(partial(api.create_repo, repo_id, **made)).repo_id
         where = {"repo_id": repo_id, "repo_type": repo_type}
-        if private and not _retrying(lambda: api.repo_info(**where)).private:
+        if private and not retrying(lambda: api.repo_info(**where)).private:
             raise ValueError(
                 f"The repository {repo_id} exists and is public, and a private one was asked for: nothing was sent. "
                 "Make it private in its settings, or push to another repository."
             )
         if revision is not None and not revision.startswith("refs/"):
-            _retrying(lambda: api.create_branch(**where, branch=revision, exist_ok=True))
+            retrying(lambda: api.create_branch(**where, branch=revision, exist_ok=True))
         head = _head(api, where, revision)
         if tag is not None and (tagged := _tags(api, where).get(tag)) not in (None, head):
             raise ValueError(
@@ -92,13 +92,13 @@ def commit_files(
             )
         message = {"commit_message": commit_message, "commit_description": commit_description}
         if create_pr:
-            done = _retrying(
+            done = retrying(
                 lambda: api.create_commit(**where, operations=_additions(files), create_pr=True, **message)
             )
         else:
             done = _commit_to_branch(api, where, revision, head, files, replaces, message)
         if tag is not None:
-            _retrying(lambda: _tag(api, where, tag, done.oid))
+            retrying(lambda: _tag(api, where, tag, done.oid))
         return done
     except HfHubHTTPError as error:
         if _status(error) not in (401, 403):
@@ -113,7 +113,7 @@ def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
     """Put the token's owner before a repository's name, if no owner is named."""
     from huggingface_hub import HfApi
 
-    return repo_id if "/" in repo_id else f"{_retrying(HfApi(token=token).whoami)['name']}/{repo_id}"
+    return repo_id if "/" in repo_id else f"{retrying(HfApi(token=token).whoami)['name']}/{repo_id}"
 
 
 def _commit_to_branch(
@@ -144,10 +144,11 @@ def _commit_to_branch(
                 head = moved
             raise
 
-    return _retrying(commit)
+    return retrying(commit)
 
 
-def _retrying(call: Callable[[], Result]) -> Result:
+def retrying(call: Callable[[], Result]) -> Result:
+    """Call, and call again after a while if the server or the network failed, up to five times."""
     wait = _FIRST_WAIT
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -189,11 +190,11 @@ def _additions(files: Files) -> list[Any]:
 
 
 def _head(api: Any, where: Mapping[str, Any], revision: str | None) -> str:
-    return _retrying(lambda: api.repo_info(**where, revision=revision or "main")).sha
+    return retrying(lambda: api.repo_info(**where, revision=revision or "main")).sha
 
 
 def _tags(api: Any, where: Mapping[str, Any]) -> dict[str, str]:
-    return {ref.name: ref.target_commit for ref in _retrying(lambda: api.list_repo_refs(**where)).tags}
+    return {ref.name: ref.target_commit for ref in retrying(lambda: api.list_repo_refs(**where)).tags}
 
 
 def _tag(api: Any, where: Mapping[str, Any], tag: str, commit: str) -> None:

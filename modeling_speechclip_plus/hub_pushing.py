@@ -3,10 +3,11 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .hub_commit import WEIGHT_FILES, commit_files, full_repo_id
+from .hub_commit import WEIGHT_FILES, commit_files, full_repo_id, retrying
 from .plain_card import is_local_path, is_plain_card, render_plain_card
 
 BACKBONE_SOURCES = ("speech_backbone", "clip_backbone")
@@ -24,23 +25,20 @@ def push_model(
         saving: Arguments of `save_pretrained`.
         **commit: See `commit_files`.
     """
-    token, revision = commit.get("token"), commit.get("revision")
-    repo_id = full_repo_id(repo_id, token)
+    repo_id = full_repo_id(repo_id, commit.get("token"))
     wanted = [*(model.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, **saving)
         files = _files(folder)
         values = json.loads(files["config.json"].read_text(encoding="utf-8"))
         values, _ = portable_config(values)
-        card = _card_with_tags(repo_id, revision, token, wanted)
-        if card is None:
-            # From what is sent, not from the model's own configuration, which may name folders of this machine.
-            config = type(model.config).from_dict(values)
-            card = render_plain_card(config, repo_id, wanted)
+        written = written_card(repo_id, "model", commit.get("revision"), commit.get("token"))
+        # From what is sent, not from the model's own configuration, which may name folders of this machine.
+        plain = render_plain_card(type(model.config).from_dict(values), repo_id, wanted)
         content = {
             **files,
             "config.json": json.dumps(values, indent=2, sort_keys=True).encode() + b"\n",
-            **({"README.md": card.encode()} if card else {}),
+            "README.md": (plain if written is None else _with_tags(written, wanted)).encode(),
         }
         return commit_files(content, repo_id, replaces=WEIGHT_FILES, **commit)
 
@@ -60,7 +58,7 @@ def portable_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     Returns:
         values: The content to publish.
-        removed: What was taken out, `"speech_backbone (/home/...)"`.
+        removed: The folders that it named.
 
     Raises:
         ValueError: If a model without its backbones would look for them in a folder of this machine.
@@ -73,7 +71,7 @@ def portable_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         kept = {}
         for name, value in part.items():
             if name == "_name_or_path" and isinstance(value, str) and is_local_path(value):
-                removed.append(f"{name} ({value})")
+                removed.append(value)
             else:
                 kept[name] = without_paths(value)
         return kept
@@ -89,9 +87,9 @@ def portable_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 "(save_backbones=True); or push that folder too and name the repository: "
                 f'model.config.{name} = {{"repo_id": "owner/name", "revision": None}}.'
             )
-        removed.append(f"{name} ({source['repo_id']})")
+        removed.append(source["repo_id"])
         values = {**values, name: None}
-    return without_paths(values), removed
+    return without_paths(values), sorted(set(removed))
 
 
 def _files(folder: str) -> dict[str, Path]:
@@ -99,19 +97,25 @@ def _files(folder: str) -> dict[str, Path]:
     return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def _card_with_tags(repo_id: str, revision: str | None, token: str | bool | None, tags: Sequence[str]) -> str | None:
-    """Return the repository's card with tags added; empty if nothing is to be changed, None if there is no card."""
-    from huggingface_hub import HfApi, ModelCard
+def written_card(repo_id: str, repo_type: str, revision: str | None, token: str | bool | None) -> str | None:
+    """Return the card that somebody wrote for a repository; None if there is none, or a plain one as it was made."""
+    from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    if not api.file_exists(repo_id, "README.md", revision=revision):
+    where = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+    if not retrying(partial(api.file_exists, filename="README.md", **where)):
         return None
-    content = Path(api.hf_hub_download(repo_id, "README.md", revision=revision)).read_text(encoding="utf-8")
-    if is_plain_card(content):
-        return None
+    file = retrying(partial(api.hf_hub_download, filename="README.md", **where))
+    content = Path(file).read_text(encoding="utf-8")
+    return None if is_plain_card(content) else content
+
+
+def _with_tags(content: str, tags: Sequence[str]) -> str:
+    from huggingface_hub import ModelCard
+
     card = ModelCard(content)
     missing = [tag for tag in tags if tag not in (card.data.tags or [])]
     if not missing:
-        return ""
+        return content
     card.data.tags = [*(card.data.tags or []), *missing]
     return str(card)

@@ -94,7 +94,8 @@ def render_plain_card(config: Any, name: str, tags: Sequence[str] = ()) -> str:
         f"# {name.split('/')[-1]}",
         "",
         f"A SpeechCLIP+ model of the variant `{config.variant}`. It embeds speech, pictures and texts into one "
-        f"space of {config.clip_config.projection_dim} dimensions, so that what is said finds the picture that it describes.",
+        f"space of {config.clip_config.projection_dim} dimensions, so that what is said finds the picture that it "
+        "describes.",
         "",
         "| | |",
         "|---|---|",
