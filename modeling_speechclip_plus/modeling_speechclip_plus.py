@@ -19,6 +19,7 @@ from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, Sp
 from .branches import BranchEncoder
 from .cif import CifOutput, ContinuousIntegrateAndFire, keyword_times
 from .clip_towers import embed_images, embed_texts, read_keywords
+from .hub_pushing import push_model
 from .input_checks import check_pairs, check_waveforms
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
 from .losses import contrastive_loss, quantity_loss
@@ -334,6 +335,60 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         finally:
             self.config.backbones_saved = True
             self._keys_to_ignore_on_save = ignored
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload model",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        tag: str | None = None,
+        create_pr: bool = False,
+        tags: list[str] | str | None = None,
+        **saving: Any,
+    ) -> Any:
+        """Save the model and send it to the Hub in one commit.
+
+        A README.md that the repository has stays. Otherwise a plain one is written of what the configuration says;
+        `speechclip-plus push` and the trainer send better ones. Folders of this machine, from which the backbones may
+        have been loaded, are left out of the published configuration.
+
+        Args:
+            repo_id: `owner/name`, or a name of your own.
+            commit_message: First line of the commit's message.
+            commit_description: The rest of it.
+            private: Whether a new repository is private; `None`: as the owner's settings say.
+            token: `None` takes the one of `hf auth login` or `HF_TOKEN`.
+            revision: Branch, made if it is not there.
+            tag: Name for the commit.
+            create_pr: Open a pull request instead.
+            tags: Tags to add to the card's metadata.
+            **saving: See `save_pretrained`, for instance `save_backbones=False` or `max_shard_size="1GB"`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`, the address of the commit.
+
+        Raises:
+            ValueError: As `save_pretrained`; or if backbones that are left out would be looked for in a folder of
+                this machine, the tag exists, or somebody changed the same files meanwhile.
+            OSError: If the Hub refuses or does not answer.
+        """
+        return push_model(
+            self,
+            repo_id,
+            tags,
+            saving,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            tag=tag,
+            create_pr=create_pr,
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         """CLIP's subword embeddings, which are also the keywords' codebook."""

@@ -13,6 +13,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import cached_file
 
 from .audio_loading import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
+from .hub_pushing import push_processor
 from .image_loading import load_image, split_image_batch
 
 CLIP_TEXT_PLACES = 77  # start and end included
@@ -118,6 +119,52 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             image_processor = AutoImageProcessor.from_pretrained(clip, **clip_kwargs)
             tokenizer = AutoTokenizer.from_pretrained(clip, **clip_kwargs)
         return cls(feature_extractor=feature_extractor, image_processor=image_processor, tokenizer=tokenizer)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload processor",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        tag: str | None = None,
+        create_pr: bool = False,
+        **saving: Any,
+    ) -> Any:
+        """Save the processor and send it to the Hub in one commit, beside what the repository holds.
+
+        Args:
+            repo_id: `owner/name`, or a name of your own.
+            commit_message: First line of the commit's message.
+            commit_description: The rest of it.
+            private: Whether a new repository is private; `None`: as the owner's settings say.
+            token: `None` takes the one of `hf auth login` or `HF_TOKEN`.
+            revision: Branch, made if it is not there.
+            tag: Name for the commit.
+            create_pr: Open a pull request instead.
+            **saving: See `save_pretrained`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`, the address of the commit.
+
+        Raises:
+            ValueError: If the tag exists, or somebody changed the same files meanwhile.
+            OSError: If the Hub refuses or does not answer.
+        """
+        return push_processor(
+            self,
+            repo_id,
+            saving,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            tag=tag,
+            create_pr=create_pr,
+        )
 
     def __call__(
         self,

@@ -18,7 +18,9 @@ os.environ.update(
 for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ENDPOINT", "HF_TOKEN"):
     os.environ.pop(_name, None)
 
+import importlib.util  # noqa: E402
 import json  # noqa: E402
+import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -27,6 +29,22 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="session")
 def repository_root() -> Path:
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def start_hub(repository_root):
+    """The class `LoopbackHub` of tests/loopback_hub.py: a Hub on this machine, running inside `with start_hub():`."""
+    spec = importlib.util.spec_from_file_location("loopback_hub", repository_root / "tests" / "loopback_hub.py")
+    module = sys.modules["loopback_hub"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.LoopbackHub
+
+
+@pytest.fixture
+def hub(start_hub):
+    """An empty Hub on this machine, for one test."""
+    with start_hub() as hub:
+        yield hub
 
 
 def _byte_symbols() -> list[str]:

@@ -1,0 +1,121 @@
+"""Models and processors to the Hub, as `push_to_hub` does it."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .hub_commit import WEIGHT_FILES, commit_files, full_repo_id, retrying
+from .plain_card import is_local_path, is_plain_card, render_plain_card
+
+BACKBONE_SOURCES = ("speech_backbone", "clip_backbone")
+
+
+def push_model(
+    model: Any, repo_id: str, tags: Sequence[str] | str | None, saving: dict[str, Any], **commit: Any
+) -> Any:
+    """Save a model and send it in one commit; see `SpeechClipPlusModel.push_to_hub`.
+
+    Args:
+        model: A `SpeechClipPlusModel`.
+        repo_id: `owner/name`, or a name of the token's owner's.
+        tags: To add to the card's metadata.
+        saving: Arguments of `save_pretrained`.
+        **commit: See `commit_files`.
+    """
+    repo_id = full_repo_id(repo_id, commit.get("token"))
+    wanted = [*(model.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, **saving)
+        files = _files(folder)
+        values = json.loads(files["config.json"].read_text(encoding="utf-8"))
+        values, _ = portable_config(values)
+        written = written_card(repo_id, "model", commit.get("revision"), commit.get("token"))
+        # From what is sent, not from the model's own configuration, which may name folders of this machine.
+        plain = render_plain_card(type(model.config).from_dict(values), repo_id, wanted)
+        content = {
+            **files,
+            "config.json": json.dumps(values, indent=2, sort_keys=True).encode() + b"\n",
+            "README.md": (plain if written is None else _with_tags(written, wanted)).encode(),
+        }
+        return commit_files(content, repo_id, replaces=WEIGHT_FILES, **commit)
+
+
+def push_processor(processor: Any, repo_id: str, saving: dict[str, Any], **commit: Any) -> Any:
+    """Save a processor and send it in one commit; see `SpeechClipPlusProcessor.push_to_hub`."""
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder, **saving)
+        return commit_files(_files(folder), repo_id, **commit)
+
+
+def portable_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Take folders of this machine out of a configuration, where nothing depends on them.
+
+    Args:
+        values: Content of a `config.json`.
+
+    Returns:
+        values: The content to publish.
+        removed: The folders that it named.
+
+    Raises:
+        ValueError: If a model without its backbones would look for them in a folder of this machine.
+    """
+    removed: list[str] = []
+
+    def without_paths(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        kept = {}
+        for name, value in part.items():
+            if name == "_name_or_path" and isinstance(value, str) and is_local_path(value):
+                removed.append(value)
+            else:
+                kept[name] = without_paths(value)
+        return kept
+
+    for name in BACKBONE_SOURCES:
+        source = values.get(name)
+        if not source or not is_local_path(source["repo_id"]):
+            continue
+        if not values.get("backbones_saved", True):
+            raise ValueError(
+                f"The model holds its trained part alone, and its {name.replace('_', ' ')} is a folder of this "
+                f"machine ({source['repo_id']}), where nobody else can load it from. Save the model whole "
+                "(save_backbones=True); or push that folder too and name the repository: "
+                f'model.config.{name} = {{"repo_id": "owner/name", "revision": None}}.'
+            )
+        removed.append(source["repo_id"])
+        values = {**values, name: None}
+    return without_paths(values), sorted(set(removed))
+
+
+def _files(folder: str) -> dict[str, Path]:
+    root = Path(folder)
+    return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def written_card(repo_id: str, repo_type: str, revision: str | None, token: str | bool | None) -> str | None:
+    """Return the card that somebody wrote for a repository; None if there is none, or a plain one as it was made."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    where = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+    if not retrying(partial(api.file_exists, filename="README.md", **where)):
+        return None
+    file = retrying(partial(api.hf_hub_download, filename="README.md", **where))
+    content = Path(file).read_text(encoding="utf-8")
+    return None if is_plain_card(content) else content
+
+
+def _with_tags(content: str, tags: Sequence[str]) -> str:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(content)
+    missing = [tag for tag in tags if tag not in (card.data.tags or [])]
+    if not missing:
+        return content
+    card.data.tags = [*(card.data.tags or []), *missing]
+    return str(card)
