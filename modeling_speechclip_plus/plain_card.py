@@ -35,7 +35,10 @@ with torch.no_grad():
     similarity = model.get_speech_features(**speech) @ model.get_image_features(**images).T  # (1, 2) cosines
 """
 
-_KEYWORDS = "keywords = model.extract_keywords(**speech, tokenizer=processor)[0]\n"
+_KEYWORDS = """\
+for keyword in model.extract_keywords(**speech, tokenizer=processor)[0]:
+    print(keyword.text, keyword.start, keyword.end)
+"""
 
 _BRANCHES = {
     "parallel": "one branch that embeds an utterance as a whole (parallel)",
@@ -71,6 +74,8 @@ def card_metadata(config: Any, tags: Sequence[str] = ()) -> dict[str, Any]:
     }
     if base_model := hub_backbones(config):
         metadata["base_model"] = base_model
+        # The Hub's words: a branch on top of what stays as it is, or weights that were trained on.
+        metadata["base_model_relation"] = "finetune" if config.train_speech_encoder or config.train_clip else "adapter"
     return metadata
 
 
