@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .hub_commit import WEIGHT_FILES, commit_files, full_repo_id, retrying
-from .plain_card import is_local_path, is_plain_card, render_plain_card
+from .plain_card import is_generated_card, is_local_path, render_plain_card
 
 BACKBONE_SOURCES = ("speech_backbone", "clip_backbone")
 
@@ -40,7 +40,7 @@ def push_model(
             "config.json": json.dumps(values, indent=2, sort_keys=True).encode() + b"\n",
             "README.md": (plain if written is None else _with_tags(written, wanted)).encode(),
         }
-        return commit_files(content, repo_id, replaces=WEIGHT_FILES, **commit)
+        return commit_files(content, repo_id, delete_patterns=WEIGHT_FILES, **commit)
 
 
 def push_processor(processor: Any, repo_id: str, saving: dict[str, Any], **commit: Any) -> Any:
@@ -98,7 +98,7 @@ def _files(folder: str) -> dict[str, Path]:
 
 
 def written_card(repo_id: str, repo_type: str, revision: str | None, token: str | bool | None) -> str | None:
-    """Return the card that somebody wrote for a repository; None if there is none, or a plain one as it was made."""
+    """Return the card that somebody wrote for a repository; None if there is none but a generated one."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -107,7 +107,7 @@ def written_card(repo_id: str, repo_type: str, revision: str | None, token: str 
         return None
     file = retrying(partial(api.hf_hub_download, filename="README.md", **where))
     content = Path(file).read_text(encoding="utf-8")
-    return None if is_plain_card(content) else content
+    return None if is_generated_card(content) else content
 
 
 def _with_tags(content: str, tags: Sequence[str]) -> str:

@@ -74,9 +74,14 @@ def card_metadata(config: Any, tags: Sequence[str] = ()) -> dict[str, Any]:
     return metadata
 
 
-def is_plain_card(card: str) -> bool:
-    """Whether a card was written by `render_plain_card` and nobody has changed it since."""
-    match = re.fullmatch(r"(.*)<!-- plain card ([0-9a-f]{16}) -->\s*", card.replace("\r\n", "\n"), re.DOTALL)
+def generated_card(card: str) -> str:
+    """Mark a card as made by a program, so that a later one may take its place, as long as nobody changes it."""
+    return f"{card.rstrip()}\n\n<!-- generated card {_mark(card)} -->\n"
+
+
+def is_generated_card(card: str) -> bool:
+    """Whether a card is as `generated_card` made it."""
+    match = re.fullmatch(r"(.*)<!-- generated card ([0-9a-f]{16}) -->\s*", card.replace("\r\n", "\n"), re.DOTALL)
     return match is not None and match[2] == _mark(match[1])
 
 
@@ -110,8 +115,7 @@ def render_plain_card(config: Any, name: str, tags: Sequence[str] = ()) -> str:
         "Method: " + ", ".join(f"[{title}]({address})" for title, address in PAPERS.items()) + ".",
     ]
     metadata = ModelCardData(**card_metadata(config, tags))
-    card = f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n\n"
-    return f"{card}<!-- plain card {_mark(card)} -->\n"
+    return generated_card(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines))
 
 
 def render_usage(config: Any, name: str) -> str:
@@ -129,7 +133,7 @@ def render_usage(config: Any, name: str) -> str:
 
 
 def _mark(card: str) -> str:
-    return hashlib.sha256(card.encode()).hexdigest()[:16]
+    return hashlib.sha256(card.strip().encode()).hexdigest()[:16]
 
 
 def _facts(config: Any) -> list[tuple[str, str]]:
