@@ -72,9 +72,14 @@ def write_json(path: Path, content: object) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write UTF-8 text to a temporary name and move it in place."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes to a temporary name and move it in place."""
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        unfinished.write_text(content, encoding="utf-8")
+        unfinished.write_bytes(content)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from speechclip_plus import cli
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import load_preset, published_results
+from speechclip_plus.hub_cards.result_tables import Measured, ScoreRow, ScoreTable, result_tables
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from speechclip_plus.trainer.chance import chance_recall
@@ -21,10 +22,7 @@ from speechclip_plus.trainer.data import load_speech_image_dataset
 from speechclip_plus.trainer.evaluate_command import format_results, presets_of_model, published_figures
 from speechclip_plus.trainer.evaluation import split_metrics
 from speechclip_plus.trainer.evaluation_charts import bar_chart, principal_components, rank_histogram
-from speechclip_plus.trainer.evaluation_report import result_tables
-from speechclip_plus.trainer.report import ScoreRow, ScoreTable
 from speechclip_plus.trainer.retrieval_statistics import retrieval_statistics
-from speechclip_plus.trainer.split_evaluation import SplitEvaluation
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 CAPTIONS = ["a red circle", "a red circle", "a blue star above a moon", "the big green ring", "a pink heart", "a moon"]
@@ -300,14 +298,11 @@ def test_published_figures_stand_beside_results_on_their_own_data_alone():
 
 def test_published_figures_are_a_row_of_the_table_beside_the_measured_ones():
     data = (torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4))
-    evaluation = SplitEvaluation(chance=chance_recall(range(4), range(4)))
-    for branch in ("parallel", "cascaded"):
-        statistics = retrieval_statistics(*data, resamples=5)
-        evaluation.retrievals[branch, "image"] = statistics
-        evaluation.metrics |= {f"{branch}_{name}": value for name, value in statistics.values.items()}
-    evaluation.metrics["utterances"] = 4
+    values = retrieval_statistics(*data, resamples=5).values
+    metrics = {f"{branch}_{name}": value for branch in ("parallel", "cascaded") for name, value in values.items()}
     published = published_results("parallel-large-flickr8k")["test"]
-    (table,) = result_tables(evaluation, published, "parallel")
+    measured = Measured(metrics, {}, chance_recall(range(4), range(4)), published, "parallel")
+    (table,) = result_tables(measured)
     rows = [(row.name, row.cells[0]) for row in table.rows]
     assert rows[:3] == [("parallel branch, speech to pictures", "100.0"), ("published", "39.1"), ("guessing", "25.0")]
     assert [name for name, _ in rows].count("published") == 2  # both directions of the branch it was published for

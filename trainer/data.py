@@ -103,6 +103,9 @@ def read_dataset(
         )
     if read_all:
         made = keep_readable(made, findings)
+    # What a card calls it: a corpus or a repository by its name, a folder without what is above it.
+    own_folder = name == "folder" and data_dir is not None
+    made.info.dataset_name = name if from_hub else Path(data_dir if own_folder else path).resolve().name
     return shards(made) if streaming and isinstance(made, datasets.Dataset) else made
 
 

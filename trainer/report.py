@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from ..hub_cards.result_tables import ScoreTable
 from .report_charts import Series, line_chart, speech_chart
 
 _TEMPLATES = resources.files("speechclip_plus.hub_cards") / "templates"
@@ -116,32 +117,6 @@ class ImageQuery:
     rank: int | None = None
     searched: int = 0
     title: str = ""
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """A line of the results.
-
-    Attributes:
-        name: what was measured.
-        cells: the figures, one per column.
-        chance: what guessing gives, shown under the figures.
-        is_baseline: whether the line itself is something to compare with, and no figure of the model.
-    """
-
-    name: str
-    cells: Sequence[str]
-    chance: Sequence[str] = ()
-    is_baseline: bool = False
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """A table of results."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[ScoreRow]
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,13 @@ from ..modeling_speechclip_plus.plain_card import is_generated_card, render_plai
 from .checkpoints import UNFINISHED, finish_checkpoint, last_complete_checkpoint, remove_unfinished
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
 from .distributed import average_gradients, one_global_batch
-from .evaluation import KEPT_OUTPUTS, join_batches, kept_outputs, split_metrics
+from .evaluation import join_outputs, kept_outputs, split_metrics
 from .gradient_cache import backward_in_chunks, check_chunks_are_exact
 from .hub_push import HubPushes
 from .image_cache import cache_image_embeddings
 from .sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, StreamShare, utterance_lengths
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
+from .training_meter import TrainingMeter
 
 LOSS_PARTS = ("parallel_loss", "cascaded_loss", "quantity_loss")
 
@@ -125,6 +126,7 @@ class SpeechClipPlusTrainer(Trainer):
         self._with_embeddings: dict[int, tuple[Any, Any]] = {}
         self._checkpoint_unfinished = False
         self.add_callback(_Epochs(self))
+        self.add_callback(TrainingMeter())
         if args.gradient_cache_chunk is not None:
             check_chunks_are_exact(model.config)
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -308,6 +310,8 @@ class SpeechClipPlusTrainer(Trainer):
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """Return all test batches, the incomplete last one too."""
+        # Of a split that was evaluated in training the pictures are embedded already.
+        _, test_dataset = self._with_embeddings.get(id(test_dataset), (None, test_dataset))
         with self._keeping_the_last_batch():
             return super().get_test_dataloader(test_dataset)
 
@@ -533,7 +537,7 @@ class SpeechClipPlusTrainer(Trainer):
         return output
 
     def _split_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        predictions, labels = _joined(prediction.predictions), _joined(prediction.label_ids)
+        predictions, labels = join_outputs(prediction.predictions), join_outputs(prediction.label_ids)
         model = self.accelerator.unwrap_model(self.model)
         return split_metrics(
             predictions,
@@ -543,13 +547,6 @@ class SpeechClipPlusTrainer(Trainer):
             model.get_input_embeddings().weight,
             self.args.hit_rate_neighbours,
         )
-
-
-def _joined(batches: Any) -> dict[str, Tensor]:
-    """Join the evaluation loop's batches (or its one joined batch) name by name."""
-    batches = batches if isinstance(batches, list) else [batches]
-    names = [name for name in batches[0] if all(name in batch for batch in batches)]
-    return {name: join_batches([batch[name] for batch in batches], KEPT_OUTPUTS.get(name, -1)) for name in names}
 
 
 class _Unaligned:
