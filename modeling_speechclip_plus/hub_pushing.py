@@ -38,7 +38,7 @@ def push_model(
         content = {
             **files,
             "config.json": json.dumps(values, indent=2, sort_keys=True).encode() + b"\n",
-            "README.md": (plain if written is None else _with_tags(written, wanted)).encode(),
+            "README.md": (plain if written is None else card_with_tags(written, wanted)).encode(),
         }
         return commit_files(content, repo_id, delete_patterns=WEIGHT_FILES, **commit)
 
@@ -110,7 +110,8 @@ def written_card(repo_id: str, repo_type: str, revision: str | None, token: str 
     return None if is_generated_card(content) else content
 
 
-def _with_tags(content: str, tags: Sequence[str]) -> str:
+def card_with_tags(content: str, tags: Sequence[str]) -> str:
+    """Add tags to a card's metadata, those that it has not."""
     from huggingface_hub import ModelCard
 
     card = ModelCard(content)

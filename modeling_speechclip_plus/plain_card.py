@@ -64,14 +64,18 @@ def card_metadata(config: Any, tags: Sequence[str] = ()) -> dict[str, Any]:
         config: A `SpeechClipPlusConfig`.
         tags: Tags to add.
     """
-    metadata: dict[str, Any] = {
+    own = [*TAGS, *(["keyword-extraction"] if config.has_cascaded else [])]
+    base_models = hub_backbones(config)
+    return {
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction",
-        "tags": [*TAGS, *(tag for tag in tags if tag not in TAGS)],
+        "tags": [*own, *(tag for tag in tags if tag not in own)],
+        "base_model": base_models or None,
+        # Its own branch on top of theirs, or their weights trained on: the Hub's words for it.
+        "base_model_relation": (
+            ("finetune" if config.train_speech_encoder or config.train_clip else "adapter") if base_models else None
+        ),
     }
-    if base_model := hub_backbones(config):
-        metadata["base_model"] = base_model
-    return metadata
 
 
 def generated_card(card: str) -> str:

@@ -21,10 +21,13 @@ from transformers.trainer_utils import (
     seed_worker,
 )
 
+from ..hub_cards.model_card import save_model_card
 from ..modeling_speechclip_plus.hub_commit import open_repository
+from ..modeling_speechclip_plus.hub_pushing import card_with_tags
 from ..modeling_speechclip_plus.keywords import perplexity
 from ..modeling_speechclip_plus.output_files import write_text
-from ..modeling_speechclip_plus.plain_card import is_generated_card, render_plain_card
+from ..modeling_speechclip_plus.plain_card import generated_card, is_generated_card
+from .card_facts import trainer_card_facts
 from .checkpoints import UNFINISHED, finish_checkpoint, last_complete_checkpoint, remove_unfinished
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
 from .distributed import average_gradients, one_global_batch
@@ -442,22 +445,38 @@ class SpeechClipPlusTrainer(Trainer):
         )
         self._pushes = HubPushes(self.args, self.hub_model_id)
 
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Write README.md in the output folder; one that somebody wrote or changed stays.
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        **facts: Any,
+    ) -> None:
+        """Write README.md and its picture in the output folder; a README.md that somebody wrote or changed stays.
 
         Args:
+            language: BCP 47 codes of the speech.
+            license: the Hub's name for the weights' licence.
+            tags: tags to add to the card's metadata.
             model_name: the card's title; default: the repository's or the output folder's name.
-            **kwargs: `tags` are added to the metadata; the rest of `transformers.Trainer.create_model_card` is known.
+            **facts: other fields of `ModelCardFacts`, in place of what the trainer knows.
+
+        Raises:
+            TypeError: if there is no such field.
         """
         if not self.is_world_process_zero():
             return
-        file = Path(self.args.output_dir) / "README.md"
+        folder = Path(self.args.output_dir)
+        file = folder / "README.md"
         if file.is_file() and not is_generated_card(file.read_text(encoding="utf-8")):
             return
-        name = self.hub_model_id or model_name or Path(self.args.output_dir).resolve().name
-        write_text(
-            file, render_plain_card(self.accelerator.unwrap_model(self.model).config, name, kwargs.get("tags") or ())
-        )
+        facts |= {"license": license} if license else {}
+        facts |= {"languages": [language] if isinstance(language, str) else language} if language else {}
+        name = self.hub_model_id or model_name or folder.resolve().name
+        save_model_card(folder, trainer_card_facts(self, name=name, **facts))
+        card = card_with_tags(file.read_text(encoding="utf-8"), [tags] if isinstance(tags, str) else tags or [])
+        write_text(file, generated_card(card))
 
     def push_to_hub(
         self,
@@ -491,7 +510,7 @@ class SpeechClipPlusTrainer(Trainer):
         if args.hub_strategy == HubStrategy.END or (self._pushes.is_busy() and not args.hub_always_push):
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
-        self.create_model_card()
+        self.create_model_card(examples=())  # they take time: the last push has them
         by_step = args.save_strategy == SaveStrategy.STEPS
         done = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch or 0)}"
         self._pushes.push_checkpoint(checkpoint, f"Training in progress, {done}")
