@@ -83,7 +83,8 @@ def commit_files(
         if revision is not None and not revision.startswith("refs/"):
             retrying(partial(api.create_branch, **where, branch=revision, exist_ok=True))
         head = _head(api, where, revision)
-        if tag is not None and (tagged := _tags(api, where).get(tag)) not in (None, head):
+        tagged = None if tag is None else _tags(api, where).get(tag)
+        if tagged is not None and not (tagged == head and _holds(api, where, head, files)):
             raise ValueError(
                 f"{repo_id} has a tag {tag!r} already, of commit {tagged[:7]}: nothing was sent. Name another."
             )
@@ -242,6 +243,11 @@ def _entries(api: Any, where: Mapping[str, Any], commit: str) -> dict[str, str]:
         for item in tree
         if hasattr(item, "blob_id")
     }
+
+
+def _holds(api: Any, where: Mapping[str, Any], commit: str, files: Files) -> bool:
+    entries = _entries(api, where, commit)
+    return all(entries.get(path) in _hashes(content) for path, content in files.items())
 
 
 def _matching(api: Any, where: Mapping[str, Any], commit: str, patterns: Sequence[str]) -> list[str]:
