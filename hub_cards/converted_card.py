@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ..configuration.presets import published_results
-from .model_card import citation, family_metadata, render_template
+from ..modeling_speechclip_plus.plain_card import card_metadata, render_usage
+from .model_card import citation, render_template
 
 
 @dataclass
@@ -42,13 +43,14 @@ def render_converted_card(facts: ConvertedCardFacts) -> str:
         config=facts.config,
         reported=reported,
         named=named,
+        usage=render_usage(facts.config, facts.name),
         citation=citation(),
     )
     metadata = ModelCardData(
         license="other",
         license_name="as-published-by-the-authors",
         language="en",
-        **family_metadata(facts.config),
+        **card_metadata(facts.config),
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body.strip()}\n"
 

@@ -1,7 +1,7 @@
 """A model card from facts: every figure in it was measured, or is marked as somebody else's."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ from typing import Any
 import jinja2
 from huggingface_hub import ModelCardData
 
+from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..modeling_speechclip_plus.output_files import write_bytes, write_text
+from ..modeling_speechclip_plus.plain_card import card_metadata, is_local_path, render_usage
 from .known_sources import BACKBONES, DATASETS, Source
 from .measured_results import MeasuredResults, eval_results, render_results
 from .training_picture import Series, training_picture
@@ -17,7 +19,6 @@ from .versions import versions
 
 CARD = "README.md"
 PICTURE = "training.png"
-TAGS = ("speechclip-plus", "speech", "audio", "image", "retrieval", "visually-grounded-speech")
 MOST_ROWS = 20  # of the table of the training
 
 _TEMPLATES = resources.files(__package__) / "templates"
@@ -81,7 +82,6 @@ class ModelCardFacts:
         examples_split: the split that they are of.
         limits: what the model is not for, beside what holds for all.
         license: the Hub's name for the weights' licence; None leaves it open.
-        remote_code: whether the model's folder holds its code, for `trust_remote_code=True`.
         versions: of what it was made with.
     """
 
@@ -108,13 +108,14 @@ class ModelCardFacts:
     examples_split: str = ""
     limits: str = ""
     license: str | None = None
-    remote_code: bool = False
     versions: Mapping[str, str] = field(default_factory=versions)
 
 
 def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
-    """Write the card, README.md, and its picture into a model's folder."""
+    """Write the card, README.md, and its picture into a folder, which may hold the saved model already."""
     folder = Path(folder)
+    if (folder / "config.json").is_file():  # it says how this very folder loads
+        facts = replace(facts, config=SpeechClipPlusConfig.from_pretrained(folder))
     picture = training_picture(facts.curves, units={"Recall on the validation split": "%"})
     if picture is not None:
         write_bytes(folder / PICTURE, picture)
@@ -132,9 +133,10 @@ def render_model_card(facts: ModelCardFacts) -> str:
         results=[render_results(results) for results in facts.results],
         progress=_thinned(facts.progress, facts.best_step),
         picture=PICTURE if any(facts.curves.values()) else None,
+        usage=render_usage(facts.config, facts.name),
         citation=citation(),
     )
-    return f"---\n{card_metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n"
+    return f"---\n{model_card_metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n"
 
 
 def citation() -> str:
@@ -148,7 +150,7 @@ def render_template(name: str, **values: Any) -> str:
     return environment.from_string((_TEMPLATES / name).read_text(encoding="utf-8")).render(**values)
 
 
-def card_metadata(facts: ModelCardFacts) -> ModelCardData:
+def model_card_metadata(facts: ModelCardFacts) -> ModelCardData:
     """Return the card's metadata: what the Hub finds the model by, and its results."""
     entries = [entry for results in facts.results for entry in eval_results(results)]
     return ModelCardData(
@@ -157,29 +159,8 @@ def card_metadata(facts: ModelCardFacts) -> ModelCardData:
         datasets=[facts.dataset] if "/" in facts.dataset else None,
         model_name=facts.name,
         eval_results=entries or None,
-        **family_metadata(facts.config),
+        **card_metadata(facts.config),
     )
-
-
-def family_metadata(config: Any) -> dict[str, Any]:
-    """Return the metadata that follow from a model's configuration, whoever made it and however."""
-    base_models = hub_backbones(config)
-    return {
-        "library_name": "transformers",
-        "pipeline_tag": "feature-extraction",
-        "tags": [*TAGS, *(["keyword-extraction"] if config.has_cascaded else [])],
-        "base_model": base_models or None,
-        # Its own branch on top of theirs, or their weights trained on: the Hub's words for it.
-        "base_model_relation": (
-            ("finetune" if config.train_speech_encoder or config.train_clip else "adapter") if base_models else None
-        ),
-    }
-
-
-def hub_backbones(config: Any) -> list[str]:
-    """Repository ids of the backbones; a folder on somebody's disk is none."""
-    sources = [config.speech_backbone, config.clip_backbone]
-    return [source["repo_id"] for source in sources if source and _is_repository(source["repo_id"])]
 
 
 def config_backbones(config: Any) -> dict[str, Source]:
@@ -187,15 +168,11 @@ def config_backbones(config: Any) -> dict[str, Source]:
     found = {}
     for title, source in (("speech encoder", config.speech_backbone), ("CLIP", config.clip_backbone)):
         name = source["repo_id"] if source else None
-        if name and _is_repository(name):
+        if name and not is_local_path(name):
             found[title] = BACKBONES.get(name) or Source(name, "see there", f"https://huggingface.co/{name}")
         else:
             found[title] = Source("a model that is not on the Hub", "not known here")
     return found
-
-
-def _is_repository(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 def _thinned(rows: Sequence[Mapping[str, Any]], best_step: int | None) -> list[Mapping[str, Any]]:

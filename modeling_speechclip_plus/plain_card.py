@@ -35,7 +35,10 @@ with torch.no_grad():
     similarity = model.get_speech_features(**speech) @ model.get_image_features(**images).T  # (1, 2) cosines
 """
 
-_KEYWORDS = "keywords = model.extract_keywords(**speech, tokenizer=processor)[0]\n"
+_KEYWORDS = """\
+for keyword in model.extract_keywords(**speech, tokenizer=processor)[0]:
+    print(keyword.text, keyword.start, keyword.end)
+"""
 
 _BRANCHES = {
     "parallel": "one branch that embeds an utterance as a whole (parallel)",
