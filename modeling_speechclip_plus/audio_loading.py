@@ -102,7 +102,10 @@ def _decode_path(path: str | os.PathLike, name: str) -> tuple[np.ndarray, int, s
 
 
 def _decode(source: Any, name: str) -> tuple[np.ndarray, int]:
-    import soundfile
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError(f"{name}: reading audio files needs soundfile: `pip install soundfile`.") from error
 
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) == 0:
@@ -202,8 +205,10 @@ def _check_samples(samples: np.ndarray, name: str) -> np.ndarray:
 def _resample(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
     given = len(samples)
     if rate != SAMPLING_RATE:
-        import soxr
-
+        try:
+            import soxr
+        except ImportError as error:
+            raise ImportError(f"{name}: resampling from {rate} Hz needs soxr: `pip install soxr`.") from error
         samples = soxr.resample(samples, rate, SAMPLING_RATE, quality="HQ")
     if len(samples) < MIN_SAMPLES:
         origin = "" if rate == SAMPLING_RATE else f" (from {given} at {rate} Hz)"
