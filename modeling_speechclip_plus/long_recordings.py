@@ -23,31 +23,33 @@ class Window:
 
     Attributes:
         samples: (S,) float32 at 16 kHz.
-        start: Where it begins in the recording, in samples.
+        span: From where to where it goes, in samples of the recording.
         core: From where to where, in samples of the recording, what it holds is this window's own: the cores of all
             windows together are the recording, each sample once.
         is_last: Whether it ends with the recording.
     """
 
     samples: np.ndarray
-    start: int
+    span: tuple[int, int]
     core: tuple[int, int]
     is_last: bool
-
-    @property
-    def seconds(self) -> tuple[float, float]:
-        """From where to where it goes, in seconds of the recording."""
-        return self.start / SAMPLING_RATE, (self.start + len(self.samples)) / SAMPLING_RATE
 
 
 @dataclass(frozen=True)
 class Windowing:
-    """How recordings are cut, in samples; a `length` of 0 leaves them whole."""
+    """How recordings are cut.
+
+    Attributes:
+        length: Of a window, in samples; 0 leaves recordings whole.
+        left: Samples at the start of a window, the first one apart, that belong to the window before it.
+        right: Samples at the end of a window, the last one apart, that belong to the window after it.
+        step: Samples from the start of one window to that of the next.
+    """
 
     length: int
     left: int
     right: int
-    hop: int
+    step: int
 
     @classmethod
     def from_seconds(
@@ -77,19 +79,15 @@ class Windowing:
         hop = samples_per_frame(speech_config)
         frames, left, right = (round(seconds * SAMPLING_RATE / hop) for seconds in (chunk_length_s, *pair))
         if not chunk_length_s:
-            return cls(0, 0, 0, hop)
+            return cls(0, 0, 0, 0)
         if frames <= left + right:
             raise ValueError(
                 f"A window of chunk_length_s={chunk_length_s} must be longer than its overlaps, which "
                 f"stride_length_s={stride_length_s} makes {pair[0]} + {pair[1]} s."
             )
         # A window of n frames, each of them whole.
-        return cls((frames - 1) * hop + minimum_samples(speech_config), left * hop, right * hop, hop)
-
-    @property
-    def step(self) -> int:
-        """From the start of one window to that of the next."""
-        return self.length // self.hop * self.hop + self.hop * bool(self.length % self.hop) - self.left - self.right
+        length = (frames - 1) * hop + minimum_samples(speech_config)
+        return cls(length, left * hop, right * hop, (frames - left - right) * hop)
 
 
 def read_windows(
@@ -110,16 +108,17 @@ def read_windows(
     blocks = load_audio_blocks(item, sampling_rate, name)
     if not windowing.length:
         samples = np.concatenate(list(blocks))
-        yield Window(samples, 0, (0, len(samples)), True)
+        yield Window(samples, (0, len(samples)), (0, len(samples)), True)
         return
     for block in blocks:
         kept = np.concatenate([kept, block])
         while len(kept) > windowing.length + REST_SAMPLES:
             core = (start + windowing.left if start else 0, start + windowing.left + windowing.step)
-            yield Window(kept[: windowing.length].copy(), start, core, False)
+            yield Window(kept[: windowing.length].copy(), (start, start + windowing.length), core, False)
             kept = kept[windowing.step :]
             start += windowing.step
-    yield Window(kept.copy(), start, (start + windowing.left if start else 0, start + len(kept)), True)
+    end = start + len(kept)
+    yield Window(kept.copy(), (start, end), (start + windowing.left if start else 0, end), True)
 
 
 def _is_length(value: Any) -> bool:

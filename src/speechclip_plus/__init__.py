@@ -1,6 +1,6 @@
 """Visually grounded speech: SpeechCLIP+ models for the Hugging Face ecosystem.
 
-Importing this package registers its model with `AutoConfig`, `AutoModel` and `AutoProcessor`. What trains and
+Importing this package registers its model with `AutoConfig`, `AutoModel`, `AutoProcessor` and `pipeline`. What trains and
 evaluates is imported when it is first used.
 """
 
@@ -16,6 +16,7 @@ from .modeling_speechclip_plus.modeling_speechclip_plus import (
     SpeechClipPlusPreTrainedModel,
 )
 from .modeling_speechclip_plus.outputs import Keyword, Neighbour, SpeechClipPlusOutput
+from .modeling_speechclip_plus.pipelines import register_pipelines
 from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _LAZY = {
 AutoConfig.register(SpeechClipPlusConfig.model_type, SpeechClipPlusConfig, exist_ok=True)
 AutoModel.register(SpeechClipPlusConfig, SpeechClipPlusModel, exist_ok=True)
 AutoProcessor.register(SpeechClipPlusConfig, SpeechClipPlusProcessor, exist_ok=True)
+register_pipelines()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,58 @@
+"""The pipelines by task, and their registration with transformers."""
+
+from typing import Any
+
+from transformers import AutoModel, AutoProcessor, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.feature_extraction import FeatureExtractionPipeline
+
+from .classification_pipeline import ZeroShotSpeechClassificationPipeline
+from .feature_pipeline import SpeechFeatureExtractionPipeline
+from .keyword_pipeline import SpeechKeywordExtractionPipeline
+from .retrieval_pipeline import SpeechImageRetrievalPipeline
+from .speech_pipeline import MODEL_TYPE, SpeechClipPlusPipeline
+
+# The one list of tasks: both the registration below and the "custom_pipelines" of published models follow it.
+PIPELINES: dict[str, type[SpeechClipPlusPipeline]] = {
+    "speech-image-retrieval": SpeechImageRetrievalPipeline,
+    "speech-keyword-extraction": SpeechKeywordExtractionPipeline,
+    "zero-shot-speech-classification": ZeroShotSpeechClassificationPipeline,
+    "feature-extraction": SpeechFeatureExtractionPipeline,
+}
+
+
+class FeatureExtraction(FeatureExtractionPipeline):
+    """What `pipeline("feature-extraction", model=...)` makes once this package is imported.
+
+    For a `SpeechClipPlusModel` a `SpeechFeatureExtractionPipeline`; for any other model what transformers makes.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Pipeline:
+        model = kwargs["model"] if "model" in kwargs else args[0]
+        if getattr(getattr(model, "config", None), "model_type", None) != MODEL_TYPE:
+            return FeatureExtractionPipeline(*args, **kwargs)
+        for unused in ("tokenizer", "feature_extractor", "image_processor"):
+            kwargs.pop(unused, None)
+        if kwargs.get("processor") is None:
+            kwargs["processor"] = _processor_of(model)
+        return SpeechFeatureExtractionPipeline(*args, **kwargs)
+
+
+def _processor_of(model: Any) -> Any:
+    # transformers.pipeline loads a tokenizer and no processor for this task.
+    if not model.name_or_path:
+        raise ValueError("This model was not loaded from anywhere: pass its processor, processor=.")
+    try:
+        return AutoProcessor.from_pretrained(model.name_or_path, revision=getattr(model.config, "_commit_hash", None))
+    except OSError as error:
+        raise OSError(f"The processor of {model.name_or_path} cannot be loaded; pass processor=. {error}") from error
+
+
+def register_pipelines() -> None:
+    """Make the tasks known to `transformers.pipeline`."""
+    for task, pipeline_class in PIPELINES.items():
+        if task in PIPELINE_REGISTRY.supported_tasks:
+            # A task of transformers' own, which stays what it is for all other models.
+            PIPELINE_REGISTRY.supported_tasks[task] |= {"impl": FeatureExtraction}
+        else:
+            PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=AutoModel, type="multimodal")
