@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .configuration.presets import load_preset, preset_names
+from .modeling_speechclip_plus.embedding_index import EmbeddingIndex
 from .modeling_speechclip_plus.modeling_speechclip_plus import (
     SpeechClipPlusModel,
     SpeechClipPlusPreTrainedModel,
@@ -56,6 +57,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "EmbeddingIndex",
     "Keyword",
     "Neighbour",
     "SpeechClipPlusConfig",
