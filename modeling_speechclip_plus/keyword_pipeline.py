@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .audio_loading import SAMPLING_RATE
-from .long_recordings import Windowing
+from .long_recordings import CHUNK_LENGTH_S, Windowing
 from .outputs import Keyword
 from .speech_pipeline import SpeechClipPlusPipeline, waveforms, window_parameters
 
@@ -85,7 +85,9 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
             postprocess["return_timestamps"] = return_timestamps
         return preprocess, forward, postprocess
 
-    def _windowing(self, chunk_length_s: float, stride_length_s: float | Sequence[float] | None) -> Windowing:
+    def _windowing(
+        self, chunk_length_s: float = CHUNK_LENGTH_S, stride_length_s: float | Sequence[float] | None = None
+    ) -> Windowing:
         if self.model.config.has_cif:
             return super()._windowing(chunk_length_s, stride_length_s)
         windowing = super()._windowing(chunk_length_s, 0 if stride_length_s is None else stride_length_s)

@@ -23,7 +23,7 @@ class Window:
 
     Attributes:
         samples: (S,) float32 at 16 kHz.
-        span: From where to where it goes, in samples of the recording.
+        span: From where to where it goes, in samples of the recording; what completes the last frame comes on top.
         core: From where to where, in samples of the recording, what it holds is this window's own: the cores of all
             windows together are the recording, each sample once.
         is_last: Whether it ends with the recording.
@@ -114,7 +114,8 @@ def read_windows(
         kept = np.concatenate([kept, block])
         while len(kept) > windowing.length + REST_SAMPLES:
             core = (start + windowing.left if start else 0, start + windowing.left + windowing.step)
-            yield Window(kept[: windowing.length].copy(), (start, start + windowing.length), core, False)
+            end = start + windowing.left + windowing.step + windowing.right
+            yield Window(kept[: windowing.length].copy(), (start, end), core, False)
             kept = kept[windowing.step :]
             start += windowing.step
     end = start + len(kept)

@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 from .audio_loading import SAMPLING_RATE
 from .candidates import Candidates, EmbeddingStore, IndexCandidates
 from .embedding_index import EmbeddingIndex
-from .long_recordings import CHUNK_LENGTH_S
 from .pipeline_inputs import PipelineInput, is_batch
 from .speech_pipeline import SpeechClipPlusPipeline, one_of, window_parameters
 
@@ -147,7 +146,7 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         own = source is self._postprocess_params.get("candidates")
         settings: Hashable = None
         if name == "candidate_audio":
-            settings = forward.get("branch"), self._windowing(**{"chunk_length_s": CHUNK_LENGTH_S, **preprocess})
+            settings = forward.get("branch"), self._windowing(**preprocess)
         if own and self._own is not None and self._own[0] == settings:
             return self._own[1]
         if name == "index":

@@ -48,6 +48,8 @@ class SpeechClipPlusPipeline(ChunkPipeline):
         if processor is None:
             raise ValueError(f"{type(self).__name__} needs the model's processor: pass processor=.")
         self._check_model(model)
+        # transformers.pipeline hands the model's dtype to the processor, whose tokenizer would keep and save it.
+        processor.tokenizer.init_kwargs.pop("dtype", None)
         model.eval()
         super().__init__(model=model, processor=processor, **kwargs)
 
@@ -92,7 +94,9 @@ class SpeechClipPlusPipeline(ChunkPipeline):
                 )
                 yield {"is_last": window.is_last, "span": window.span, "core": window.core, **features}
 
-    def _windowing(self, chunk_length_s: float, stride_length_s: float | Sequence[float] | None) -> Windowing:
+    def _windowing(
+        self, chunk_length_s: float = CHUNK_LENGTH_S, stride_length_s: float | Sequence[float] | None = None
+    ) -> Windowing:
         return Windowing.from_seconds(self.model.config.speech_config, chunk_length_s, stride_length_s)
 
     def _embed(self, model_inputs: dict[str, Any], branch: str | None = None) -> Tensor:
