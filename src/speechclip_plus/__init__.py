@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .import_clip import import_open_clip
     from .trainer.collator import SpeechImageCollator
     from .trainer.data import load_speech_image_dataset
+    from .trainer.index_building import build_index
     from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
     from .trainer.training_arguments import SpeechClipPlusTrainingArguments
 
@@ -35,6 +36,7 @@ _LAZY = {
     "SpeechClipPlusTrainer": ".trainer.trainer_speechclip_plus",
     "SpeechClipPlusTrainingArguments": ".trainer.training_arguments",
     "SpeechImageCollator": ".trainer.collator",
+    "build_index": ".trainer.index_building",
     "load_speech_image_dataset": ".trainer.data",
 }
 
@@ -66,6 +68,7 @@ __all__ = [
     "SpeechClipPlusTrainer",
     "SpeechClipPlusTrainingArguments",
     "SpeechImageCollator",
+    "build_index",
     "convert_checkpoint",
     "import_open_clip",
     "load_preset",
