@@ -199,8 +199,7 @@ class EmbeddingIndex:
         Raises:
             ValueError: for queries of another shape or with NaN, or top_k below 1.
         """
-        queries = self._checked(queries, top_k)
-        top_k = min(top_k, len(self))
+        queries, top_k = self.checked_queries(queries, top_k)
         found = []
         for part in queries.split(_QUERIES):
             best = torch.empty(len(part), 0, dtype=torch.long)
@@ -211,7 +210,8 @@ class EmbeddingIndex:
             found.append(best)
         return _scores_and_rows(torch.cat(found))
 
-    def _checked(self, queries: Tensor, top_k: int) -> Tensor:
+    def checked_queries(self, queries: Tensor, top_k: int) -> tuple[Tensor, int]:
+        """Return queries in float64 on the CPU, and how many rows can be found; raises as `search`."""
         width = self.embeddings.shape[1]
         if queries.dim() != 2 or queries.shape[1] != width:
             raise ValueError(
@@ -224,7 +224,7 @@ class EmbeddingIndex:
         if not queries.isfinite().all():
             wrong = (~queries.isfinite().all(dim=1)).nonzero().flatten().tolist()
             raise ValueError(f"The queries {wrong} hold NaN or infinity, which is near to nothing.")
-        return queries
+        return queries, min(top_k, len(self))
 
     def _scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield the first row of a chunk and its scores (Q, C) in float32, for queries (Q, P) in float64."""

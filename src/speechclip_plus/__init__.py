@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .import_clip import import_open_clip
     from .trainer.collator import SpeechImageCollator
     from .trainer.data import load_speech_image_dataset
+    from .trainer.index_building import build_index
     from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
     from .trainer.training_arguments import SpeechClipPlusTrainingArguments
 
@@ -36,6 +37,7 @@ _LAZY = {
     "SpeechClipPlusTrainer": ".trainer.trainer_speechclip_plus",
     "SpeechClipPlusTrainingArguments": ".trainer.training_arguments",
     "SpeechImageCollator": ".trainer.collator",
+    "build_index": ".trainer.index_building",
     "load_speech_image_dataset": ".trainer.data",
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "SpeechClipPlusTrainer",
     "SpeechClipPlusTrainingArguments",
     "SpeechImageCollator",
+    "build_index",
     "convert_checkpoint",
     "import_open_clip",
     "load_preset",
