@@ -55,8 +55,11 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
-        elif "candidate_labels" not in self._postprocess_params:
+        options = {name: value for name, value in kwargs.items() if name not in ("batch_size", "num_workers")}
+        asked = {**self._postprocess_params, **self._sanitize_parameters(**options)[2]}
+        if "candidate_labels" not in asked:
             raise ValueError("Give candidate_labels=[...], at least two different texts.")
+        self._class_embeds(**asked)  # what is wrong with the labels is said before any speech is read
         return self._answer("audio", audio, **kwargs)
 
     def _sanitize_parameters(
@@ -71,15 +74,10 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
         self._reject_unknown(unknown)
         postprocess: dict[str, Any] = {}
         if candidate_labels is not None:
-            if isinstance(candidate_labels, str) or not all(isinstance(label, str) for label in candidate_labels):
-                raise TypeError(f"candidate_labels: expected a list of texts, got {candidate_labels!r}.")
-            postprocess["candidate_labels"] = tuple(candidate_labels)
+            postprocess["candidate_labels"] = _texts("candidate_labels", candidate_labels)
         if hypothesis_template is not None:
             templates = [hypothesis_template] if isinstance(hypothesis_template, str) else hypothesis_template
-            postprocess["hypothesis_template"] = tuple(templates)
-        if postprocess:
-            kept = getattr(self, "_postprocess_params", {})
-            self._class_embeds(**{**kept, **postprocess}) if {"candidate_labels"} & {*kept, *postprocess} else None
+            postprocess["hypothesis_template"] = _texts("hypothesis_template", templates)
         forward = {} if branch is None else {"branch": self._check_branch(branch)}
         return window_parameters(chunk_length_s, stride_length_s), forward, postprocess
 
@@ -107,3 +105,9 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
         scores = logits.softmax(dim=0)
         order = scores.argsort(descending=True, stable=True).tolist()
         return [{"score": scores[place].item(), "label": candidate_labels[place]} for place in order]
+
+
+def _texts(name: str, given: Any) -> tuple[str, ...]:
+    if not isinstance(given, Sequence) or isinstance(given, str) or not all(isinstance(text, str) for text in given):
+        raise TypeError(f"{name}: expected a list of texts, got {given!r}.")
+    return tuple(given)

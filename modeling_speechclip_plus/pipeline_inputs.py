@@ -80,20 +80,28 @@ def is_batch(kind: str, given: Any) -> bool:
     return not (kind == "audio" and len(given) and isinstance(given[0], Real) and not isinstance(given[0], bool))
 
 
-def recording_of(item: Any, sampling_rate: int) -> tuple[Any, int | None]:
+def recording_of(given: PipelineInput, sampling_rate: int) -> tuple[Any, int | None]:
     """Read a recording as transformers' audio pipelines do.
 
     Args:
-        item: What `load_audio` takes, or a dictionary with "raw" and "sampling_rate".
+        given: What `load_audio` takes, or a dictionary with "raw" and "sampling_rate".
         sampling_rate: That of an array which comes alone.
 
     Returns:
-        What `load_audio` takes, and the sampling rate of an array without its own: none in a dictionary, which has to
-        name it.
+        What `load_audio` takes, and the sampling rate of an array without its own.
+
+    Raises:
+        ValueError: If a dictionary has an array and no sampling rate.
     """
-    if isinstance(item, Mapping):
-        return ({"array": item["raw"], "sampling_rate": item.get("sampling_rate")} if "raw" in item else item), None
-    return item, sampling_rate
+    item = given.item
+    if not isinstance(item, Mapping):
+        return item, sampling_rate
+    array = item["raw"] if item.get("raw") is not None else item.get("array")
+    if array is None:
+        return item, None
+    if item.get("sampling_rate") is None:
+        raise ValueError(f'{given.name}: a dictionary with an array needs its "sampling_rate" (Hz) too.')
+    return {"array": array, "sampling_rate": item["sampling_rate"]}, None
 
 
 def _is_column(given: Any) -> bool:

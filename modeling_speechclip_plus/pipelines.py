@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import AutoModel, AutoProcessor, Pipeline
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.feature_extraction import FeatureExtractionPipeline
 
@@ -27,25 +27,31 @@ class FeatureExtraction(FeatureExtractionPipeline):
     For a `SpeechClipPlusModel` a `SpeechFeatureExtractionPipeline`; for any other model what transformers makes.
     """
 
+    # Not demanded, since ours needs none; of other models one that cannot be loaded is asked for again, for the error.
+    _load_tokenizer = None
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Pipeline:
         model = kwargs["model"] if "model" in kwargs else args[0]
         if getattr(getattr(model, "config", None), "model_type", None) != MODEL_TYPE:
+            if kwargs.get("tokenizer") is None and len(args) < 2:
+                kwargs["tokenizer"] = _loaded(AutoTokenizer, model, "tokenizer")
             return FeatureExtractionPipeline(*args, **kwargs)
         for unused in ("tokenizer", "feature_extractor", "image_processor"):
             kwargs.pop(unused, None)
-        if kwargs.get("processor") is None:
-            kwargs["processor"] = _processor_of(model)
+        if kwargs.get("processor") is None:  # transformers.pipeline loads none for this task
+            kwargs["processor"] = _loaded(AutoProcessor, model, "processor")
         return SpeechFeatureExtractionPipeline(*args, **kwargs)
 
 
-def _processor_of(model: Any) -> Any:
-    # transformers.pipeline loads a tokenizer and no processor for this task.
-    if not model.name_or_path:
-        raise ValueError("This model was not loaded from anywhere: pass its processor, processor=.")
+def _loaded(auto_class: Any, model: Any, name: str) -> Any:
+    """Load what belongs to a model from where the model was loaded."""
+    source = getattr(model, "name_or_path", None)
+    if not source:
+        raise ValueError(f"This model was not loaded from anywhere: pass its {name}, {name}=.")
     try:
-        return AutoProcessor.from_pretrained(model.name_or_path, revision=getattr(model.config, "_commit_hash", None))
+        return auto_class.from_pretrained(source, revision=getattr(model.config, "_commit_hash", None))
     except OSError as error:
-        raise OSError(f"The processor of {model.name_or_path} cannot be loaded; pass processor=. {error}") from error
+        raise OSError(f"The {name} of {source} cannot be loaded; pass {name}=. {error}") from error
 
 
 def register_pipelines() -> None:

@@ -86,7 +86,7 @@ class SpeechClipPlusPipeline(ChunkPipeline):
             yield {"is_last": True, **self.processor(text=[input_.item], return_tensors="pt")}
         else:
             windowing = self._windowing(chunk_length_s, stride_length_s)
-            recording, rate = recording_of(input_.item, SAMPLING_RATE)
+            recording, rate = recording_of(input_, SAMPLING_RATE)
             for window in read_windows(recording, windowing, rate, input_.name):
                 # The mask is what keeps the padding of a batch out of an utterance.
                 features = self.processor(
