@@ -23,7 +23,7 @@ from .input_checks import check_pairs, check_waveforms
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
 from .losses import contrastive_loss, quantity_loss
 from .outputs import Keyword, Neighbour, SpeechClipPlusOutput
-from .remote_code import AUTO_MAP, remote_code_noted, write_remote_code
+from .remote_code import noted, remote_code_entries, write_remote_code
 from .speech_encoder import (
     SAMPLING_RATE,
     LayerWeightedSum,
@@ -338,7 +338,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             if not save_backbones:
                 prefixes = tuple(f"{name}." for name in BACKBONES)
                 self._keys_to_ignore_on_save = {key for key in self.state_dict() if key.startswith(prefixes)}
-            with remote_code_noted(self.config, AUTO_MAP if remote_code else None):
+            with noted(self.config, remote_code_entries() if remote_code else {}):
                 super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config.backbones_saved = True

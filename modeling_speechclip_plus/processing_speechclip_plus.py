@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from .audio_loading import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
 from .image_loading import load_image, split_image_batch
-from .remote_code import AUTO_MAP, remote_code_noted, write_remote_code
+from .remote_code import AUTO_MAP, noted, write_remote_code
 
 CLIP_TEXT_PLACES = 77  # start and end included
 
@@ -132,8 +132,8 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         Returns:
             The configuration files written.
         """
-        own = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
-        with remote_code_noted(self, own if remote_code else None):
+        own = {"auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+        with noted(self, own if remote_code else {}):
             files = super().save_pretrained(save_directory, **kwargs)
         if remote_code:
             write_remote_code(save_directory)

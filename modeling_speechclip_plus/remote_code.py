@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     # transformers copies what it reaches from the model through relative imports, found by their text. From here it
     # reaches everything, so that a copied model still has its processor and pipelines to hand on.
     from .modeling_speechclip_plus import SpeechClipPlusModel  # noqa: F401
+    from .pipelines import PIPELINES  # noqa: F401
     from .processing_speechclip_plus import SpeechClipPlusProcessor  # noqa: F401
 
 AUTO_MAP = {
@@ -32,23 +33,34 @@ _RELATIVE_IMPORT = re.compile(r"^([ \t]*from )(\.+)([\w.]+)( import )", re.MULTI
 _MARK = "# A copy from speechclip-plus "
 
 
+def remote_code_entries() -> dict[str, Any]:
+    """Entries of `config.json` that say which class of which file serves each Auto class and each pipeline task."""
+    from .pipelines import PIPELINES
+
+    tasks = {
+        task: {"impl": f"{kind.__module__.split('.')[-1]}.{kind.__name__}", "pt": ["AutoModel"], "type": "multimodal"}
+        for task, kind in PIPELINES.items()
+    }
+    return {"auto_map": dict(AUTO_MAP), "custom_pipelines": tasks}
+
+
 @contextmanager
-def remote_code_noted(configuration: Any, auto_map: dict[str, str] | None) -> Iterator[None]:
+def noted(configuration: Any, entries: dict[str, Any]) -> Iterator[None]:
     """Within it, a configuration says which files hold the code of what is saved, or that none do.
 
     Args:
         configuration: The object that is written as `config.json` or `processor_config.json`.
-        auto_map: `AUTO_MAP`, or the part of it that is wanted; `None` where no code goes along.
+        entries: What `remote_code_entries` returns, or a part of it; empty where no code goes along.
     """
-    before = vars(configuration).pop("auto_map", None)
-    if auto_map is not None:
-        configuration.auto_map = dict(auto_map)
+    values = vars(configuration)
+    before = {name: values.pop(name) for name in ("auto_map", "custom_pipelines") if name in values}
+    values.update(entries)
     try:
         yield
     finally:
-        vars(configuration).pop("auto_map", None)
-        if before is not None:
-            configuration.auto_map = before
+        for name in entries:
+            values.pop(name, None)
+        values.update(before)
 
 
 def write_remote_code(folder: str | Path) -> list[Path]:
