@@ -1,6 +1,7 @@
 """Models and processors to the Hub, as `push_to_hub` does it."""
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -11,6 +12,17 @@ from .hub_commit import WEIGHT_FILES, commit_files, full_repo_id, retrying
 from .plain_card import is_generated_card, is_local_path, render_plain_card
 
 BACKBONE_SOURCES = ("speech_backbone", "clip_backbone")
+_PUSHING = (
+    "repo_id",
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "tag",
+    "create_pr",
+    "tags",
+)
 
 
 def push_model(
@@ -48,6 +60,18 @@ def push_processor(processor: Any, repo_id: str, saving: dict[str, Any], **commi
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder, **saving)
         return commit_files(_files(folder), repo_id, **commit)
+
+
+def pushing_options(kwargs: dict[str, Any], save_directory: str | os.PathLike) -> dict[str, Any] | None:
+    """Take what `save_pretrained(push_to_hub=True, ...)` says about pushing out of its arguments.
+
+    Returns:
+        Arguments of `push_to_hub`; None if nothing is to be pushed.
+    """
+    if not kwargs.pop("push_to_hub", False):
+        return None
+    options = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs}
+    return {"repo_id": Path(save_directory).name, **options}
 
 
 def portable_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

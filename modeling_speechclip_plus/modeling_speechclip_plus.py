@@ -19,7 +19,7 @@ from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, Sp
 from .branches import BranchEncoder
 from .cif import CifOutput, ContinuousIntegrateAndFire, keyword_times
 from .clip_towers import embed_images, embed_texts, read_keywords
-from .hub_pushing import push_model
+from .hub_pushing import push_model, pushing_options
 from .input_checks import check_pairs, check_waveforms
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
 from .losses import contrastive_loss, quantity_loss
@@ -319,11 +319,13 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 revisions, from which `from_pretrained` restores them.
             remote_code: `False` leaves out the Python files by which `AutoModel.from_pretrained` loads the model
                 with `trust_remote_code=True` where this package is not installed.
-            **kwargs: See `transformers.PreTrainedModel.save_pretrained`.
+            **kwargs: See `transformers.PreTrainedModel.save_pretrained`. With `push_to_hub=True` the model is then
+                pushed as by `push_to_hub`, which takes the arguments it knows.
 
         Raises:
             ValueError: If the backbones shall be left out but were trained, or it is not known where they came from.
         """
+        pushing = pushing_options(kwargs, save_directory)
         if not save_backbones:
             for name, key in BACKBONES.items():
                 if getattr(self.config, f"train_{name}"):
@@ -346,6 +348,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             self._keys_to_ignore_on_save = ignored
         if remote_code and kwargs.get("is_main_process", True):
             write_remote_code(save_directory)
+        if pushing is not None:
+            sizes = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
+            self.push_to_hub(**pushing, **sizes, save_backbones=save_backbones, remote_code=remote_code)
 
     def push_to_hub(
         self,
