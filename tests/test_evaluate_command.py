@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from speechclip_plus import cli
@@ -242,13 +243,19 @@ def test_results_go_into_the_models_card_in_the_place_of_earlier_ones(models, da
     for _ in range(2):
         assert cli.main(command) == 0
         card = (model / "README.md").read_text()
-        assert "Nothing yet" not in card and card.count("Measured on the test split of") == 1
-        assert "first 3" in card and card.endswith("## Licence\n\nMIT\n")
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
-    assert f"| {results['parallel_speech_to_image_R@1']:.1f} |" in card
-    (model / "README.md").write_text("# model\n\n## Results\n\nR@1 99\n")
+        assert "Nothing yet" not in card and card.count("### Test split of") == 1
+        assert "first 3 recordings" in card and card.endswith("## Licence\n\nMIT\n") and not card.startswith("---")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    low, high = results["intervals"]["parallel_speech_to_image_R@1"]
+    assert f"| {results['metrics']['parallel_speech_to_image_R@1']:.1f} [{low:.1f} to {high:.1f}] |" in card
+    command.remove("--limit")
+    command.remove("3")
     assert cli.main(command) == 0
-    assert (model / "README.md").read_text().index("Measured on") < (model / "README.md").read_text().index("R@1 99")
+    card = ModelCard.load(model / "README.md")
+    assert card.text.count("### Test split of") == 2  # of the whole split, and of a part of it
+    values = {entry.metric_name: entry.metric_value for entry in card.data.eval_results}
+    metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    assert values["cascaded image to speech R@5"] == round(metrics["cascaded_image_to_speech_R@5"], 2)
 
 
 def test_an_existing_folder_is_replaced_only_when_asked(models, data, tmp_path, capsys):
