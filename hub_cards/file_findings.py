@@ -87,7 +87,7 @@ def _pickle(base: str, content: Path | bytes) -> str | None:
         with zipfile.ZipFile(content) as archive:
             if any(inside.endswith((".pkl", ".pickle")) for inside in archive.namelist()):
                 return "an archive with a pickle, as torch.save writes it"
-    if start.startswith(b"\x93NUMPY") and b"'O'" in start:
+    if start.startswith(b"\x93NUMPY") and re.search(rb"'\|?O'", start):
         return "an array of pickled objects"
     return "by its name a pickle" if base.lower().endswith(_PICKLES) else None
 

@@ -37,13 +37,11 @@ class Publication:
         files: Paths in the repository, each with the file, or with the content where it is not sent as it is.
         left_out: Paths in the folder that are not sent.
         notes: What was changed on the way.
-        card_is_plain: Whether the README.md among the files is one of `render_plain_card`, made because there is none.
     """
 
     files: dict[str, Path | bytes] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    card_is_plain: bool = False
 
 
 def check_publishable(

@@ -10,7 +10,7 @@ from typing import Any
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..modeling_speechclip_plus.hub_commit import WEIGHT_FILES, commit_files, full_repo_id, retrying
 from ..modeling_speechclip_plus.hub_pushing import written_card
-from ..modeling_speechclip_plus.plain_card import render_plain_card
+from ..modeling_speechclip_plus.plain_card import is_generated_card, render_plain_card
 from .file_findings import read_content
 from .publishable import Publication, check_publishable
 
@@ -30,6 +30,7 @@ def push_folder(
     commit_description: str | None = None,
     create_pr: bool = False,
     ignore_patterns: Sequence[str] = (),
+    delete_patterns: Sequence[str] = (),
     training_state: Sequence[str] = (),
 ) -> Any:
     """Send a folder to a repository on the Hub, which is made if it is not there.
@@ -37,7 +38,8 @@ def push_folder(
     Nothing is sent before all of it was checked (see `check_publishable`). Readers then see all of it or nothing:
     there is one commit. What arrived before an interruption is not sent again; failures of the server are waited for;
     what others commit meanwhile stays (see `commit_files`). The folder itself is only read. A model without a
-    README.md gets one of what its configuration says. Weights that the repository held before under other names are
+    README.md gets one of what its configuration says; a generated README.md never replaces one of the repository that
+    somebody wrote or changed. Weights that the repository held before under other names are
     removed by the same commit, since they could be loaded in place of the new ones.
 
     Args:
@@ -52,6 +54,7 @@ def push_folder(
         commit_description: The rest of it.
         create_pr: Open a pull request instead.
         ignore_patterns: Files to leave out, such as `"checkpoint-*"`.
+        delete_patterns: Files of the repository that go in the same commit if the folder does not hold them.
         training_state: Folders in which a training's state, with its pickles, may be sent.
 
     Returns:
@@ -75,6 +78,7 @@ def push_folder(
         commit_message=commit_message or f"Upload {repo_type}",
         commit_description=commit_description,
         create_pr=create_pr,
+        delete_patterns=delete_patterns,
     )
 
 
@@ -99,23 +103,30 @@ def prepare_publication(
         if values.get("model_type") == SpeechClipPlusConfig.model_type:
             card = render_plain_card(SpeechClipPlusConfig.from_dict(values), repo_id)
             publication.files["README.md"] = card.encode()
-            publication.card_is_plain = True
             publication.notes.append("README.md: not there; unless the repository has one, a plain one is sent")
     return publication
 
 
-def send_publication(publication: Publication, repo_id: str, *, repo_type: str, **commit: Any) -> Any:
+def send_publication(
+    publication: Publication, repo_id: str, *, repo_type: str, delete_patterns: Sequence[str] = (), **commit: Any
+) -> Any:
     """Send what was checked; see `push_folder` for the arguments and `commit_files` for the rest."""
     import huggingface_hub
 
     repo_id = full_repo_id(repo_id, commit.get("token"))
     files, space_sdk = dict(publication.files), None
-    if publication.card_is_plain and written_card(repo_id, repo_type, commit.get("revision"), commit.get("token")):
-        del files["README.md"]
     if "README.md" in files:
-        card = huggingface_hub.RepoCard(read_content(files["README.md"]).decode("utf-8"))
-        retrying(partial(card.validate, repo_type))  # by the Hub's own rules, before there is a repository
-        space_sdk = card.data.to_dict().get("sdk") if repo_type == "space" else None
-    has_weights = repo_type == "model" and any(fnmatch(name, pattern) for name in files for pattern in WEIGHT_FILES)
-    replaces = WEIGHT_FILES if has_weights else ()
-    return commit_files(files, repo_id, repo_type=repo_type, replaces=replaces, space_sdk=space_sdk, **commit)
+        content = read_content(files["README.md"]).decode("utf-8")
+        if is_generated_card(content) and written_card(
+            repo_id, repo_type, commit.get("revision"), commit.get("token")
+        ):
+            del files["README.md"]
+        else:
+            card = huggingface_hub.RepoCard(content)
+            retrying(partial(card.validate, repo_type))  # by the Hub's own rules, before there is a repository
+            space_sdk = card.data.to_dict().get("sdk") if repo_type == "space" else None
+    if repo_type == "model" and any(fnmatch(name, pattern) for name in files for pattern in WEIGHT_FILES):
+        delete_patterns = (*delete_patterns, *WEIGHT_FILES)
+    return commit_files(
+        files, repo_id, repo_type=repo_type, delete_patterns=delete_patterns, space_sdk=space_sdk, **commit
+    )

@@ -4,7 +4,8 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ def commit_files(
     commit_message: str = "Upload",
     commit_description: str | None = None,
     create_pr: bool = False,
-    replaces: Sequence[str] = (),
+    delete_patterns: Sequence[str] = (),
     space_sdk: str | None = None,
 ) -> Any:
     """Send files to a repository, which is made if it is not there.
@@ -57,7 +58,7 @@ def commit_files(
         commit_message: First line of the commit's message.
         commit_description: The rest of it.
         create_pr: Open a pull request instead of committing to the branch.
-        replaces: Patterns of files of the repository that go in the same commit if they are not among `files`.
+        delete_patterns: Files of the repository that go in the same commit if they are not among `files`.
         space_sdk: Of a new Space.
 
     Returns:
@@ -69,37 +70,64 @@ def commit_files(
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     if create_pr and (tag or revision):
         raise ValueError("A pull request goes to the main branch and has no tag: leave revision and tag out.")
-    try:
-        api = HfApi(token=token)
-        made = {"repo_type": repo_type, "private": private, "exist_ok": True, "space_sdk": space_sdk}
+    repo_id = open_repository(repo_id, repo_type=repo_type, private=private, token=token, space_sdk=space_sdk)
+    api, where = HfApi(token=token), {"repo_id": repo_id, "repo_type": repo_type}
+    message = {"commit_message": commit_message, "commit_description": commit_description}
+    with _explaining_refusals(repo_id):
+        if create_pr:
+            operations = _additions(files)
+            return retrying(partial(api.create_commit, **where, operations=operations, create_pr=True, **message))
+        if revision is not None and not revision.startswith("refs/"):
+            retrying(partial(api.create_branch, **where, branch=revision, exist_ok=True))
+        head = _head(api, where, revision)
+        tagged = None if tag is None else _tags(api, where).get(tag)
+        if tagged is not None and not (tagged == head and _holds(api, where, head, files)):
+            raise ValueError(
+                f"{repo_id} has a tag {tag!r} already, of commit {tagged[:7]}: nothing was sent. Name another."
+            )
+        done = _commit_to_branch(api, where, revision, head, files, delete_patterns, message)
+        if tag is not None:
+            retrying(partial(_tag, api, where, tag, done.oid))
+        return done
+
+
+def open_repository(
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    space_sdk: str | None = None,
+) -> str:
+    """Make a repository if it is not there; return its full name.
+
+    Raises:
+        ValueError: If a private repository is wanted and there is a public one.
+        PermissionError: If the token may not write there.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    made = {"repo_type": repo_type, "private": private, "exist_ok": True, "space_sdk": space_sdk}
+    with _explaining_refusals(repo_id):
         repo_id = retrying(partial(api.create_repo, repo_id, **made)).repo_id
-        where = {"repo_id": repo_id, "repo_type": repo_type}
-        if private and not retrying(lambda: api.repo_info(**where)).private:
+        if private and not retrying(partial(api.repo_info, repo_id, repo_type=repo_type)).private:
             raise ValueError(
                 f"The repository {repo_id} exists and is public, and a private one was asked for: nothing was sent. "
                 "Make it private in its settings, or push to another repository."
             )
-        if revision is not None and not revision.startswith("refs/"):
-            retrying(lambda: api.create_branch(**where, branch=revision, exist_ok=True))
-        head = _head(api, where, revision)
-        if tag is not None and (tagged := _tags(api, where).get(tag)) not in (None, head):
-            raise ValueError(
-                f"{repo_id} has a tag {tag!r} already, of commit {tagged[:7]}: nothing was sent. Name another."
-            )
-        message = {"commit_message": commit_message, "commit_description": commit_description}
-        if create_pr:
-            done = retrying(
-                lambda: api.create_commit(**where, operations=_additions(files), create_pr=True, **message)
-            )
-        else:
-            done = _commit_to_branch(api, where, revision, head, files, replaces, message)
-        if tag is not None:
-            retrying(lambda: _tag(api, where, tag, done.oid))
-        return done
+    return repo_id
+
+
+@contextmanager
+def _explaining_refusals(repo_id: str) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
     except HfHubHTTPError as error:
         if _status(error) not in (401, 403):
             raise
@@ -122,7 +150,7 @@ def _commit_to_branch(
     revision: str | None,
     head: str,
     files: Files,
-    replaces: Sequence[str],
+    delete_patterns: Sequence[str],
     message: Mapping[str, Any],
 ) -> Any:
     """Commit on top of `head`, or of what others put there meanwhile."""
@@ -130,7 +158,7 @@ def _commit_to_branch(
 
     def commit() -> Any:
         nonlocal head
-        gone = [path for path in _matching(api, where, head, replaces) if path not in files]
+        gone = [path for path in _matching(api, where, head, delete_patterns) if path not in files]
         # Made anew for every attempt: they remember what the repository held.
         operations = [*(CommitOperationDelete(path) for path in gone), *_additions(files)]
         try:
@@ -190,11 +218,11 @@ def _additions(files: Files) -> list[Any]:
 
 
 def _head(api: Any, where: Mapping[str, Any], revision: str | None) -> str:
-    return retrying(lambda: api.repo_info(**where, revision=revision or "main")).sha
+    return retrying(partial(api.repo_info, **where, revision=revision or "main")).sha
 
 
 def _tags(api: Any, where: Mapping[str, Any]) -> dict[str, str]:
-    return {ref.name: ref.target_commit for ref in retrying(lambda: api.list_repo_refs(**where)).tags}
+    return {ref.name: ref.target_commit for ref in retrying(partial(api.list_repo_refs, **where)).tags}
 
 
 def _tag(api: Any, where: Mapping[str, Any], tag: str, commit: str) -> None:
@@ -215,6 +243,11 @@ def _entries(api: Any, where: Mapping[str, Any], commit: str) -> dict[str, str]:
         for item in tree
         if hasattr(item, "blob_id")
     }
+
+
+def _holds(api: Any, where: Mapping[str, Any], commit: str, files: Files) -> bool:
+    entries = _entries(api, where, commit)
+    return all(entries.get(path) in _hashes(content) for path, content in files.items())
 
 
 def _matching(api: Any, where: Mapping[str, Any], commit: str, patterns: Sequence[str]) -> list[str]:

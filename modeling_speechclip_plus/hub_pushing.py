@@ -1,6 +1,7 @@
 """Models and processors to the Hub, as `push_to_hub` does it."""
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -8,9 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from .hub_commit import WEIGHT_FILES, commit_files, full_repo_id, retrying
-from .plain_card import is_local_path, is_plain_card, render_plain_card
+from .plain_card import is_generated_card, is_local_path, render_plain_card
 
 BACKBONE_SOURCES = ("speech_backbone", "clip_backbone")
+_PUSHING = (
+    "repo_id",
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "tag",
+    "create_pr",
+    "tags",
+)
 
 
 def push_model(
@@ -38,9 +50,9 @@ def push_model(
         content = {
             **files,
             "config.json": json.dumps(values, indent=2, sort_keys=True).encode() + b"\n",
-            "README.md": (plain if written is None else _with_tags(written, wanted)).encode(),
+            "README.md": (plain if written is None else card_with_tags(written, wanted)).encode(),
         }
-        return commit_files(content, repo_id, replaces=WEIGHT_FILES, **commit)
+        return commit_files(content, repo_id, delete_patterns=WEIGHT_FILES, **commit)
 
 
 def push_processor(processor: Any, repo_id: str, saving: dict[str, Any], **commit: Any) -> Any:
@@ -48,6 +60,18 @@ def push_processor(processor: Any, repo_id: str, saving: dict[str, Any], **commi
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder, **saving)
         return commit_files(_files(folder), repo_id, **commit)
+
+
+def pushing_options(kwargs: dict[str, Any], save_directory: str | os.PathLike) -> dict[str, Any] | None:
+    """Take what `save_pretrained(push_to_hub=True, ...)` says about pushing out of its arguments.
+
+    Returns:
+        Arguments of `push_to_hub`; None if nothing is to be pushed.
+    """
+    if not kwargs.pop("push_to_hub", False):
+        return None
+    options = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs}
+    return {"repo_id": Path(save_directory).name, **options}
 
 
 def portable_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -98,7 +122,7 @@ def _files(folder: str) -> dict[str, Path]:
 
 
 def written_card(repo_id: str, repo_type: str, revision: str | None, token: str | bool | None) -> str | None:
-    """Return the card that somebody wrote for a repository; None if there is none, or a plain one as it was made."""
+    """Return the card that somebody wrote for a repository; None if there is none but a generated one."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -107,10 +131,11 @@ def written_card(repo_id: str, repo_type: str, revision: str | None, token: str 
         return None
     file = retrying(partial(api.hf_hub_download, filename="README.md", **where))
     content = Path(file).read_text(encoding="utf-8")
-    return None if is_plain_card(content) else content
+    return None if is_generated_card(content) else content
 
 
-def _with_tags(content: str, tags: Sequence[str]) -> str:
+def card_with_tags(content: str, tags: Sequence[str]) -> str:
+    """Add tags to a card's metadata, those that it has not."""
     from huggingface_hub import ModelCard
 
     card = ModelCard(content)

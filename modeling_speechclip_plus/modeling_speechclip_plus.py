@@ -19,11 +19,12 @@ from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, Sp
 from .branches import BranchEncoder
 from .cif import CifOutput, ContinuousIntegrateAndFire, keyword_times
 from .clip_towers import embed_images, embed_texts, read_keywords
-from .hub_pushing import push_model
+from .hub_pushing import push_model, pushing_options
 from .input_checks import check_pairs, check_waveforms
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
 from .losses import contrastive_loss, quantity_loss
 from .outputs import Keyword, Neighbour, SpeechClipPlusOutput
+from .remote_code import noted, remote_code_entries, write_remote_code
 from .speech_encoder import (
     SAMPLING_RATE,
     LayerWeightedSum,
@@ -302,20 +303,29 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         return loaded
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, save_backbones: bool = True, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        save_backbones: bool = True,
+        remote_code: bool = True,
+        **kwargs: Any,
     ) -> None:
-        """Save the model as safetensors.
+        """Save the model as safetensors, with the code to load it where this package is not installed.
 
         Args:
             save_directory: Folder to write.
             *args: See `transformers.PreTrainedModel.save_pretrained`.
             save_backbones: `False` saves the trained part alone (some MB), with the backbones' repositories and
                 revisions, from which `from_pretrained` restores them.
-            **kwargs: See `transformers.PreTrainedModel.save_pretrained`.
+            remote_code: `False` leaves out the Python files by which `AutoModel.from_pretrained` loads the model
+                with `trust_remote_code=True` where this package is not installed.
+            **kwargs: See `transformers.PreTrainedModel.save_pretrained`. With `push_to_hub=True` the model is then
+                pushed as by `push_to_hub`, which takes the arguments it knows.
 
         Raises:
             ValueError: If the backbones shall be left out but were trained, or it is not known where they came from.
         """
+        pushing = pushing_options(kwargs, save_directory)
         if not save_backbones:
             for name, key in BACKBONES.items():
                 if getattr(self.config, f"train_{name}"):
@@ -331,10 +341,16 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             if not save_backbones:
                 prefixes = tuple(f"{name}." for name in BACKBONES)
                 self._keys_to_ignore_on_save = {key for key in self.state_dict() if key.startswith(prefixes)}
-            super().save_pretrained(save_directory, *args, **kwargs)
+            with noted(self.config, remote_code_entries() if remote_code else {}):
+                super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config.backbones_saved = True
             self._keys_to_ignore_on_save = ignored
+        if remote_code and kwargs.get("is_main_process", True):
+            write_remote_code(save_directory)
+        if pushing is not None:
+            sizes = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
+            self.push_to_hub(**pushing, **sizes, save_backbones=save_backbones, remote_code=remote_code)
 
     def push_to_hub(
         self,

@@ -67,21 +67,28 @@ def card_metadata(config: Any, tags: Sequence[str] = ()) -> dict[str, Any]:
         config: A `SpeechClipPlusConfig`.
         tags: Tags to add.
     """
-    metadata: dict[str, Any] = {
+    own = [*TAGS, *(["keyword-extraction"] if config.has_cascaded else [])]
+    base_models = hub_backbones(config)
+    return {
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction",
-        "tags": [*TAGS, *(tag for tag in tags if tag not in TAGS)],
+        "tags": [*own, *(tag for tag in tags if tag not in own)],
+        "base_model": base_models or None,
+        # Its own branch on top of theirs, or their weights trained on: the Hub's words for it.
+        "base_model_relation": (
+            ("finetune" if config.train_speech_encoder or config.train_clip else "adapter") if base_models else None
+        ),
     }
-    if base_model := hub_backbones(config):
-        metadata["base_model"] = base_model
-        # The Hub's words: a branch on top of what stays as it is, or weights that were trained on.
-        metadata["base_model_relation"] = "finetune" if config.train_speech_encoder or config.train_clip else "adapter"
-    return metadata
 
 
-def is_plain_card(card: str) -> bool:
-    """Whether a card was written by `render_plain_card` and nobody has changed it since."""
-    match = re.fullmatch(r"(.*)<!-- plain card ([0-9a-f]{16}) -->\s*", card.replace("\r\n", "\n"), re.DOTALL)
+def generated_card(card: str) -> str:
+    """Mark a card as made by a program, so that a later one may take its place, as long as nobody changes it."""
+    return f"{card.rstrip()}\n\n<!-- generated card {_mark(card)} -->\n"
+
+
+def is_generated_card(card: str) -> bool:
+    """Whether a card is as `generated_card` made it."""
+    match = re.fullmatch(r"(.*)<!-- generated card ([0-9a-f]{16}) -->\s*", card.replace("\r\n", "\n"), re.DOTALL)
     return match is not None and match[2] == _mark(match[1])
 
 
@@ -115,8 +122,7 @@ def render_plain_card(config: Any, name: str, tags: Sequence[str] = ()) -> str:
         "Method: " + ", ".join(f"[{title}]({address})" for title, address in PAPERS.items()) + ".",
     ]
     metadata = ModelCardData(**card_metadata(config, tags))
-    card = f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n\n"
-    return f"{card}<!-- plain card {_mark(card)} -->\n"
+    return generated_card(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines))
 
 
 def render_usage(config: Any, name: str) -> str:
@@ -134,7 +140,7 @@ def render_usage(config: Any, name: str) -> str:
 
 
 def _mark(card: str) -> str:
-    return hashlib.sha256(card.encode()).hexdigest()[:16]
+    return hashlib.sha256(card.strip().encode()).hexdigest()[:16]
 
 
 def _facts(config: Any) -> list[tuple[str, str]]:

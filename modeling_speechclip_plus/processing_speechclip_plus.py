@@ -13,8 +13,9 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import cached_file
 
 from .audio_loading import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
-from .hub_pushing import push_processor
+from .hub_pushing import push_processor, pushing_options
 from .image_loading import load_image, split_image_batch
+from .remote_code import AUTO_MAP, noted, write_remote_code
 
 CLIP_TEXT_PLACES = 77  # start and end included
 
@@ -119,6 +120,29 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             image_processor = AutoImageProcessor.from_pretrained(clip, **clip_kwargs)
             tokenizer = AutoTokenizer.from_pretrained(clip, **clip_kwargs)
         return cls(feature_extractor=feature_extractor, image_processor=image_processor, tokenizer=tokenizer)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, remote_code: bool = True, **kwargs: Any) -> list[str]:
+        """Save the processor, with the code to load it where this package is not installed.
+
+        Args:
+            save_directory: Folder to write.
+            remote_code: `False` leaves out the Python files by which `AutoProcessor.from_pretrained` loads it with
+                `trust_remote_code=True` where this package is not installed.
+            **kwargs: See `transformers.ProcessorMixin.save_pretrained`. With `push_to_hub=True` the processor is then
+                pushed as by `push_to_hub`, which takes the arguments it knows.
+
+        Returns:
+            The configuration files written.
+        """
+        pushing = pushing_options(kwargs, save_directory)
+        own = {"auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+        with noted(self, own if remote_code else {}):
+            files = super().save_pretrained(save_directory, **kwargs)
+        if remote_code:
+            write_remote_code(save_directory)
+        if pushing is not None:
+            self.push_to_hub(**pushing, remote_code=remote_code)
+        return files
 
     def push_to_hub(
         self,

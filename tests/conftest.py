@@ -47,6 +47,31 @@ def hub(start_hub):
         yield hub
 
 
+@pytest.fixture
+def on_hub(hub, tmp_path, monkeypatch):
+    """The same, with this process as its client, logged in as `hub.owner`; waiting for it takes no time."""
+    import time
+
+    import datasets
+    import huggingface_hub
+
+    client = {
+        "HF_HUB_OFFLINE": False,
+        "ENDPOINT": hub.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
+    }
+    for name, value in client.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    huggingface_hub.close_session()
+    yield hub
+    huggingface_hub.close_session()
+
+
 def _byte_symbols() -> list[str]:
     """The 256 printable stand-ins for bytes that CLIP's (and GPT-2's) subword vocabularies start from."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -207,6 +207,10 @@ class LoopbackHub:
         """Cut the connection of such requests: of an upload when half of it came, of an answer when half is sent."""
         self._faults.append(_Fault(kind, nth - 1, times, None))
 
+    def heal(self) -> None:
+        """Take back what `fail` and `cut` said."""
+        self._faults.clear()
+
     def before(self, kind: str, action) -> None:
         """Call `action()` once, before the next request of a kind is handled."""
         self._before.append((kind, action))
