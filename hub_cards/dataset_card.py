@@ -1,13 +1,12 @@
 """The card of a data set of spoken captions and pictures, from what was counted in it."""
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
+from ..modeling_speechclip_plus.plain_card import generated_card
 from .known_sources import DATASETS
 from .model_card import SplitSize, render_template
 from .versions import versions
@@ -22,7 +21,6 @@ COLUMNS = {
 }
 TAGS = ("speechclip-plus", "speech-image-retrieval", "spoken-captions", "visually-grounded-speech")
 _SIZES = (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1e6), ("1M<n<10M", 1e7))
-_MARK = re.compile(r"<!-- card ([0-9a-f]{16}) -->\s*\Z")
 
 
 @dataclass
@@ -89,15 +87,4 @@ def render_dataset_card(facts: DatasetCardFacts) -> str:
         first=next(iter(facts.splits), "train"),
         versions={name: version for name, version in versions().items() if name in ("speechclip-plus", "datasets")},
     ).strip()
-    return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n\n<!-- card {_digest(body)} -->\n"
-
-
-def is_own_card(card: str) -> bool:
-    """Whether the text below the metadata was written by `render_dataset_card`, and nobody has changed it since."""
-    body = re.sub(r"\A\s*---\n.*?\n---\n", "", card.replace("\r\n", "\n"), count=1, flags=re.DOTALL)
-    match = _MARK.search(body)
-    return match is not None and match[1] == _digest(body[: match.start()].strip())
-
-
-def _digest(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
+    return generated_card(f"---\n{metadata.to_yaml()}\n---\n\n{body}")

@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from speechclip_plus import cli
-from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts, is_own_card, render_dataset_card
+from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
 from speechclip_plus.hub_cards.model_card import SplitSize
 from speechclip_plus.trainer.data import load_speech_image_dataset
 from speechclip_plus.trainer.data_command import check_split_files
@@ -106,13 +106,6 @@ def test_files_that_were_left_out_are_counted():
     assert "2 files of train are broken or missing" in card and "not known" in card
 
 
-def test_a_card_that_somebody_changed_is_told_from_one_that_was_made_here():
-    card = render_dataset_card(DatasetCardFacts("mine", splits={"train": SplitSize(10, 5, None, 0.1)}))
-    assert is_own_card(card) and is_own_card(card.replace("pretty_name: mine", "pretty_name: other"))
-    assert not is_own_card(card.replace("Spoken captions", "My captions"))
-    assert not is_own_card(card + "More.\n") and not is_own_card("# mine\n")
-
-
 PUSHED = """
 import json, sys
 import datasets
@@ -122,13 +115,11 @@ from speechclip_plus import cli
 command = ["data", "check", sys.argv[1], "--push", "ann/huts"]
 assert cli.main(command) == 0
 first = DatasetCard.load("ann/huts").content
-assert cli.main([*command, "--split", "train"]) == 0
-second = DatasetCard.load("ann/huts").content
-DatasetCard(second.replace("Spoken captions", "My captions")).push_to_hub("ann/huts")
+DatasetCard(first.replace("Spoken captions", "My captions")).push_to_hub("ann/huts")
 assert cli.main(command) == 0
 loaded = datasets.load_dataset("ann/huts", cache_dir=sys.argv[2])
 print(json.dumps({
-    "first": first, "second": second, "third": DatasetCard.load("ann/huts").content,
+    "first": first, "second": DatasetCard.load("ann/huts").content,
     "rows": {split: len(data) for split, data in loaded.items()},
     "audio": len(loaded["train"][0]["audio"]["bytes"]),
     "private": HfApi().dataset_info("ann/huts").private,
@@ -144,6 +135,5 @@ def test_a_pushed_data_set_has_a_card_and_one_that_somebody_changed_stays(folder
     first = DatasetCard(found["first"])
     assert '"ann/huts"' in first.text and "| test | 3 | 2 |" in first.text
     paths = {file["split"]: file["path"] for file in first.data.to_dict()["configs"][0]["data_files"]}
-    assert paths == {"train": "data/train-*", "test": "data/test-*"}
-    assert is_own_card(found["second"])
-    assert "My captions" in found["third"] and "stays as it is" in done.stdout
+    assert paths == {"train": "train-*.parquet", "test": "test-*.parquet"}
+    assert "My captions" in found["second"]

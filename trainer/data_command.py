@@ -20,7 +20,7 @@ from ..modeling_speechclip_plus.audio_loading import MIN_SAMPLES, SAMPLING_RATE
 from ..modeling_speechclip_plus.conversion.openai_tokenizer import openai_tokenizer
 from .corpora.common import Findings, NoSuchSplitError
 from .data import DATASETS, read_dataset
-from .data_copies import check_output, finished_file, push_splits, write_parquet
+from .data_copies import check_output, finished_file, push_dataset, write_parquet
 from .data_facts import given_name, spoken_languages
 from .scenes import SPLITS
 
@@ -219,9 +219,8 @@ def run(args: argparse.Namespace) -> int:
         names = write_parquet(splits, args.write, args.force, replace(facts, repo_id=args.write.name))
         print(f"{args.write}: {len(names)} parquet file{'s' if len(names) > 1 else ''}")
     if args.push:
-        if not push_splits(splits, args.push, facts):
-            print(f"{args.push}: the card is not the one that was made here, so its text stays as it is")
-        print(f"{args.push}: pushed; private until you change it, which the corpus's licence has to allow")
+        print(push_dataset(splits, args.push, facts))
+        print("A new repository is private until you make it public, which the corpus's licence has to allow.")
     return 0
 
 

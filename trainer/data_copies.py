@@ -1,18 +1,18 @@
 """Copies of data sets: parquet files with the recordings and pictures inside, or a repository on the Hub."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCardData, HfApi
 
-from ..hub_cards.dataset_card import DatasetCardFacts, is_own_card, render_dataset_card
+from ..hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
 from ..hub_cards.model_card import CARD
-from ..modeling_speechclip_plus.hub_commit import retrying
+from ..hub_cards.publishing import push_folder
 from ..modeling_speechclip_plus.output_files import check_new_folder, finished_folder, write_text
 
 _SHARD_BYTES = 500_000_000  # of recordings and pictures in one parquet file
@@ -55,23 +55,35 @@ def write_parquet(
     return names
 
 
-def push_splits(splits: dict[str, datasets.Dataset], repo_id: str, facts: DatasetCardFacts) -> bool:
-    """Push data sets to a private repository on the Hub, with their card.
+def push_dataset(splits: dict[str, datasets.Dataset], repo_id: str, facts: DatasetCardFacts) -> str:
+    """Send data sets to the Hub in one commit, recordings and pictures inside; a new repository is private.
+
+    Args:
+        splits: data sets by split.
+        repo_id: `owner/name`.
+        facts: of the card; one that somebody has written or changed there stays.
 
     Returns:
-        Whether the card was written; one that somebody has written or changed stays.
+        The repository's address.
+
+    Raises:
+        OSError: if the Hub refuses or does not answer.
     """
-    # What arrived of an attempt that failed is not sent again.
-    retrying(partial(datasets.DatasetDict(splits).push_to_hub, repo_id, private=True))
-    pushed = DatasetCard.load(repo_id)  # `datasets` wrote where the splits are, and left the text as it was
-    if pushed.text.strip() and not is_own_card(pushed.content):
-        return False
-    values = pushed.data.to_dict()
-    located = {file["split"]: file["path"] for file in values["configs"][0]["data_files"]}
-    facts = replace(facts, repo_id=repo_id, data_files=located, dataset_info=values["dataset_info"])
-    card = DatasetCard(render_dataset_card(facts))
-    retrying(partial(card.push_to_hub, repo_id, commit_message="Data set card"))
-    return True
+    # Where data sets have their room.
+    place = Path(datasets.config.HF_DATASETS_CACHE)
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="push-", dir=place) as folder:
+        write_parquet(splits, Path(folder) / "data", facts=replace(facts, repo_id=repo_id))
+        private = None if HfApi().repo_exists(repo_id, repo_type="dataset") else True
+        pushed = push_folder(
+            Path(folder) / "data",
+            repo_id,
+            repo_type="dataset",
+            private=private,
+            commit_message="Upload dataset",
+            delete_patterns=["*.parquet"],
+        )
+    return pushed.repo_url
 
 
 def _dataset_info(splits: dict[str, datasets.Dataset], files: dict[str, Path]) -> dict[str, Any]:
