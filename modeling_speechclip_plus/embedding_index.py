@@ -36,10 +36,7 @@ class IndexItems(Sequence[dict[str, Any]]):
         self._places = np.load(folder / PLACES, mmap_mode="r")
         self._lines = np.memmap(folder / ITEMS, mode="r") if self._places[-1] else np.empty(0, np.uint8)
         if len(self._lines) != self._places[-1]:
-            raise ValueError(
-                f"{folder / ITEMS} has {len(self._lines)} bytes, expected {self._places[-1]}: the index is damaged. "
-                "Copy or build it again."
-            )
+            raise ValueError(f"{ITEMS} has {len(self._lines)} bytes, expected {self._places[-1]}")
 
     def __len__(self) -> int:
         return len(self._places) - 1
