@@ -186,25 +186,36 @@ def test_a_parquet_of_recordings_alone_keeps_their_bytes(recordings, loaded, tmp
     torch.testing.assert_close(torch.tensor(index.embeddings), speech_embeds(loaded, files))
 
 
-def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been_killed(model_folder, loaded, tmp_path):
-    gallery = write_pictures(tmp_path / "gallery", 400)
-    command = [sys.executable, "-m", "speechclip_plus.cli", "index", "build", str(gallery), str(tmp_path / "killed")]
+def test_all_parquet_files_of_a_folder_are_taken_whatever_their_names(pictures, loaded, tmp_path):
+    for number, name in enumerate(("some", "train-0", "more")):
+        rows = {"image": [str(pictures / f"p{number}.png")]}
+        (tmp_path / "gallery").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "gallery" / f"{name}.parquet")
+    index = build_index(tmp_path / "gallery", tmp_path / "index", *loaded, cache_dir=str(tmp_path / "cache"))
+    assert [Path(item["path"]).name for item in index.items] == ["p1.png", "p2.png", "p0.png"]  # train, more, some
+
+
+def test_a_saved_data_set_is_taken_whole(pictures, loaded, tmp_path):
+    parts = {name: datasets.Dataset.from_dict({"image": [str(pictures / f"{name}.png")]}) for name in ("p0", "p3")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "gallery")
+    index = build_index(tmp_path / "gallery", tmp_path / "index", *loaded)
+    assert [Path(item["path"]).name for item in index.items] == ["p0.png", "p3.png"]
+
+
+def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been_killed(model_folder, loaded, tmp_path, capsys):
+    gallery = write_pictures(tmp_path / "gallery", 300)
+    command = ["index", "build", str(gallery), str(tmp_path / "killed")]
     command += ["--model", str(model_folder), "--batch-size", "1"]
-    work = tmp_path / ".killed.building"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (work / "index.json").is_file() and json.loads((work / "index.json").read_text()).get("done", 0) > 20:
-            break
-        time.sleep(0.01)
+    facts = tmp_path / ".killed.building" / "index.json"
+    process = subprocess.Popen([sys.executable, "-m", "speechclip_plus.cli", *command], stderr=subprocess.PIPE)
+    while process.poll() is None and not (facts.is_file() and json.loads(facts.read_text()).get("done", 0) > 20):
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL, process.stderr.read()
-    assert not (tmp_path / "killed").exists()
-    begun = json.loads((work / "index.json").read_text())
-    assert 20 < begun["done"] < 400
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
-    assert f"going on after {begun['done']} of 400" in finished.stdout
+    begun = json.loads(facts.read_text())
+    assert 20 < begun["done"] < 300 and not (tmp_path / "killed").exists()
+    assert cli.main(command) == 0
+    assert f"going on after {begun['done']} of 300" in capsys.readouterr().out
     build_index(gallery, tmp_path / "whole", *loaded, batch_size=1)
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery", "killed", "whole"]
