@@ -15,7 +15,14 @@ import soundfile
 import torch
 from PIL import Image
 
-from speechclip_plus import EmbeddingIndex, SpeechClipPlusModel, SpeechClipPlusProcessor, build_index, cli
+from speechclip_plus import (
+    EmbeddingIndex,
+    SpeechClipPlusModel,
+    SpeechClipPlusProcessor,
+    build_index,
+    cli,
+    load_speech_image_dataset,
+)
 from speechclip_plus.modeling_speechclip_plus.audio_loading import load_audio
 from speechclip_plus.trainer import index_building, index_writer
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
@@ -355,9 +362,14 @@ def test_the_quickstarts_model_is_the_default(pictures, model_folder, tmp_path, 
     assert "Which model shall embed it? Give --model" in capsys.readouterr().err
     (tmp_path / "quickstart").mkdir()
     (tmp_path / "quickstart" / "model").symlink_to(model_folder)
-    assert build(pictures, "index") == 0
-    assert "index: 9 pictures, 128 dimensions, by quickstart/model" in capsys.readouterr().out
-    assert EmbeddingIndex.load("index").model["name"] == str(model_folder)
+    assert build("spoken_scenes", "gallery", "--split", "test", "--option", "num_scenes=6") == 0
+    assert "gallery: 6 pictures, 128 dimensions, by quickstart/model" in capsys.readouterr().out
+    assert EmbeddingIndex.load("gallery").model["name"] == str(model_folder)
+    assert search("gallery", "--text", "a red circle", "--top", 6, "--html", "found.html") == 0
+    scenes = load_speech_image_dataset("spoken_scenes", split="test", num_scenes=6)
+    out = capsys.readouterr().out
+    assert all(text in out for text in scenes["text"])
+    assert Path("found.html").read_text(encoding="utf-8").count('src="data:image/png;base64,') == 6
 
 
 def found_by(capsys, *arguments):
