@@ -71,7 +71,7 @@ class IndexCandidates:
 
     @property
     def kind(self) -> str:
-        """ "images" or "audio"."""
+        """What the index is of: "images" or "audio"."""
         return {"images": "images", "recordings": "audio"}[self.index.kind]
 
     def search(self, queries: Tensor, top_k: int) -> list[Found]:

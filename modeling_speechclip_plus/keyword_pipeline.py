@@ -133,10 +133,11 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
                 start, end = offset + keyword.start, offset + keyword.end
                 middle = (start + end) / 2
                 # Both windows hear what lies in their overlap, and not at quite the same times. So a window speaks
-                # up to the end of its core, and the next one where the last keyword it told ends: none is told
-                # twice, and none is lost between them.
-                is_last = output is model_outputs[-1]
-                if middle >= covered and (is_last or middle < end_of_core):
+                # up to the end of its core, and the next one from where the last keyword told ends: none is told
+                # twice, also if it is heard later now, and none is left out.
+                again = bool(heard) and start < covered and keyword.id == heard[-1][0].id
+                in_core = output is model_outputs[-1] or middle < end_of_core
+                if middle >= covered and in_core and not again:
                     heard.append((keyword, (max(start, covered), end)))
                     reaches = max(reaches, end)
             covered = reaches

@@ -1,7 +1,6 @@
 """What a pipeline is called with, as single inputs that know their kind and name."""
 
-import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -57,7 +56,7 @@ def pipeline_inputs(kind: str, given: Any) -> tuple[Any, bool]:
     """
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
         return InputDataset(kind, given), False
-    if isinstance(given, (types.GeneratorType, Iterator, IterableDataset)) or _is_column(given):
+    if _is_stream(given):
         return (PipelineInput(kind, item, f"{kind}[{index}]") for index, item in enumerate(given)), False
     if not is_batch(kind, given):
         return PipelineInput(kind, given, kind), False
@@ -104,10 +103,10 @@ def recording_of(given: PipelineInput, sampling_rate: int) -> tuple[Any, int | N
     return {"array": array, "sampling_rate": item["sampling_rate"]}, None
 
 
-def _is_column(given: Any) -> bool:
-    # A column of a streamed data set can be iterated over and nothing else; a file object is one recording.
+def _is_stream(given: Any) -> bool:
+    # A column of a streamed data set can be iterated over and nothing else; a file object, which can too, is one input.
     return (
-        isinstance(given, Iterable)
+        isinstance(given, (Iterable, IterableDataset))
         and not isinstance(given, (Sequence, Mapping, np.ndarray, torch.Tensor, bytearray, memoryview))
         and not hasattr(given, "read")
     )
