@@ -104,7 +104,7 @@ def recording_of(given: PipelineInput, sampling_rate: int) -> tuple[Any, int | N
 
 
 def _is_stream(given: Any) -> bool:
-    # A column of a streamed data set can be iterated over and nothing else; a file object, which can too, is one input.
+    # A column of a streamed data set can be iterated over, and nothing else; so can a file object, which is one input.
     return (
         isinstance(given, (Iterable, IterableDataset))
         and not isinstance(given, (Sequence, Mapping, np.ndarray, torch.Tensor, bytearray, memoryview))

@@ -81,6 +81,8 @@ def same(first, second):
         return first == pytest.approx(second, abs=2e-5)
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, torch.Tensor):
+        return first.shape == second.shape and torch.allclose(first, second, atol=2e-5)
     if isinstance(first, (list, tuple)):
         return len(first) == len(second) and all(map(same, first, second))
     return first is second or bool(np.all(first == second))
@@ -92,7 +94,7 @@ def calls(make, pictures):
         KEYWORDS: partial(make(KEYWORDS), return_timestamps=True, top_k=2),
         RETRIEVAL: make(RETRIEVAL, candidate_images=pictures),
         CLASSIFICATION: make(CLASSIFICATION, candidate_labels=["red", "blue", "a circle"]),
-        FEATURES: make(FEATURES),
+        FEATURES: partial(make(FEATURES), return_tensors=True),
         "pooled": partial(make(FEATURES), pool=True),
     }
 
@@ -159,7 +161,7 @@ def test_a_saved_pipeline_loads_again_and_gives_the_same_answers(folder, tmp_pat
 def test_batches_give_the_answers_of_one_by_one(make, pictures, speech, name):
     call = calls(make, pictures)[name]
     one_by_one = [call(utterance) for utterance in speech]
-    assert len({str(answer) for answer in one_by_one}) == len(speech)
+    assert not any(same(one_by_one[0], other) for other in one_by_one[1:])
     for batch_size in (1, 2, 8):
         assert same(call(speech, batch_size=batch_size), one_by_one)
 
