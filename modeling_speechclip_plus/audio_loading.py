@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from numbers import Real
 from typing import Any
 
@@ -110,9 +111,9 @@ def load_audio_blocks(
         rate = _check_rate(file.samplerate, name)
         resampler = None
         if rate != SAMPLING_RATE:
-            import soxr
-
-            resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
+            resampler = _imported("soxr", f"{name}: resampling from {rate} Hz").ResampleStream(
+                rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ"
+            )
         size, read, loaded, last = max(1, round(seconds * rate)), 0, 0, False
         while not last:
             samples = file.read(size, dtype="float32", always_2d=True)  # (samples, channels)
@@ -144,10 +145,18 @@ def _file_of(item: Any, name: str) -> tuple[Any, str]:
     raise TypeError(f"{name}: expected {_ACCEPTED}, got {type(item).__name__}.")
 
 
+def _imported(package: str, purpose: str) -> Any:
+    # Asked for only here, so that a model published with this file loads without the package.
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{purpose} needs {package}: `pip install {package}`.") from error
+
+
 @contextmanager
 def _opened(source: Any, name: str) -> Iterator[tuple[Any, str]]:
     """Open a path, bytes or a binary file object by libsndfile; gives the open file and what errors call it."""
-    import soundfile
+    soundfile = _imported("soundfile", f"{name}: reading audio files")
 
     if isinstance(source, (str, os.PathLike)):
         path, name = checked_path(source, name, "an audio file")
@@ -255,9 +264,9 @@ def _check_samples(samples: np.ndarray, name: str, first: int = 0) -> np.ndarray
 def _resample(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
     given = len(samples)
     if rate != SAMPLING_RATE:
-        import soxr
-
-        samples = soxr.resample(samples, rate, SAMPLING_RATE, quality="HQ")
+        samples = _imported("soxr", f"{name}: resampling from {rate} Hz").resample(
+            samples, rate, SAMPLING_RATE, quality="HQ"
+        )
     _check_length(len(samples), given, rate, name)
     return np.ascontiguousarray(samples, dtype=np.float32)
 

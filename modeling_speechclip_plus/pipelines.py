@@ -6,6 +6,7 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.feature_extraction import FeatureExtractionPipeline
 
+from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .classification_pipeline import ZeroShotSpeechClassificationPipeline
 from .feature_pipeline import SpeechFeatureExtractionPipeline
 from .keyword_pipeline import SpeechKeywordExtractionPipeline
@@ -57,6 +58,7 @@ def _loaded(auto_class: Any, model: Any, name: str) -> Any:
 
 def register_pipelines() -> None:
     """Make the tasks known to `transformers.pipeline`."""
+    SpeechClipPlusConfig.has_registered_pipelines = True
     for task, pipeline_class in PIPELINES.items():
         if task in PIPELINE_REGISTRY.supported_tasks:
             # A task of transformers' own, which stays what it is for all other models.
