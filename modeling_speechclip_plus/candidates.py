@@ -128,8 +128,8 @@ def content_key(item: Any) -> Hashable:
     if isinstance(item, Mapping):
         return tuple(sorted((str(key), content_key(value)) for key, value in item.items()))
     if isinstance(item, torch.Tensor):
-        item = item.detach().cpu().contiguous().view(torch.uint8) if item.dtype == torch.bfloat16 else item.cpu()
-        item = item.detach().numpy()
+        content = item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return str(item.dtype), tuple(item.shape), _digest(content.data)
     if isinstance(item, np.ndarray):
         return item.dtype.str, item.shape, _digest(np.ascontiguousarray(item).data)
     if isinstance(item, (bytes, bytearray, memoryview)):

@@ -26,18 +26,25 @@ class PipelineInput:
 
 
 class InputDataset(Dataset):
-    """Inputs out of a data set or a column of one, each read when its turn comes."""
+    """Inputs out of a list, a data set or a column of one, each read when its turn comes.
 
-    def __init__(self, kind: str, items: Any) -> None:
-        self.kind, self.items = kind, items
+    Args:
+        kind: "audio", "images" or "text".
+        items: Whatever has a length and can be indexed.
+        name: What errors call the items; their kind if not given.
+        numbers: Which of them, in this order; all if not given.
+    """
+
+    def __init__(self, kind: str, items: Any, name: str | None = None, numbers: Sequence[int] | None = None) -> None:
+        self.kind, self.items, self.name = kind, items, name or kind
+        self.numbers = range(len(items)) if numbers is None else numbers
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> PipelineInput:
-        if index >= len(self.items):
-            raise IndexError(index)
-        return PipelineInput(self.kind, self.items[index], f"{self.kind}[{index}]")
+        number = self.numbers[index]  # its IndexError is what ends a loop over a data set
+        return PipelineInput(self.kind, self.items[number], f"{self.name}[{number}]")
 
 
 def pipeline_inputs(kind: str, given: Any) -> tuple[Any, bool]:

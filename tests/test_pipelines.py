@@ -14,7 +14,13 @@ from transformers import pipeline
 from transformers.pipelines import FeatureExtractionPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor
+from speechclip_plus import (
+    EmbeddingIndex,
+    SpeechClipPlusConfig,
+    SpeechClipPlusModel,
+    SpeechClipPlusProcessor,
+    build_index,
+)
 from speechclip_plus.modeling_speechclip_plus.audio_loading import load_audio
 from speechclip_plus.modeling_speechclip_plus.long_recordings import Windowing, read_windows
 from speechclip_plus.modeling_speechclip_plus.outputs import Keyword
@@ -342,10 +348,13 @@ def test_candidates_are_embedded_once_and_again_when_they_change(make, model, pi
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     for path, picture in zip(paths, pictures, strict=False):
         picture.save(path)
-    searcher = make(RETRIEVAL, candidate_images=pictures)
+    given = list(pictures)
+    searcher = make(RETRIEVAL, candidate_images=given)
     assert not embedded
     searcher(speech[0]), searcher(speech, batch_size=2)
     assert sum(embedded) == 5
+    given.append(pictures[0])
+    assert len(searcher(speech[0], top_k=9)) == 5
     first = searcher(speech[0], candidate_images=paths[:2])
     assert sum(embedded) == 7
     searcher(speech[1], candidate_images=[str(path) for path in paths])
@@ -360,8 +369,6 @@ def test_candidates_are_embedded_once_and_again_when_they_change(make, model, pi
 
 
 def test_an_index_is_searched_like_candidates(make, model, processor, folder, pictures, speech, tmp_path):
-    from speechclip_plus import EmbeddingIndex, build_index
-
     (tmp_path / "gallery").mkdir()
     for number, picture in enumerate(pictures):
         picture.save(tmp_path / "gallery" / f"{number}.png")
@@ -380,6 +387,20 @@ def test_an_index_is_searched_like_candidates(make, model, processor, folder, pi
     other = SpeechClipPlusModel(SpeechClipPlusConfig.from_preset("hybrid_plus-tiny"))
     with pytest.raises(ValueError, match="has other weights"):
         make(RETRIEVAL, other)(speech[0], index=tmp_path / "index")
+
+
+def test_an_index_of_recordings_is_searched_by_images(make, model, processor, pictures, speech, tmp_path):
+    (tmp_path / "recordings").mkdir()
+    for number, samples in enumerate(speech):
+        soundfile.write(tmp_path / "recordings" / f"{number}.wav", samples, RATE, subtype="FLOAT")
+    build_index(tmp_path / "recordings", tmp_path / "index", model, processor)
+    searcher = make(RETRIEVAL, index=tmp_path / "index")
+    expected = make(RETRIEVAL, candidate_audio=speech)(pictures[0])
+    found = searcher(pictures[0])
+    assert [one["path"][-5] for one in found] == [str(one["index"]) for one in expected]
+    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-5)
+    with pytest.raises(ValueError, match="an index keeps one embedding"):
+        searcher(pictures[0], return_timestamps=True)
 
 
 # Zero-shot classification and features
