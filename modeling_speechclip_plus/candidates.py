@@ -105,7 +105,7 @@ class EmbeddingStore:
             settings: What else their embeddings depend on.
             embed: From numbers of items to the embeddings (W, P) and the spans of each.
         """
-        keys = [(settings, kind, content_key(items[index])) for index in range(len(items))]
+        keys: list[Hashable] = [(settings, kind, content_key(items[index])) for index in range(len(items))]
         new = {key: index for index, key in reversed(list(enumerate(keys))) if key not in self.known}
         numbers = sorted(new.values())
         known = {key: self.known[key] for key in keys if key in self.known}
