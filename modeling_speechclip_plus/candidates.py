@@ -71,7 +71,7 @@ class IndexCandidates:
 
     @property
     def kind(self) -> str:
-        """ "images" or "audio"."""
+        """What the index is of: "images" or "audio"."""
         return {"images": "images", "recordings": "audio"}[self.index.kind]
 
     def search(self, queries: Tensor, top_k: int) -> list[Found]:
@@ -105,7 +105,7 @@ class EmbeddingStore:
             settings: What else their embeddings depend on.
             embed: From numbers of items to the embeddings (W, P) and the spans of each.
         """
-        keys = [(settings, kind, content_key(items[index])) for index in range(len(items))]
+        keys: list[Hashable] = [(settings, kind, content_key(items[index])) for index in range(len(items))]
         new = {key: index for index, key in reversed(list(enumerate(keys))) if key not in self.known}
         numbers = sorted(new.values())
         known = {key: self.known[key] for key in keys if key in self.known}
@@ -128,8 +128,8 @@ def content_key(item: Any) -> Hashable:
     if isinstance(item, Mapping):
         return tuple(sorted((str(key), content_key(value)) for key, value in item.items()))
     if isinstance(item, torch.Tensor):
-        item = item.detach().cpu().contiguous().view(torch.uint8) if item.dtype == torch.bfloat16 else item.cpu()
-        item = item.detach().numpy()
+        content = item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return str(item.dtype), tuple(item.shape), _digest(content.data)
     if isinstance(item, np.ndarray):
         return item.dtype.str, item.shape, _digest(np.ascontiguousarray(item).data)
     if isinstance(item, (bytes, bytearray, memoryview)):

@@ -114,33 +114,45 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
         self, model_outputs: list[dict[str, Any]], top_k: int | None = None, return_timestamps: bool = False
     ) -> list[dict[str, Any]]:
         """Join the keywords of a recording's windows."""
-        heard: list[tuple[Keyword, tuple[float, float] | None]] = []
-        covered = 0.0  # up to where, in seconds, the keywords kept so far reach
         for output in model_outputs:
-            keywords: list[Keyword] = output["keywords"]
-            offset = output["span"][0] / SAMPLING_RATE
-            if self.model.config.has_cif and len(keywords) == self.model.config.max_keywords:
+            if self.model.config.has_cif and len(output["keywords"]) == self.model.config.max_keywords:
+                start, end = (sample / SAMPLING_RATE for sample in output["span"])
                 logger.warning(
-                    f"More than the {len(keywords)} keywords that fit into CLIP's places may be said between "
-                    f"{offset:.1f} and {output['span'][1] / SAMPLING_RATE:.1f} s: choose a shorter chunk_length_s."
+                    f"More than the {self.model.config.max_keywords} keywords that fit into CLIP's places may be said "
+                    f"between {start:.1f} and {end:.1f} s: choose a shorter chunk_length_s."
                 )
-            end_of_core = output["core"][1] / SAMPLING_RATE
-            reaches = covered
-            for keyword in keywords:
-                if keyword.start is None or keyword.end is None:
-                    heard.append((keyword, None))
-                    continue
-                start, end = offset + keyword.start, offset + keyword.end
-                middle = (start + end) / 2
-                # Both windows hear what lies in their overlap, and not at quite the same times. So a window speaks
-                # up to the end of its core, and the next one where the last keyword it told ends: none is told
-                # twice, and none is lost between them.
-                is_last = output is model_outputs[-1]
-                if middle >= covered and (is_last or middle < end_of_core):
-                    heard.append((keyword, (max(start, covered), end)))
-                    reaches = max(reaches, end)
-            covered = reaches
+        heard = _joined(model_outputs) if self.model.config.has_cif else _in_order(model_outputs)
         return [_told(keyword, span if return_timestamps else None, top_k) for keyword, span in heard]
+
+
+def _in_order(model_outputs: list[dict[str, Any]]) -> list[tuple[Keyword, None]]:
+    return [(keyword, None) for output in model_outputs for keyword in output["keywords"]]
+
+
+def _joined(model_outputs: list[dict[str, Any]]) -> list[tuple[Keyword, tuple[float, float]]]:
+    """Tell each keyword of windows that overlap once, with its times in seconds of the whole recording.
+
+    Both windows hear what lies in their overlap, not at quite the same times, and cut it at other places. So a window
+    speaks, by the middles of its keywords, up to the end of its own part, and the next one goes on where the last
+    keyword told ends.
+    """
+    heard: list[tuple[Keyword, tuple[float, float]]] = []
+    covered = 0.0  # up to where what was told reaches
+    for output in model_outputs:
+        offset = output["span"][0] / SAMPLING_RATE
+        end_of_core = float("inf") if output is model_outputs[-1] else output["core"][1] / SAMPLING_RATE
+        told_before = len(heard)
+        for keyword in output["keywords"]:
+            start, end = offset + keyword.start, offset + keyword.end
+            if not covered <= (start + end) / 2 < end_of_core:
+                continue
+            if start < covered and len(heard) == told_before and keyword.id == heard[-1][0].id:
+                heard[-1] = heard[-1][0], (heard[-1][1][0], end)  # the same one, heard a little later now
+            else:
+                heard.append((keyword, (max(start, covered), end)))
+        if heard:
+            covered = heard[-1][1][1]
+    return heard
 
 
 def _told(keyword: Keyword, span: tuple[float, float] | None, top_k: int | None) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a pipeline is called with, as single inputs that know their kind and name."""
 
-import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -27,18 +26,25 @@ class PipelineInput:
 
 
 class InputDataset(Dataset):
-    """Inputs out of a data set or a column of one, each read when its turn comes."""
+    """Inputs out of a list, a data set or a column of one, each read when its turn comes.
 
-    def __init__(self, kind: str, items: Any) -> None:
-        self.kind, self.items = kind, items
+    Args:
+        kind: "audio", "images" or "text".
+        items: Whatever has a length and can be indexed.
+        name: What errors call the items; their kind if not given.
+        numbers: Which of them, in this order; all if not given.
+    """
+
+    def __init__(self, kind: str, items: Any, name: str | None = None, numbers: Sequence[int] | None = None) -> None:
+        self.kind, self.items, self.name = kind, items, name or kind
+        self.numbers = range(len(items)) if numbers is None else numbers
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> PipelineInput:
-        if index >= len(self.items):
-            raise IndexError(index)
-        return PipelineInput(self.kind, self.items[index], f"{self.kind}[{index}]")
+        number = self.numbers[index]  # its IndexError is what ends a loop over a data set
+        return PipelineInput(self.kind, self.items[number], f"{self.name}[{number}]")
 
 
 def pipeline_inputs(kind: str, given: Any) -> tuple[Any, bool]:
@@ -57,7 +63,7 @@ def pipeline_inputs(kind: str, given: Any) -> tuple[Any, bool]:
     """
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
         return InputDataset(kind, given), False
-    if isinstance(given, (types.GeneratorType, Iterator, IterableDataset)) or _is_column(given):
+    if _is_stream(given):
         return (PipelineInput(kind, item, f"{kind}[{index}]") for index, item in enumerate(given)), False
     if not is_batch(kind, given):
         return PipelineInput(kind, given, kind), False
@@ -104,10 +110,10 @@ def recording_of(given: PipelineInput, sampling_rate: int) -> tuple[Any, int | N
     return {"array": array, "sampling_rate": item["sampling_rate"]}, None
 
 
-def _is_column(given: Any) -> bool:
-    # A column of a streamed data set can be iterated over and nothing else; a file object is one recording.
+def _is_stream(given: Any) -> bool:
+    # A column of a streamed data set can be iterated over, and nothing else; so can a file object, which is one input.
     return (
-        isinstance(given, Iterable)
+        isinstance(given, (Iterable, IterableDataset))
         and not isinstance(given, (Sequence, Mapping, np.ndarray, torch.Tensor, bytearray, memoryview))
         and not hasattr(given, "read")
     )

@@ -31,7 +31,8 @@ class FeatureExtraction(FeatureExtractionPipeline):
     # Not demanded, since ours needs none; of other models one that cannot be loaded is asked for again, for the error.
     _load_tokenizer = None
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Pipeline:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Pipeline:  # type: ignore[misc]
+        """Make the pipeline that fits the model."""
         model = kwargs["model"] if "model" in kwargs else args[0]
         if getattr(getattr(model, "config", None), "model_type", None) != MODEL_TYPE:
             if kwargs.get("tokenizer") is None and len(args) < 2:

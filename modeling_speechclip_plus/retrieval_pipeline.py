@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from .audio_loading import SAMPLING_RATE
 from .candidates import Candidates, EmbeddingStore, IndexCandidates
 from .embedding_index import EmbeddingIndex
-from .pipeline_inputs import PipelineInput, is_batch
+from .pipeline_inputs import InputDataset, is_batch
 from .speech_pipeline import SpeechClipPlusPipeline, one_of, window_parameters
 
 CANDIDATE_BATCH_SIZE = 16
@@ -183,9 +183,11 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
             raise TypeError(f"{name}: expected a list or a column, got {type(items).__name__}.")
         if len(items) == 0:
             raise ValueError(f"{name} is empty: there is nothing to search.")
+        if isinstance(items, (list, tuple)):
+            items = list(items)  # theirs may change later
 
         def embed(numbers: list[int]) -> list[Any]:
-            inputs = [PipelineInput(kind, items[number], f"{name}[{number}]") for number in numbers]
+            inputs = InputDataset(kind, items, name, numbers)
             return list(self.get_iterator(inputs, 0, batch_size, preprocess, forward, {}))
 
         return store.candidates(kind, items, settings, embed)

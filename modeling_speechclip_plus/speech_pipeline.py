@@ -18,6 +18,9 @@ from .pipeline_inputs import PipelineInput, pipeline_inputs, recording_of
 MODEL_TYPE = "speechclip_plus"
 _LOADING_ARGUMENTS = ("local_files_only",)  # which transformers.pipeline passes on to the pipeline
 
+# Of `save_pretrained`, what concerns model and processor alike.
+_SHARED_ARGUMENTS = ("remote_code", "push_to_hub", "repo_id", "token", "private", "revision", "commit_message")
+
 
 class SpeechClipPlusPipeline(ChunkPipeline):
     """Base of the pipelines of a `SpeechClipPlusModel`.
@@ -129,7 +132,8 @@ class SpeechClipPlusPipeline(ChunkPipeline):
         if os.path.isfile(save_directory):
             raise ValueError(f"{os.fspath(save_directory)} is a file; name a folder.")
         self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        shared = {name: kwargs[name] for name in _SHARED_ARGUMENTS if name in kwargs}
+        self.processor.save_pretrained(save_directory, **shared)
 
 
 def window_parameters(chunk_length_s: float | None, stride_length_s: float | Sequence[float] | None) -> dict[str, Any]:

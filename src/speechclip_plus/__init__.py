@@ -1,7 +1,7 @@
 """Visually grounded speech: SpeechCLIP+ models for the Hugging Face ecosystem.
 
-Importing this package registers its model with `AutoConfig`, `AutoModel`, `AutoProcessor` and `pipeline`. What trains and
-evaluates is imported when it is first used.
+Importing this package registers its model with `AutoConfig`, `AutoModel` and `AutoProcessor`, and its pipelines
+with `transformers.pipeline`. What trains and evaluates is imported when it is first used.
 """
 
 from importlib import import_module
@@ -11,7 +11,10 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .configuration.presets import load_preset, preset_names
+from .modeling_speechclip_plus.classification_pipeline import ZeroShotSpeechClassificationPipeline
 from .modeling_speechclip_plus.embedding_index import EmbeddingIndex
+from .modeling_speechclip_plus.feature_pipeline import SpeechFeatureExtractionPipeline
+from .modeling_speechclip_plus.keyword_pipeline import SpeechKeywordExtractionPipeline
 from .modeling_speechclip_plus.modeling_speechclip_plus import (
     SpeechClipPlusModel,
     SpeechClipPlusPreTrainedModel,
@@ -19,6 +22,7 @@ from .modeling_speechclip_plus.modeling_speechclip_plus import (
 from .modeling_speechclip_plus.outputs import Keyword, Neighbour, SpeechClipPlusOutput
 from .modeling_speechclip_plus.pipelines import register_pipelines
 from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+from .modeling_speechclip_plus.retrieval_pipeline import SpeechImageRetrievalPipeline
 
 if TYPE_CHECKING:
     from .convert import convert_checkpoint
@@ -59,6 +63,10 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "SpeechImageRetrievalPipeline",
+    "SpeechKeywordExtractionPipeline",
+    "SpeechFeatureExtractionPipeline",
+    "ZeroShotSpeechClassificationPipeline",
     "EmbeddingIndex",
     "Keyword",
     "Neighbour",
