@@ -3,8 +3,8 @@
 On the Hub this folder is a Space by itself: `MODEL_ID` below, or the environment variable of that name, is the model's
 repository, whose own code is loaded with it. `speechclip-plus demo` runs the same app with a model on this machine.
 
-What visitors give is not kept. Gradio has to put an upload into a file: it is deleted as soon as it was read. What they
-uploaded to be searched is held in memory until they leave. What is shown is part of the page and never a file.
+What visitors give is not kept. Gradio has to put an upload into a file: it is deleted seconds after it was read. What
+they uploaded to be searched is held in memory until they leave. What is shown is part of the page and never a file.
 """
 
 import atexit
@@ -14,6 +14,7 @@ import io
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ MAX_FILES = {"pictures": 200, "recordings": 50}  # that a visitor may upload to 
 MAX_CHANNELS = 8
 MIN_SECONDS = 0.1
 MAX_TEXT = 300  # characters
+DELETE_AFTER = 2.0  # seconds from an upload's being read
 MAX_VISITS = 64  # that are remembered at a time; the one that was quiet for longest is forgotten first
 
 NUM_FOUND = {"pictures": 8, "recordings": 5}
@@ -207,7 +209,7 @@ def read_recording(file: str | Path, label: str = "The recording") -> tuple[np.n
             # Not what the header promises is counted, but what is there, and no more than that is ever decoded.
             samples = sound.read(frames=MAX_SECONDS * rate + rate // 2, dtype="float32", always_2d=True).mean(axis=1)
     except (soundfile.SoundFileError, TypeError) as error:
-        raise ValueError(f"{label} cannot be read as a recording. WAV, FLAC, OGG and MP3 files can.") from error
+        raise ValueError(f"{label} cannot be read: WAV, FLAC, OGG and MP3 files can.") from error
     if len(samples) >= MAX_SECONDS * rate + rate // 2:
         raise ValueError(f"{label} is longer than {MAX_SECONDS} seconds. Please take a shorter one.")
     if len(samples) < MIN_SECONDS * rate:
@@ -232,7 +234,7 @@ def read_picture(file: str | Path, label: str = "The picture") -> Image.Image:
     except ValueError:
         raise
     except Exception as error:  # on damaged files PIL's decoders raise anything from OSError to struct.error
-        raise ValueError(f"{label} cannot be read as a picture. PNG, JPEG, WebP and GIF files can.") from error
+        raise ValueError(f"{label} cannot be read: PNG, JPEG, WebP and GIF files can.") from error
     white = Image.new("RGBA", upright.size, "white")
     return Image.alpha_composite(white, upright).convert("RGB")
 
@@ -244,7 +246,7 @@ def label_of(file: str | Path) -> str:
 
 @contextmanager
 def uploaded(value: Any) -> Iterator[list[tuple[Path, str]]]:
-    """Give an upload's files with the names that they had, and delete them afterwards, come what may.
+    """Give an upload's files with the names that they had, and delete them soon afterwards, come what may.
 
     Args:
         value: what gradio's upload components send: a dictionary with "path" and "orig_name", a list of them, or None.
@@ -254,10 +256,17 @@ def uploaded(value: Any) -> Iterator[list[tuple[Path, str]]]:
     try:
         yield files
     finally:
-        for path, _ in files:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # a folder that holds something else stays
-                path.parent.rmdir()
+        # Not at once: the page's recorder is about to fetch a recording back, and the server would stumble over it.
+        timer = threading.Timer(DELETE_AFTER, _delete, [[path for path, _ in files]])
+        timer.daemon = True  # the program's end deletes all there is
+        timer.start()
+
+
+def _delete(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that holds something else stays
+            path.parent.rmdir()
 
 
 # What is shown
@@ -560,7 +569,7 @@ class Demo:
         with gr.Blocks(title="Say something, find the picture", delete_cache=(60, 300)) as page:
             gr.HTML(self._header())
             with gr.Tabs():
-                with gr.Tab("Speak, find pictures"), gr.Row(equal_height=False):
+                with gr.Tab("Find pictures"), gr.Row(equal_height=False):
                     self._speech_tab()
                 with gr.Tab("Find recordings"), gr.Row(equal_height=False):
                     self._recordings_tab()
@@ -573,8 +582,8 @@ class Demo:
             '<header class="top"><h1>Say something, find the picture</h1><p class="lead">What you say finds pictures '
             "by its sound alone, without being written down. Pictures and words find recordings.</p>"
             '<details class="about"><summary><b>Nothing is kept.</b> Privacy, limits and model</summary>'
-            "<p>A recording is deleted as soon as it was read, before it is answered. Pictures and recordings that you "
-            "add are held in memory until you leave this page. This app stores nothing, logs nothing and passes "
+            "<p>A recording is read, answered, and deleted within seconds. Pictures and recordings that you add to be "
+            "searched are held in memory until you leave this page. This app stores nothing, logs nothing and passes "
             "nothing on.</p>"
             f"<p>A recording may last {MAX_SECONDS} seconds and a file have {MAX_MEGABYTES} MB; at most "
             f"{MAX_FILES['pictures']} pictures or {MAX_FILES['recordings']} recordings of your own are searched.</p>"
@@ -588,7 +597,7 @@ class Demo:
             audio = gr.Audio(
                 sources=["microphone", "upload"],
                 type="filepath",
-                label="Your description",
+                label="Describe a picture",
                 editable=False,
                 buttons=[],
                 elem_id="recorder",
@@ -673,6 +682,7 @@ def theme() -> gr.themes.Base:
         body_text_color_subdued_dark="*neutral_400",
         color_accent="*primary_700",
         button_secondary_background_fill="*background_fill_primary",
+        button_secondary_background_fill_dark="*background_fill_secondary",
         button_secondary_border_color="*neutral_300",
         button_border_width="1px",
     )
