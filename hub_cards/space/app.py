@@ -226,15 +226,16 @@ def read_picture(file: str | Path, label: str = "The picture") -> Image.Image:
         ValueError: if it is no picture, or too large; the message is for the visitor.
     """
     try:
-        with Image.open(file) as picture:
-            width, height = picture.size
-            if width * height > MAX_MEGAPIXELS * 1_000_000:
-                raise ValueError(f"{label} has {width} x {height} pixels, more than {MAX_MEGAPIXELS} million.")
-            upright = ImageOps.exif_transpose(picture).convert("RGBA")
-    except ValueError:
-        raise
+        picture = Image.open(file)
+        too_large = picture.width * picture.height > MAX_MEGAPIXELS * 1_000_000
+        upright = None if too_large else ImageOps.exif_transpose(picture).convert("RGBA")
+        picture.close()
+    except Image.DecompressionBombError:
+        upright = None
     except Exception as error:  # on damaged files PIL's decoders raise anything from OSError to struct.error
         raise ValueError(f"{label} cannot be read: PNG, JPEG, WebP and GIF files can.") from error
+    if upright is None:
+        raise ValueError(f"{label} has more than {MAX_MEGAPIXELS} million pixels. Please take a smaller one.")
     white = Image.new("RGBA", upright.size, "white")
     return Image.alpha_composite(white, upright).convert("RGB")
 
@@ -293,15 +294,19 @@ def speech_card(heard: Heard) -> str:
     """Show a recording: a player, its waveform with the keywords where they were heard, and a table of them."""
     seconds = len(heard.waveform) / SAMPLING_RATE
     timed = [word for word in heard.keywords or [] if word.start is not None]
+    middles = [(word.start + word.end) / 2 / seconds for word in timed]  # 0 to 1
     spans, chips = [], []
-    for number, word in enumerate(timed):
-        left = 100 * min(max(word.start / seconds, 0), 1)
-        right = 100 * min(max(word.end / seconds, 0), 1)
+    for number, (word, middle) in enumerate(zip(timed, middles, strict=True)):
+        left, right = (100 * min(max(time / seconds, 0), 1) for time in (word.start, word.end))
+        # Every other name goes below the waveform, so that each has twice the room.
         side = "above" if number % 2 == 0 else "below"
+        beside = [abs(middle - other) for other in middles[number % 2 :: 2] if other != middle]
+        room = min(beside, default=0.5)
         spans.append(f'<rect class="{side}" x="{left:.2f}" width="{max(right - left, 0.2):.2f}" y="0" height="100"/>')
         text = html.escape(_text(word))
         chips.append(
-            f'<button type="button" class="chip {side}" style="--at:{(left + right) / 2:.2f}%" '
+            f'<button type="button" class="chip {side}" style="--at:{100 * middle:.2f}%;'
+            f'max-width:{100 * room / (1 + room):.2f}%" '
             f'data-start="{word.start:.3f}" data-end="{word.end:.3f}" title="{text}, {word.start:.2f} to '
             f'{word.end:.2f} seconds">{text}</button>'
         )
@@ -322,7 +327,9 @@ def _keyword_table(keywords: list[Any] | None, are_timed: bool) -> str:
     if not keywords:
         return '<p class="note">No keyword was heard.</p>'
     count = f"{len(keywords)} keyword{'s' if len(keywords) != 1 else ''}"
-    words = "" if are_timed else f'<p class="words">{" ".join(f"<b>{html.escape(_text(k))}</b>" for k in keywords)}</p>'
+    words = (
+        "" if are_timed else f'<p class="words">{" ".join(f"<b>{html.escape(_text(k))}</b>" for k in keywords)}</p>'
+    )
     note = f"{count}: press one to hear its moment." if are_timed else f"{count}; this model does not tell when."
     rows = []
     for word in keywords:
@@ -333,8 +340,8 @@ def _keyword_table(keywords: list[Any] | None, are_timed: bool) -> str:
             f"<td>{near}</td></tr>"
         )
     return (
-        f'{words}<p class="note">{note} A keyword is a piece of a written word that the model reads out of the sound.'
-        f'</p><details><summary>Keywords in detail</summary><div class="scroll" tabindex="0"><table><thead><tr>'
+        f'{words}<p class="note">{note}</p><details><summary>Keywords in detail</summary><p class="note">A keyword is '
+        f'a piece of a written word that the model reads out of the sound.</p><div class="scroll" tabindex="0"><table><thead><tr>'
         f'<th scope="col">keyword</th><th scope="col">when</th><th scope="col">similarity</th>'
         f'<th scope="col">next nearest</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>'
     )
@@ -377,9 +384,8 @@ def found(shelf: Shelf, query: Query) -> str:
 
 def _item(shelf: Shelf, index: int, place: int, similarity: float) -> str:
     label, source = html.escape(shelf.labels[index]), shelf.sources[index]
-    score = (
-        f'<span class="score"><b>{similarity:.3f}</b><i style="width:{100 * min(max(similarity, 0), 1):.0f}%"></i></span>'
-    )
+    width = 100 * min(max(similarity, 0), 1)
+    score = f'<span class="score"><b>{similarity:.3f}</b><i style="width:{width:.0f}%"></i></span>'
     name = f'<span class="name"><span class="place">{place}</span>{label}</span>'
     if shelf.kind == "pictures":
         return f'<li><img src="{source}" alt="{label}">{name}{score}</li>'
@@ -393,10 +399,12 @@ def waiting(shelf: Shelf) -> str:
             f'<li><img src="{shelf.sources[index]}" alt="{html.escape(shelf.labels[index])}"></li>'
             for index in _spread(shelf, NUM_WAITING)
         )
-        return f'<p class="lead">Speak, and these are put in order: the nearest first.</p><ul class="wall">{images}</ul>'
+        return (
+            f'<p class="lead">Speak, and these are put in order: the nearest first.</p><ul class="wall">{images}</ul>'
+        )
     return (
-        f'<p class="lead">Give words or a picture, and the nearest of {len(shelf.labels):,} recordings appear here, to '
-        "be listened to. They were never transcribed for this: the model compares sound and meaning.</p>"
+        f'<p class="lead">Give words or a picture, and the nearest of {len(shelf.labels):,} recordings appear here. '
+        "They were not transcribed for this: the model compares sound with meaning.</p>"
     )
 
 
@@ -481,7 +489,9 @@ class Demo:
         """Show what is nearest to the last query, or what waits for one."""
         shelf = visit.uploads.get(kind) if choice == YOURS else self.shelves[kind].get(choice)
         if shelf is None:
-            return problem(f"Your {kind} are no longer here: they are forgotten when the page is left. Add them again.")
+            return problem(
+                f"Your {kind} are no longer here: they are forgotten when the page is left. Add them again."
+            )
         query = visit.queries.get(kind)
         return waiting(shelf) if query is None else found(shelf, query)
 
@@ -606,7 +616,9 @@ class Demo:
             examples = gr.HTML(offered(shelf, "Or ask with one of these recordings"), js_on_load=CHOOSE)
             choice, upload = self._choice("pictures", "Pictures to search", "Search your own pictures", "image")
         with gr.Column(scale=7, min_width=300):
-            answer = gr.HTML(waiting(self.shelves["pictures"][choice.value]), js_on_load=PLAY, elem_id="pictures-found")
+            answer = gr.HTML(
+                waiting(self.shelves["pictures"][choice.value]), js_on_load=PLAY, elem_id="pictures-found"
+            )
         asked = {"inputs": [audio, choice], "outputs": [audio, answer]}
         self._on(audio.input, self.ask, **asked)
         self._on(examples.click, self.ask_offered, inputs=[choice], outputs=[answer])

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="DIR",
-        help="folders of pictures and recordings to search (default: drawn scenes, with descriptions spoken by espeak-ng)",
+        help="folders of pictures and recordings to search (default: drawn scenes, described by espeak-ng)",
     )
     parser.add_argument("--port", type=int, help="port to serve on (default: the first free one from 7860)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"Loading {model} and embedding what can be searched.", flush=True)
         demo = app.Demo(app.Searcher(model), galleries)
         counts = ", ".join(
-            f"{sum(len(shelf.labels) for shelf in shelves.values()):,} {kind}" for kind, shelves in demo.shelves.items()
+            f"{sum(len(shelf.labels) for shelf in shelves.values()):,} {kind}"
+            for kind, shelves in demo.shelves.items()
         )
         page = app.launch(
             demo,
@@ -188,8 +189,8 @@ def _model(given: str | None) -> str:
     if given is None:
         if not (QUICKSTART_MODEL / "config.json").is_file():
             raise ValueError(
-                f"There is no model in {QUICKSTART_MODEL}: make one with `speechclip-plus quickstart`, or name another "
-                "with --model."
+                f"There is no model in {QUICKSTART_MODEL}: make one with `speechclip-plus quickstart`, or name "
+                "another with --model."
             )
         return str(QUICKSTART_MODEL)
     folder = Path(given)
