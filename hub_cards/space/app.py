@@ -341,8 +341,8 @@ def _keyword_table(keywords: list[Any] | None, are_timed: bool) -> str:
         )
     return (
         f'{words}<p class="note">{note}</p><details><summary>Keywords in detail</summary><p class="note">A keyword is '
-        f'a piece of a written word that the model reads out of the sound.</p><div class="scroll" tabindex="0"><table><thead><tr>'
-        f'<th scope="col">keyword</th><th scope="col">when</th><th scope="col">similarity</th>'
+        'a piece of a written word that the model reads out of the sound.</p><div class="scroll" tabindex="0">'
+        f'<table><thead><tr><th scope="col">keyword</th><th scope="col">when</th><th scope="col">similarity</th>'
         f'<th scope="col">next nearest</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>'
     )
 
