@@ -619,8 +619,9 @@ class Demo:
             answer = gr.HTML(
                 waiting(self.shelves["pictures"][choice.value]), js_on_load=PLAY, elem_id="pictures-found"
             )
-        asked = {"inputs": [audio, choice], "outputs": [audio, answer]}
-        self._on(audio.input, self.ask, **asked)
+        # Not `input`, which also tells that the recorder was emptied, or turned to the other source.
+        for event in (audio.upload, audio.stop_recording):
+            self._on(event, self.ask, inputs=[audio, choice], outputs=[audio, answer])
         self._on(examples.click, self.ask_offered, inputs=[choice], outputs=[answer])
         self._shared("pictures", choice, upload, answer)
 
@@ -665,6 +666,7 @@ class Demo:
             inputs=inputs,
             outputs=outputs,
             preprocess=False,
+            trigger_mode="multiple",  # a second upload is read, and so deleted, even if the first waits for its answer
             api_visibility="private",
             show_progress="minimal",
             show_progress_on=outputs[-1],

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import transformers
 from huggingface_hub import RepoCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         if not folder.is_dir():
             raise ValueError(f"--gallery {folder} is no folder.")
     app = load_app()
+    transformers.logging.disable_progress_bar()
     with ExitStack() as stack:
         galleries = args.gallery or [
             write_scenes(Path(stack.enter_context(tempfile.TemporaryDirectory())) / SCENES, NUM_SCENES)
