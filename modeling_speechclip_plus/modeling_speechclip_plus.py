@@ -23,6 +23,7 @@ from .input_checks import check_pairs, check_waveforms
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
 from .losses import contrastive_loss, quantity_loss
 from .outputs import Keyword, Neighbour, SpeechClipPlusOutput
+from .remote_code import noted, remote_code_entries, write_remote_code
 from .speech_encoder import (
     SAMPLING_RATE,
     LayerWeightedSum,
@@ -301,15 +302,22 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         return loaded
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, save_backbones: bool = True, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        save_backbones: bool = True,
+        remote_code: bool = True,
+        **kwargs: Any,
     ) -> None:
-        """Save the model as safetensors.
+        """Save the model as safetensors, with the code to load it where this package is not installed.
 
         Args:
             save_directory: Folder to write.
             *args: See `transformers.PreTrainedModel.save_pretrained`.
             save_backbones: `False` saves the trained part alone (some MB), with the backbones' repositories and
                 revisions, from which `from_pretrained` restores them.
+            remote_code: `False` leaves out the Python files by which `AutoModel.from_pretrained` loads the model
+                with `trust_remote_code=True` where this package is not installed.
             **kwargs: See `transformers.PreTrainedModel.save_pretrained`.
 
         Raises:
@@ -330,10 +338,13 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             if not save_backbones:
                 prefixes = tuple(f"{name}." for name in BACKBONES)
                 self._keys_to_ignore_on_save = {key for key in self.state_dict() if key.startswith(prefixes)}
-            super().save_pretrained(save_directory, *args, **kwargs)
+            with noted(self.config, remote_code_entries() if remote_code else {}):
+                super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config.backbones_saved = True
             self._keys_to_ignore_on_save = ignored
+        if remote_code and kwargs.get("is_main_process", True):
+            write_remote_code(save_directory)
 
     def get_input_embeddings(self) -> nn.Module:
         """CLIP's subword embeddings, which are also the keywords' codebook."""

@@ -39,20 +39,25 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     try:
         yield work
         _share(work)
-        if not folder.exists():
-            work.rename(folder)
-            return
-        previous = Path(tempfile.mkdtemp(prefix=f".{folder.name}-previous-", suffix=".tmp", dir=folder.parent))
-        folder.rename(previous / folder.name)
-        try:
-            work.rename(folder)
-        except BaseException:
-            (previous / folder.name).rename(folder)
-            previous.rmdir()
-            raise
-        shutil.rmtree(previous, ignore_errors=True)
+        move_in_place(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def move_in_place(work: Path, folder: Path) -> None:
+    """Give a finished folder its name; what had that name before goes, unless the move fails."""
+    if not folder.exists():
+        work.rename(folder)
+        return
+    previous = Path(tempfile.mkdtemp(prefix=f".{folder.name}-previous-", suffix=".tmp", dir=folder.parent))
+    folder.rename(previous / folder.name)
+    try:
+        work.rename(folder)
+    except BaseException:
+        (previous / folder.name).rename(folder)
+        previous.rmdir()
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _share(folder: Path) -> None:

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from .audio_loading import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
 from .image_loading import load_image, split_image_batch
+from .remote_code import AUTO_MAP, noted, write_remote_code
 
 CLIP_TEXT_PLACES = 77  # start and end included
 
@@ -118,6 +119,25 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             image_processor = AutoImageProcessor.from_pretrained(clip, **clip_kwargs)
             tokenizer = AutoTokenizer.from_pretrained(clip, **clip_kwargs)
         return cls(feature_extractor=feature_extractor, image_processor=image_processor, tokenizer=tokenizer)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, remote_code: bool = True, **kwargs: Any) -> list[str]:
+        """Save the processor, with the code to load it where this package is not installed.
+
+        Args:
+            save_directory: Folder to write.
+            remote_code: `False` leaves out the Python files by which `AutoProcessor.from_pretrained` loads it with
+                `trust_remote_code=True` where this package is not installed.
+            **kwargs: See `transformers.ProcessorMixin.save_pretrained`.
+
+        Returns:
+            The configuration files written.
+        """
+        own = {"auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
+        with noted(self, own if remote_code else {}):
+            files = super().save_pretrained(save_directory, **kwargs)
+        if remote_code:
+            write_remote_code(save_directory)
+        return files
 
     def __call__(
         self,

@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the data set; may be repeated"
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N recordings")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N recordings")
     parser.add_argument("--alignments", type=Path, metavar="DIR", help="word alignments: TextGrid or CTM files")
-    parser.add_argument("--batch-size", type=_positive, default=16, help="recordings at a time (default: 16)")
+    parser.add_argument("--batch-size", type=positive, default=16, help="recordings at a time (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the shuffled captions (default: 0)")
     parser.add_argument("--output-dir", type=Path, default=Path("evaluation"), help="folder to make")
     parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """
     started = time.perf_counter()
     check_new_folder(args.output_dir, args.force)
-    options = _options(args.option)
+    options = data_options(args.option)
     if args.update_card and not (Path(args.model) / CARD).is_file():
         raise ValueError(f"--update-card writes into the card of a folder: there is no {Path(args.model) / CARD}.")
     alignments = None if args.alignments is None else read_alignments(args.alignments)
@@ -121,8 +121,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_model(path: str) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
+def load_model(path: str, revision: str | None = None) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
     """Load a model in evaluation mode, on a GPU where there is one, and its processor.
+
+    Args:
+        path: a folder, or a repository on the Hub.
+        revision: the repository's branch, tag or commit; its main branch if not given.
 
     Raises:
         OSError: if there is no such model, or it has no processor.
@@ -136,11 +140,11 @@ def load_model(path: str) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]
         if kind != "speechclip_plus":
             raise ValueError(f"{path} holds a {kind!r} model; expected one of type 'speechclip_plus'.")
     try:
-        model = SpeechClipPlusModel.from_pretrained(path).eval()
+        model = SpeechClipPlusModel.from_pretrained(path, revision=revision or "main").eval()
     except OSError as error:
         raise OSError(f"The model {path!r} cannot be loaded: {error}") from error
     try:
-        processor = SpeechClipPlusProcessor.from_pretrained(path)
+        processor = SpeechClipPlusProcessor.from_pretrained(path, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise OSError(
             f"The model {path!r} was saved without its processor (processor.save_pretrained): {error}"
@@ -227,14 +231,15 @@ def update_card(card: Path, what: str, tables: Sequence[ScoreTable], date: str) 
     write_text(card, text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number from 1, for `argparse`."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
 
 
-def _options(given: Sequence[str]) -> dict[str, Any]:
+def data_options(given: Sequence[str]) -> dict[str, Any]:
     """Read KEY=VALUE; numbers, true, false and null are meant as such, anything else is text."""
     options: dict[str, Any] = {}
     for entry in given:

@@ -119,6 +119,29 @@ class ImageQuery:
 
 
 @dataclass(frozen=True)
+class FoundItems:
+    """Any query, and the pictures or recordings that it found, best first.
+
+    Attributes:
+        title: what to call it: the text, or the name of the file.
+        detail: a few words under it.
+        audio: data URI of the recording that asked; "" for other queries.
+        chart: SVG of its waveform and keywords.
+        source: data URI of the picture that asked; "" for other queries.
+        images: pictures that were found.
+        speech: recordings that were found.
+    """
+
+    title: str
+    detail: str = ""
+    audio: str = ""
+    chart: str = ""
+    source: str = ""
+    images: Sequence[FoundImage] = ()
+    speech: Sequence[FoundSpeech] = ()
+
+
+@dataclass(frozen=True)
 class ScoreRow:
     """A line of the results.
 
@@ -175,6 +198,7 @@ class Report:
         figures: charts of the results.
         speech_queries: speech to pictures.
         image_queries: pictures to speech.
+        found: queries of any kind, with what they found.
         losses: curves over training steps: name to (steps, values).
         recalls: curves of the validation over training steps, in percent.
         notes: sentences at the end.
@@ -189,6 +213,7 @@ class Report:
     figures: Sequence[Figure] = ()
     speech_queries: Sequence[SpeechQuery] = ()
     image_queries: Sequence[ImageQuery] = ()
+    found: Sequence[FoundItems] = ()
     losses: dict[str, Series] = field(default_factory=dict)
     recalls: dict[str, Series] = field(default_factory=dict)
     notes: Sequence[str] = ()
