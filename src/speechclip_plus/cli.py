@@ -32,6 +32,7 @@ COMMANDS = {
     "data": Command(".trainer.data_command", "check a data set of recordings and pictures, and write a copy of it"),
     "push": Command(".push", "send a model, a data set or a Space to a repository on the Hub"),
     "evaluate": Command(".trainer.evaluate_command", "measure a model on a split; write results and a report"),
+    "demo": Command(".demo", "search with a model in the browser, or write a Space of it for the Hub"),
     "index": Command(".index", "make a gallery of pictures or recordings searchable, and search it"),
 }
 

@@ -1,0 +1,547 @@
+"""The demo: what its functions do, the command as a process in a real browser, and the Space it writes."""
+
+import ast
+import html
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from huggingface_hub import RepoCard
+from PIL import Image
+
+from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor
+from speechclip_plus.cli import main
+from speechclip_plus.demo import SCENES, SPACE, load_app, write_scenes, write_space
+from speechclip_plus.trainer.espeak import Voice, synthesise
+from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+
+pytest.importorskip("gradio")
+app = load_app()
+
+PATIENCE = 120  # seconds: the machine may be busy
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+RATE = 16_000
+VISITOR = types.SimpleNamespace(session_hash="a visitor")
+
+
+def save_model(folder, variant):
+    torch.manual_seed(0)
+    backbones = tiny_backbone("hubert"), tiny_backbone("clip")
+    SpeechClipPlusModel.from_backbones(*backbones, config=f"{variant}-tiny").save_pretrained(folder)
+    SpeechClipPlusProcessor.from_backbones(*backbones).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("demo") / "model", "hybrid_plus")
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("galleries") / "six scenes", 6)
+
+
+@pytest.fixture(scope="module")
+def query(tmp_path_factory):
+    """A spoken description at a rate and with channels that are not the model's."""
+    file = tmp_path_factory.mktemp("query") / "query.wav"
+    samples = synthesise("there is a big red star above a small blue ring", Voice("en-us")).repeat(2)
+    soundfile.write(file, np.stack([samples, samples], axis=1), 2 * RATE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def searcher(model_folder):
+    return app.Searcher(str(model_folder))
+
+
+@pytest.fixture(scope="module")
+def shelves(searcher, gallery):
+    return app.Demo(searcher, [gallery]).shelves
+
+
+@pytest.fixture
+def demo(searcher, shelves):
+    """The app with a memory of its own."""
+    demo = app.Demo.__new__(app.Demo)
+    demo.searcher, demo.shelves, demo.visits = searcher, shelves, {}
+    return demo
+
+
+def upload_of(*files, folder):
+    """Files as gradio hands them over: each copied to a folder of its own, the browser's name beside it."""
+    values = []
+    for number, file in enumerate(files):
+        place = folder / f"upload-{number}"
+        place.mkdir(parents=True)
+        values.append({"path": str(shutil.copy(file, place)), "orig_name": Path(file).name})
+    return values
+
+
+def names_in(answer):
+    """What an answer lists, the best first, with the similarities."""
+    found = re.findall(r'<span class="place">\d+</span>(.*?)</span>.*?<b>(-?[\d.]+)</b>', answer)
+    return [name for name, _ in found], [float(score) for _, score in found]
+
+
+def wait_for(check, seconds=PATIENCE):
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "waited for too long"
+        time.sleep(0.1)
+
+
+# What is searched
+
+
+def test_a_recording_finds_pictures_in_the_order_of_the_models_own_similarities(demo, query, gallery, tmp_path):
+    (value,) = upload_of(query, folder=tmp_path)
+    cleared, answer = demo.ask(value, "six scenes", VISITOR)
+    files = sorted((gallery / "pictures").iterdir())
+    model, processor = demo.searcher.model, demo.searcher.processor
+    with torch.no_grad():
+        speech = model.get_speech_features(**processor(audio=query))
+        images = model.get_image_features(**processor(images=files))
+    expected = (speech @ images.T)[0]
+    names, scores = names_in(answer)
+    assert cleared is None
+    assert names == [files[index].stem for index in expected.argsort(descending=True)]
+    assert scores == pytest.approx(expected.sort(descending=True).values.tolist(), abs=2e-3)
+
+
+def test_the_keywords_are_the_models_with_their_times(demo, query, tmp_path):
+    (value,) = upload_of(query, folder=tmp_path)
+    _, answer = demo.ask(value, "six scenes", VISITOR)
+    processor = demo.searcher.processor
+    keywords = demo.searcher.model.extract_keywords(**processor(audio=query), tokenizer=processor)[0]
+    shown = re.findall(r'data-start="([\d.]+)" data-end="([\d.]+)" title="(.*?), ', answer)
+    assert len(keywords) > 1
+    assert [html.unescape(text) for _, _, text in shown] == [word.text or f"#{word.id}" for word in keywords]
+    assert [float(start) for start, _, _ in shown] == pytest.approx([k.start for k in keywords], abs=2e-3)
+    assert [float(end) for _, end, _ in shown] == pytest.approx([k.end for k in keywords], abs=2e-3)
+
+
+@pytest.mark.parametrize("variant, told", [("hybrid", "does not tell when"), ("parallel", "without keywords")])
+def test_models_without_times_or_without_keywords_say_so(variant, told, query, tmp_path):
+    searcher = app.Searcher(str(save_model(tmp_path / variant, variant)))
+    card = app.speech_card(searcher.listen(*app.read_recording(query)))
+    assert told in card and "<path" in card and "data-start" not in card
+
+
+def test_words_and_pictures_find_recordings_in_the_order_of_the_models_own_similarities(demo, gallery, tmp_path):
+    files = sorted((gallery / "recordings").iterdir())
+    picture = sorted((gallery / "pictures").iterdir())[2]
+    model, processor = demo.searcher.model, demo.searcher.processor
+    with torch.no_grad():
+        speech = model.get_speech_features(**processor(audio=files))
+        text = model.get_text_features(**processor(text="a red star"))
+        image = model.get_image_features(**processor(images=picture))
+    (value,) = upload_of(picture, folder=tmp_path)
+    for query, answer in (
+        (text, demo.find_by_text(" a red  star ", "six scenes", VISITOR)),
+        (image, demo.find_by_picture(value, "six scenes", VISITOR)),
+        (image, demo.find_by_offered("six scenes", types.SimpleNamespace(index=2), VISITOR)),
+    ):
+        order = (query @ speech.T)[0].argsort(descending=True)[: app.NUM_FOUND["recordings"]]
+        assert names_in(answer)[0] == [files[index].stem for index in order]
+
+
+def test_own_pictures_are_put_in_order_for_what_was_said_before_and_can_be_left_again(demo, query, tmp_path):
+    for name in ("red", "blue"):
+        Image.new("RGB", (90, 60), name).save(tmp_path / f"all_{name}.png")
+    (value,) = upload_of(query, folder=tmp_path / "speech")
+    _, first = demo.ask(value, "six scenes", VISITOR)
+    own = upload_of(tmp_path / "all_red.png", tmp_path / "all_blue.png", folder=tmp_path / "own")
+    update, answer = demo.upload("pictures", own, "six scenes", VISITOR)
+    assert update["value"] == "yours" and ("Yours (2)", "yours") in update["choices"]
+    assert sorted(names_in(answer)[0]) == ["all blue", "all red"]
+    assert demo.choose("pictures", "six scenes", VISITOR) == first
+
+
+def test_names_of_files_are_text_and_not_markup(demo, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    own = upload_of(tmp_path / "x.png", folder=tmp_path / "own")
+    own[0]["orig_name"] = "<script>alert(1)</script>.png"
+    demo.find_by_offered("six scenes", types.SimpleNamespace(index=0), VISITOR)
+    _, answer = demo.upload("pictures", own, "six scenes", VISITOR)
+    asked = demo.find_by_text("<b>bold</b>", "six scenes", VISITOR)
+    assert "<script>" not in answer and "<b>bold" not in asked and "&lt;b&gt;bold" in asked
+
+
+# What is not kept
+
+
+def test_an_upload_is_deleted_soon_after_it_was_read_even_if_it_cannot_be(demo, query, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "DELETE_AFTER", 0.01)
+    (tmp_path / "broken.wav").write_text("no sound")
+    for number, file in enumerate((query, tmp_path / "broken.wav")):
+        folder = tmp_path / str(number)
+        (value,) = upload_of(file, folder=folder)
+        demo.ask(value, "six scenes", VISITOR)
+        wait_for(lambda folder=folder: not any(folder.iterdir()))
+
+
+def test_a_closed_page_is_forgotten(demo, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    demo.upload("pictures", upload_of(tmp_path / "x.png", folder=tmp_path / "own"), "six scenes", VISITOR)
+    assert "no longer here" not in demo.choose("pictures", "yours", VISITOR)
+    demo.forget(VISITOR)
+    assert not demo.visits
+    assert "no longer here" in demo.choose("pictures", "yours", VISITOR)
+
+
+def test_only_so_many_pages_are_remembered_and_the_quietest_goes_first(demo, monkeypatch):
+    monkeypatch.setattr(app, "MAX_VISITS", 2)
+    for name in ("a", "b", "a", "c"):
+        demo.choose("pictures", "six scenes", types.SimpleNamespace(session_hash=name))
+    assert list(demo.visits) == ["a", "c"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "seconds, channels, told",
+    [(31, 1, "longer than 30 seconds"), (0.01, 1, "shorter than 0.1 seconds"), (1, 9, "9 channels")],
+)
+def test_recordings_out_of_bounds_are_refused_with_the_bound(tmp_path, seconds, channels, told):
+    soundfile.write(tmp_path / "a.wav", np.zeros((int(seconds * 8_000), channels)), 8_000)
+    with pytest.raises(ValueError, match=told):
+        app.read_recording(tmp_path / "a.wav")
+
+
+def test_a_recording_of_exactly_the_longest_length_is_taken(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(30 * 8_000), 8_000)
+    samples, rate = app.read_recording(tmp_path / "a.wav")
+    assert samples.shape == (30 * 8_000,) and rate == 8_000
+
+
+def test_what_is_no_recording_or_no_picture_or_too_large_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_text("nothing")
+    with pytest.raises(ValueError, match="WAV, FLAC, OGG and MP3"):
+        app.read_recording(tmp_path / "a.wav")
+    with pytest.raises(ValueError, match="PNG, JPEG"):
+        app.read_picture(tmp_path / "a.wav")
+    Image.new("L", (1200, 1000)).save(tmp_path / "a.png")
+    monkeypatch.setattr(app, "MAX_MEGAPIXELS", 1)
+    with pytest.raises(ValueError, match="more than 1 million pixels"):
+        app.read_picture(tmp_path / "a.png")
+
+
+def test_too_many_pictures_too_much_text_and_no_text_are_refused_and_change_nothing(demo, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    many = upload_of(*[tmp_path / "x.png"] * 201, folder=tmp_path / "own")
+    update, answer = demo.upload("pictures", many, "six scenes", VISITOR)
+    assert "201 pictures are too many: at most 200" in answer and "value" not in update
+    assert "301 characters" in demo.find_by_text("x" * 301, "six scenes", VISITOR)
+    assert "no words" in demo.find_by_text("  ", "six scenes", VISITOR)
+    assert not demo.visit(VISITOR).uploads and not demo.visit(VISITOR).queries
+
+
+# The command
+
+
+def failing(capsys, *arguments):
+    """Run the command, which has to fail; return its one line."""
+    assert main(["demo", *map(str, arguments)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def test_without_a_model_it_says_how_to_get_one(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "speechclip-plus quickstart" in failing(capsys)
+    assert "no config.json" in failing(capsys, "--model", tmp_path)
+
+
+def test_folders_that_are_none_or_hold_nothing_to_search_are_named(capsys, tmp_path, model_folder):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "x.png")
+    assert f"{tmp_path / 'none'} is no folder" in failing(
+        capsys, "--model", model_folder, "--gallery", tmp_path / "none"
+    )
+    told = failing(capsys, "--model", model_folder, "--gallery", tmp_path / "pictures")
+    assert f"no recordings to search in {tmp_path / 'pictures'}" in told
+    (tmp_path / "pictures" / "cut.png").write_bytes((tmp_path / "pictures" / "x.png").read_bytes()[:50])
+    assert "cut cannot be read" in failing(capsys, "--model", model_folder, "--gallery", tmp_path / "pictures")
+
+
+def test_without_gradio_it_says_what_to_install(capsys, model_folder, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))
+    assert 'pip install "speechclip-plus[demo]"' in failing(capsys, "--model", model_folder)
+
+
+# The Space
+
+
+def test_the_app_runs_without_this_package_on_what_it_requires():
+    names = {"PIL": "pillow", "gradio": None}  # the Hub installs the gradio that the card names
+    required = {re.split(r"[<>=]", line)[0] for line in (SPACE / "requirements.txt").read_text().split()}
+    for node in ast.walk(ast.parse((SPACE / "app.py").read_text(encoding="utf-8"))):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
+        for module in {name.split(".")[0] for name in modules} - sys.stdlib_module_names:
+            assert names.get(module, module) in required | {None}, f"line {node.lineno} imports {module}"
+
+
+def test_a_space_names_its_model_and_brings_what_it_searches(tmp_path, gallery):
+    assert main(["demo", "--write-space", str(tmp_path / "space"), "--model", "somebody/model"]) == 0
+    card = RepoCard.load(tmp_path / "space" / "README.md")
+    assert card.data["models"] == ["somebody/model"] and card.data["sdk"] == "gradio"
+    assert (tmp_path / "space" / card.data["app_file"]).is_file()
+    assert len(card.data["short_description"]) <= 60  # the Hub's limit
+    assert '\nMODEL_ID = "somebody/model"' in (tmp_path / "space" / "app.py").read_text(encoding="utf-8")
+    assert len(list((tmp_path / "space" / "galleries" / SCENES).rglob("*.png"))) == 24
+    write_space(tmp_path / "own", "somebody/model", [gallery])
+    assert len(list((tmp_path / "own" / "galleries" / "six scenes").rglob("*.flac"))) == 6
+
+
+def test_a_space_needs_a_repository_and_a_folder_of_its_own(capsys, tmp_path, model_folder):
+    (tmp_path / "space").mkdir()
+    (tmp_path / "space" / "mine.txt").write_text("mine")
+    for model in (str(model_folder), "model", ""):
+        assert "USER/NAME" in failing(capsys, "--write-space", tmp_path / "new", "--model", model)
+    assert "--force" in failing(capsys, "--write-space", tmp_path / "space", "--model", "somebody/model")
+    assert [path.name for path in tmp_path.iterdir()] == ["space"] and (tmp_path / "space" / "mine.txt").exists()
+
+
+def test_a_space_without_a_model_says_which_variable_is_missing(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "MODEL_ID"}
+    done = subprocess.run(
+        [sys.executable, SPACE / "app.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "MODEL_ID" in done.stderr and "Traceback" not in done.stderr
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def server(model_folder, gallery, tmp_path_factory):
+    """The command in a process of its own: its address, and the folders in which it may leave files."""
+    home = tmp_path_factory.mktemp("server")
+    places = {name: home / name for name in ("temporary", "current")}
+    for place in places.values():
+        place.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = home / "log"
+    arguments = ["--model", model_folder, "--gallery", gallery, "--port", str(port), "--no-browser"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(places["temporary"]),
+        "HOME": str(places["current"]),
+    }
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "speechclip_plus.cli", "demo", *map(str, arguments)],
+            cwd=places["current"],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            wait_for(lambda: "Serving" in log.read_text() or process.poll() is not None)
+            assert process.poll() is None, log.read_text()
+            yield f"http://127.0.0.1:{port}/", places
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0, log.read_text()
+            assert "Ended" in log.read_text() and "Traceback" not in log.read_text(), log.read_text()
+            left = [path for place in places.values() for path in place.rglob("*") if path.is_file()]
+            assert not left
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(server, query):
+    """A headless Chromium whose microphone hears the query."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update"]
+    flags += ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    flags += [f"--use-file-for-fake-audio-capture={query}"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """Open the page in a window of some size; no request may leave the machine."""
+    address, _ = server
+    opened, elsewhere = [], []
+
+    def open_page(width=1280, height=900, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        opened.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        page.on("request", lambda request: elsewhere.append(request.url))
+        page.goto(address)
+        page.wait_for_selector("#recorder button")
+        return page
+
+    yield open_page
+    for context in opened:
+        context.close()
+    assert not [url for url in elsewhere if not url.startswith((address, "data:", "blob:"))]
+
+
+def upload_recording(page, file):
+    page.locator("#recorder .source-selection button").first.click()
+    page.set_input_files("#recorder input[type=file]", file)
+
+
+def uploads_left(places):
+    return [path for path in places["temporary"].rglob("*") if path.is_file() and "speechclip-plus-demo" in str(path)]
+
+
+def test_an_uploaded_recording_shows_ranked_pictures_and_keywords_and_leaves_no_file(open_page, server, query):
+    page = open_page()
+    upload_recording(page, query)
+    page.wait_for_selector("#pictures-found ol.found")
+    scores = [float(text) for text in page.locator("#pictures-found ol.found .score b").all_inner_texts()]
+    assert len(scores) == 6 and scores == sorted(scores, reverse=True)
+    assert page.locator("#pictures-found ol.found img").evaluate_all("all => all.every(i => i.naturalWidth > 0)")
+    assert page.locator("#pictures-found .chip").count() > 1
+    wait_for(lambda: not uploads_left(server[1]))
+    # A keyword plays its own moment and stops there.
+    chip = page.locator("#pictures-found .chip").nth(1)
+    end = float(chip.get_attribute("data-end"))
+    chip.click()
+    page.wait_for_function(f"document.querySelector('.speech audio').currentTime >= {end}")
+    page.wait_for_function("document.querySelector('.speech audio').paused")
+    assert page.evaluate("document.querySelector('.speech audio').currentTime") < end + 0.5
+
+
+def test_what_the_microphone_hears_is_answered(open_page):
+    page = open_page(permissions=["microphone"])
+    page.locator("#recorder .record-button").click()
+    page.wait_for_timeout(1500)
+    page.locator("#recorder button:visible", has_text="Stop").click()
+    page.wait_for_selector("#pictures-found ol.found")
+    assert page.locator("#pictures-found .speech audio").evaluate("audio => audio.duration > 0.5")
+
+
+def test_a_recording_that_is_too_long_or_too_large_is_refused_in_words(open_page, server, tmp_path):
+    soundfile.write(tmp_path / "long.flac", np.zeros(40 * RATE), RATE)
+    soundfile.write(tmp_path / "large.wav", np.zeros((11_000_000, 1)), 48_000)  # 22 MB
+    page = open_page()
+    upload_recording(page, tmp_path / "long.flac")
+    page.wait_for_selector("#pictures-found [role=alert]")
+    assert "longer than 30 seconds" in page.inner_text("#pictures-found")
+    page.set_input_files("#recorder input[type=file]", tmp_path / "large.wav")
+    page.get_by_text("maximum allowed size of 20").wait_for()
+    wait_for(lambda: not uploads_left(server[1]))
+
+
+def test_text_and_pictures_find_recordings(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Find recordings").click()
+    page.get_by_role("textbox", name="In words").fill("a red star")
+    page.get_by_role("textbox", name="In words").press("Enter")
+    page.wait_for_selector("#recordings-found ol.found")
+    assert "“a red star”" in page.inner_text("#recordings-found")
+    assert page.locator("#recordings-found ol.found audio").count() == 5
+    page.locator(".offered.pictures button").first.click()
+    page.wait_for_selector("#recordings-found .asked img")
+    assert "a red star”" not in page.inner_text("#recordings-found")
+
+
+def test_own_pictures_are_searched_and_gone_when_the_page_is_left(open_page, server, gallery):
+    page = open_page()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Search your own pictures").click()
+    chooser.value.set_files(sorted((gallery / "pictures").iterdir())[:2])
+    page.get_by_text("Yours (2)").wait_for()
+    page.locator(".offered.recordings button").first.click()
+    page.wait_for_selector("#pictures-found ol.found")
+    assert page.locator("#pictures-found ol.found li").count() == 2
+    wait_for(lambda: not uploads_left(server[1]))
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(open_page):
+    page = open_page(390, 844, has_touch=True, is_mobile=True)
+    widths = "[document.documentElement.scrollWidth, window.innerWidth]"
+    assert page.evaluate(widths) == [390, 390]
+    page.locator(".offered.recordings button").first.click()
+    page.wait_for_selector("#pictures-found ol.found")
+    assert page.evaluate(widths) == [390, 390]
+    page.wait_for_function("document.querySelector('#pictures-found').getBoundingClientRect().top < innerHeight / 2")
+    tab = page.get_by_role("tab", name="Find recordings")
+    assert tab.is_visible()  # and not in a menu
+    tab.click()
+    page.locator(".offered.pictures button").first.click()
+    page.wait_for_selector("#recordings-found ol.found")
+    assert page.evaluate(widths) == [390, 390]
+
+
+def test_the_keyboard_alone_reaches_and_works_the_main_controls(open_page):
+    page = open_page()
+    reached = []
+    for _ in range(25):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("(document.activeElement.innerText || document.activeElement.type || '').trim()"))
+    everything = " ".join(reached)
+    for control in ("Privacy", "Find pictures", "Record", "radio", "Search your own pictures"):
+        assert control in everything
+    page.locator(".offered.recordings button").first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#pictures-found ol.found")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_letters_stand_out_from_what_is_behind_them(open_page, scheme):
+    page = open_page(color_scheme=scheme)
+    page.locator(".offered.recordings button").first.click()
+    page.wait_for_selector("#pictures-found ol.found")
+    ratios = page.evaluate(CONTRAST, [".lead", ".hint", ".note", ".chip", ".name", ".place", ".score", "summary"])
+    assert min(ratios.values()) >= 4.5, ratios  # WCAG 2, level AA
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+
+
+CONTRAST = """selectors => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => {
+    const [r, g, b] = colour.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const colour = rgb(getComputedStyle(element).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour.slice(0, 3);
+    }
+    return [255, 255, 255];
+  };
+  return Object.fromEntries(selectors.map((selector) => {
+    const element = [...document.querySelectorAll(selector)].find((one) => one.checkVisibility());
+    const letters = light(rgb(getComputedStyle(element).color).slice(0, 3));
+    const [high, low] = [letters, light(behind(element))].sort((a, b) => b - a);
+    return [selector, (high + 0.05) / (low + 0.05)];
+  }));
+}"""
