@@ -1,6 +1,7 @@
 """`speechclip-plus train`: from a folder of recordings and pictures to a saved model."""
 
 import csv
+import importlib.util
 import json
 
 import numpy as np
@@ -47,6 +48,7 @@ def finished(data_dir, tmp_path_factory):
                     "per_device_train_batch_size": 4,
                     "use_cpu": True,
                     "image_cache_dir": str(folder / "cache"),
+                    "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
                 },
             }
         )
@@ -75,6 +77,18 @@ def test_the_configuration_used_is_written_with_what_the_command_line_changed(fi
     assert [entry["step"] for entry in history if "eval_mean_R@10" in entry][:2] == [2, 4]
 
 
+def test_tensorboard_gets_every_part_of_the_loss_and_the_metrics(finished):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    first = min(finished.rglob("events.out.tfevents*"), key=lambda file: file.name)
+    events = accumulator.EventAccumulator(str(first))
+    events.Reload()
+    history = json.loads((finished / "results.json").read_text())["history"]
+    for name, logged in (("train/cascaded_loss", "cascaded_loss"), ("eval/mean_R@10", "eval_mean_R@10")):
+        written = {event.step: event.value for event in events.Scalars(name)}
+        expected = {entry["step"]: entry[logged] for entry in history if logged in entry}
+        assert written == {step: pytest.approx(expected[step], rel=1e-5) for step in written} and written
+
+
 def test_a_run_goes_on_with_the_output_folder_alone(finished, capsys):
     assert cli.main(["train", "--output-dir", str(finished)]) == 1
     assert "holds a run already: go on with it (--resume)" in capsys.readouterr().err
@@ -91,6 +105,7 @@ def test_a_run_goes_on_with_the_output_folder_alone(finished, capsys):
         ([], {"presett": "x"}, "no setting (in"),
         ([], {"training": {"learning_rat": 1}}, "The nearest is 'learning_rate'"),
         (["--set", "max_steps"], {}, "--set takes KEY=VALUE"),
+        (["--set", "report_to=comet_ml"], {}, "'comet_ml', which is not installed here: `pip install comet_ml`"),
         (["--preset", "hybrid-tny"], {}, "Near to it: hybrid-tiny"),
         ([], {"output_dir": None}, "Give --output-dir"),
     ],

@@ -22,6 +22,7 @@ from .evaluation import KEPT_OUTPUTS, join_batches, kept_outputs, split_metrics
 from .gradient_cache import backward_in_chunks, check_chunks_are_exact
 from .image_cache import cache_image_embeddings
 from .sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, StreamShare, utterance_lengths
+from .sharding import is_sharded, prepare_sharding
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 
 LOSS_PARTS = ("parallel_loss", "cascaded_loss", "quantity_loss")
@@ -113,6 +114,7 @@ class SpeechClipPlusTrainer(Trainer):
         self._with_embeddings: dict[int, tuple[Any, Any]] = {}
         self._checkpoint_unfinished = False
         self.add_callback(_Epochs(self))
+        self._kept_whole = prepare_sharding(self.accelerator, self.model, wanted=bool(args.fsdp))
         if args.gradient_cache_chunk is not None:
             check_chunks_are_exact(model.config)
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -155,7 +157,9 @@ class SpeechClipPlusTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Return the weighted sum of the losses (and the output), and remember the parts for the next log."""
         inputs = {name: value for name, value in inputs.items() if name in self._forward_names}
-        outputs = model(**inputs, return_loss=True, global_step=self.state.global_step)
+        # FSDP does not wrap the forward in autocast; elsewhere this changes nothing.
+        with self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext():
+            outputs = model(**inputs, return_loss=True, global_step=self.state.global_step)
         if model.training:
             self._observed.add(outputs, self._vocabulary_size)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -165,7 +169,9 @@ class SpeechClipPlusTrainer(Trainer):
     ) -> Tensor:
         """Compute the gradients of a batch, in chunks if `gradient_cache_chunk` says so; returns the loss."""
         if self.args.gradient_cache_chunk is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            average_gradients(self._kept_whole)  # FSDP has done it with the others
+            return loss
         model.train()
         inputs = self._prepare_inputs(inputs)
         unwrapped = self.accelerator.unwrap_model(model)
@@ -270,7 +276,7 @@ class SpeechClipPlusTrainer(Trainer):
                 f"{len(dataset)} rows make no batch for {args.world_size} processes of {args.train_batch_size} each "
                 f"(dataloader_drop_last={args.dataloader_drop_last})."
             )
-        if args.eval_strategy != "no":  # before a wrapper like FSDP shards the tower
+        if args.eval_strategy != "no" or self.is_fsdp_enabled:  # now, before FSDP shards the tower
             for split in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
                 self._embedded(split)
         return DataLoader(
@@ -324,6 +330,8 @@ class SpeechClipPlusTrainer(Trainer):
         ):
             return dataset
         if id(dataset) not in self._with_embeddings:
+            if is_sharded(model):  # embeds in the forward of all processes alone
+                return dataset
             with self.args.main_process_first(desc="embedding the pictures"):
                 cached = cache_image_embeddings(
                     model,

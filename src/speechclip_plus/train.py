@@ -15,12 +15,13 @@ Options of the command line win over the file.
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from transformers.integrations import get_available_reporting_integrations
 
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .configuration.presets import load_preset
@@ -113,6 +114,7 @@ def train(settings: Mapping[str, Any], resume: bool = False) -> dict[str, float]
     if not resume and (checkpoint is not None or (output_dir / MODEL_FOLDER).exists()):
         raise ValueError(f"{output_dir} holds a run already: go on with it (--resume), or name another folder.")
     arguments = _training_arguments(settings)
+    _check_reporting(arguments.report_to)
     torch.manual_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data"):
         train_split, validation = (
@@ -143,10 +145,11 @@ def train(settings: Mapping[str, Any], resume: bool = False) -> dict[str, float]
             print(f"going on from {checkpoint}" if checkpoint else "no complete checkpoint: from the beginning")
     trainer.train(resume_from_checkpoint=checkpoint if resume else None)
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, which may each have a part of it
     if not is_first:
         return None
     with finished_folder(output_dir / MODEL_FOLDER) as work:
-        model.save_pretrained(work)
+        model.save_pretrained(work, state_dict=weights)
         processor.save_pretrained(work)
         counts = {"train": len(train_split), "validation": len(validation)}
         card = _card(settings, trainer, metrics, validation["image_id"], counts)
@@ -169,12 +172,19 @@ def _training_arguments(settings: Mapping[str, Any]) -> SpeechClipPlusTrainingAr
         "load_best_model_at_end": True,
         "logging_steps": max(1, min(50, interval)),
     }
-    arguments = SpeechClipPlusTrainingArguments.from_preset(
+    return SpeechClipPlusTrainingArguments.from_preset(
         settings["preset"], output_dir=str(settings["output_dir"]), **{**defaults, **given}
     )
-    if arguments.fsdp:
-        raise ValueError("This command trains with DDP. For FSDP write a script with SpeechClipPlusTrainer.")
-    return arguments
+
+
+def _check_reporting(names: Sequence[str]) -> None:
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in available:
+            raise ValueError(
+                f"report_to names {name!r}, which is not installed here: `pip install {name}`, or choose from "
+                f"{', '.join([*available, 'none'])}."
+            )
 
 
 def _build(settings: Mapping[str, Any]) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
