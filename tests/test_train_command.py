@@ -10,7 +10,7 @@ import soundfile
 import yaml
 from PIL import Image
 
-from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, cli
+from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, cli, load_speech_image_dataset
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,23 @@ def test_tensorboard_gets_every_part_of_the_loss_and_the_metrics(finished):
         written = {event.step: event.value for event in events.Scalars(name)}
         expected = {entry["step"]: entry[logged] for entry in history if logged in entry}
         assert written == {step: pytest.approx(expected[step], rel=1e-5) for step in written} and written
+
+
+def test_training_data_can_be_a_stream_with_options_of_the_data_set(data_dir, tmp_path):
+    copy = tmp_path / "copy"
+    for split in ("train", "validation"):
+        renamed = load_speech_image_dataset("folder", split=split, data_dir=data_dir).rename_column("audio", "sound")
+        renamed.to_parquet(copy / f"{split}-00000-of-00001.parquet")
+    arguments = ["--data", str(copy), "--option", 'columns={"audio": "sound"}', "--streaming"]
+    settings = ["max_steps=3", "eval_steps=3", "warmup_steps=1", "per_device_train_batch_size=4", "use_cpu=true"]
+    for setting in [*settings, f"image_cache_dir={tmp_path / 'cache'}"]:
+        arguments += ["--set", setting]
+    assert cli.main(["train", "--preset", "cascaded-tiny", "--output-dir", str(tmp_path / "run"), *arguments]) == 0
+    written = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert written["streaming"] is True and written["data_options"] == {"columns": {"audio": "sound"}}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["metrics"]["utterances"] == 4
+    assert [entry["epoch"] for entry in results["history"] if "loss" in entry]  # a stream's rows were trained on
 
 
 def test_a_run_goes_on_with_the_output_folder_alone(finished, capsys):

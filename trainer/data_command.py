@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ..modeling_speechclip_plus.conversion.openai_tokenizer import openai_tokeni
 from ..modeling_speechclip_plus.output_files import check_new_folder, finished_folder
 from .corpora.common import Findings, NoSuchSplitError
 from .data import DATASETS, read_dataset
+from .evaluate_command import data_options
 from .scenes import SPLITS
 
 _SHOWN = 20
@@ -258,7 +258,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check a data set; returns 1 if files are broken that were not to be skipped."""
-    options = dict(map(_option, args.option))
+    options = data_options(args.option)
     wanted = args.split or list(SPLITS)
     if args.write:
         check_output([] if args.split is None else wanted, args.write, args.force)
@@ -300,16 +300,6 @@ def run(args: argparse.Namespace) -> int:
         datasets.DatasetDict(splits).push_to_hub(args.push, private=True)
         print(f"{args.push}: pushed; private until you change it, which the corpus's licence has to allow")
     return 0
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"--option {text}: expected NAME=VALUE.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _table(reports: dict[str, SplitReport], broken: dict[str, int]) -> str:

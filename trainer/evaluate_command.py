@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """
     started = time.perf_counter()
     check_new_folder(args.output_dir, args.force)
-    options = _options(args.option)
+    options = data_options(args.option)
     if args.update_card and not (Path(args.model) / CARD).is_file():
         raise ValueError(f"--update-card writes into the card of a folder: there is no {Path(args.model) / CARD}.")
     alignments = None if args.alignments is None else read_alignments(args.alignments)
@@ -234,7 +234,7 @@ def _positive(text: str) -> int:
     return number
 
 
-def _options(given: Sequence[str]) -> dict[str, Any]:
+def data_options(given: Sequence[str]) -> dict[str, Any]:
     """Read KEY=VALUE; numbers, true, false and null are meant as such, anything else is text."""
     options: dict[str, Any] = {}
     for entry in given:

@@ -61,6 +61,12 @@ class SpeechClipPlusTrainer(Trainer):
     """
 
     args: SpeechClipPlusTrainingArguments
+    # Set by Trainer, which declares no types for them.
+    compute_metrics: Any
+    eval_dataset: Any
+    lr_scheduler: Any
+    optimizer: Any
+    processing_class: Any
 
     def __init__(
         self,
@@ -261,7 +267,8 @@ class SpeechClipPlusTrainer(Trainer):
         if not has_length(dataset):
             if args.max_steps <= 0:
                 raise ValueError("A stream does not tell its length: give max_steps, after which training ends.")
-            self._lengths(dataset)
+            if args.train_sampling_strategy == "group_by_length":
+                raise ValueError("A stream cannot be grouped by length: use train_sampling_strategy='random'.")
             stream = StreamShare(dataset, args.process_index, args.world_size)
             return DataLoader(stream, batch_size=args.train_batch_size, drop_last=True, **shared)
         self._training_batches = SharedBatches(
@@ -349,17 +356,13 @@ class SpeechClipPlusTrainer(Trainer):
             return None
         return SequentialSampler(eval_dataset)
 
-    def _lengths(self, dataset: Any) -> Sequence[int] | None:
-        """Lengths of the rows, if batches are to be grouped by them.
+    def _lengths(self, dataset: Any) -> Sequence[int]:
+        """Lengths of the rows, for batches that are grouped by them.
 
         Raises:
             ValueError: if they cannot be known.
         """
-        if self.args.train_sampling_strategy != "group_by_length":
-            return None
         columns = getattr(dataset, "column_names", None) or ()
-        if not has_length(dataset):
-            raise ValueError("A stream cannot be grouped by length: use train_sampling_strategy='random'.")
         if (lengths := getattr(dataset, "lengths", None)) is not None:
             return lengths
         if self.args.length_column_name in columns:
@@ -441,7 +444,7 @@ class SpeechClipPlusTrainer(Trainer):
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         scored = (output.metrics or {}).get(f"{prefix}_utterances")
-        dataset = getattr(dataloader, "dataset", None)
+        dataset: Any = getattr(dataloader, "dataset", None)
         if scored is not None and has_length(dataset) and scored != len(dataset):
             raise RuntimeError(
                 f"{scored} utterances were scored, but the data set has {len(dataset)}: the figures would be wrong."
@@ -482,6 +485,9 @@ class _Observed:
     """Sums of what training batches gave since the last log, kept on their device so that no step waits for them."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         self.batches = 0
         self.sums: dict[str, Tensor] = {}
         self.chosen: Tensor | None = None  # (V + 1,) how often each subword was chosen, the first for padding
@@ -511,7 +517,7 @@ class _Observed:
             counts = accelerator.reduce(self.chosen[1:], reduction="sum")
             result["distinct_keywords"] = int((counts > 0).sum())
             result["code_perplexity"] = perplexity(counts).item()
-        self.__init__()
+        self.forget()
         return result
 
 

@@ -32,6 +32,7 @@ from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusP
 from .trainer.chance import chance_recall
 from .trainer.checkpoints import last_complete_checkpoint
 from .trainer.data import load_speech_image_dataset
+from .trainer.evaluate_command import data_options
 from .trainer.tiny_backbones import tiny_backbone
 from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from .trainer.training_arguments import SpeechClipPlusTrainingArguments
@@ -40,7 +41,8 @@ SETTINGS_FILE = "run.yaml"
 MODEL_FOLDER = "model"
 RESULTS_FILE = "results.json"
 DEFAULT_PRESET = "hybrid_plus-base-flickr8k"
-_KEYS = ("preset", "data", "data_dir", "data_options", "output_dir", "speech", "clip", "training")
+SHUFFLED_TOGETHER = 2_000  # rows of a stream; those of parquet files hold the recordings and pictures themselves
+_KEYS = ("preset", "data", "data_dir", "data_options", "streaming", "output_dir", "speech", "clip", "training")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", help=f"model and hyper-parameters (default: {DEFAULT_PRESET})")
     parser.add_argument("--data", help="data set by name, or a folder (default: what the preset was published on)")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the data set; may be repeated"
+    )
+    parser.add_argument(
+        "--streaming",
+        action="store_true",
+        default=None,
+        help="read the training data as a stream, each process its own",
+    )
     parser.add_argument("--output-dir", metavar="DIR", help="folder for checkpoints, the best model and the results")
     parser.add_argument("--speech", metavar="REPO_OR_DIR", help="speech encoder (default: the preset's)")
     parser.add_argument("--clip", metavar="REPO_OR_DIR", help="CLIP (default: the preset's)")
@@ -85,8 +96,10 @@ def read_settings(args: argparse.Namespace) -> dict[str, Any]:
     if file is None and args.resume and args.output_dir and (Path(args.output_dir) / SETTINGS_FILE).is_file():
         file = Path(args.output_dir) / SETTINGS_FILE  # a run tells itself how it was started
     settings = _read_file(file) if file is not None else {}
-    given = {name: getattr(args, name) for name in ("preset", "data", "data_dir", "output_dir", "speech", "clip")}
-    settings |= {name: value for name, value in given.items() if value is not None}
+    names = ("preset", "data", "data_dir", "streaming", "output_dir", "speech", "clip")
+    settings |= {name: value for name in names if (value := getattr(args, name)) is not None}
+    if options := data_options(args.option):
+        settings["data_options"] = {**(settings.get("data_options") or {}), **options}
     settings["training"] = {**(settings.get("training") or {}), **_assignments(args.set)}
     _check_names(settings["training"], _training_names(), "training argument")
     if not settings.get("output_dir"):
@@ -117,15 +130,12 @@ def train(settings: Mapping[str, Any], resume: bool = False) -> dict[str, float]
     _check_reporting(arguments.report_to)
     torch.manual_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data"):
-        train_split, validation = (
-            load_speech_image_dataset(
-                settings["data"],
-                split=split,
-                data_dir=settings.get("data_dir"),
-                **(settings.get("data_options") or {}),
-            )
-            for split in ("train", "validation")
-        )
+        chosen = {"data_dir": settings.get("data_dir"), **(settings.get("data_options") or {})}
+        streaming = bool(settings.get("streaming"))
+        train_split = load_speech_image_dataset(settings["data"], split="train", streaming=streaming, **chosen)
+        validation = load_speech_image_dataset(settings["data"], split="validation", **chosen)
+    if streaming:  # captions of a picture are neighbours
+        train_split = train_split.shuffle(seed=arguments.seed, buffer_size=SHUFFLED_TOGETHER)
     model, processor = _build(settings)
     trainer = SpeechClipPlusTrainer(
         model=model,
@@ -151,7 +161,8 @@ def train(settings: Mapping[str, Any], resume: bool = False) -> dict[str, float]
     with finished_folder(output_dir / MODEL_FOLDER) as work:
         model.save_pretrained(work, state_dict=weights)
         processor.save_pretrained(work)
-        counts = {"train": len(train_split), "validation": len(validation)}
+        counts = {} if streaming else {"train": len(train_split)}
+        counts["validation"] = len(validation)
         card = _card(settings, trainer, metrics, validation["image_id"], counts)
         (work / "README.md").write_text(card, encoding="utf-8")
     results = {"split": "validation", "metrics": metrics, "history": trainer.state.log_history}
@@ -190,7 +201,8 @@ def _check_reporting(names: Sequence[str]) -> None:
 def _build(settings: Mapping[str, Any]) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
     preset = load_preset(settings["preset"])
     config = SpeechClipPlusConfig.from_preset(settings["preset"])
-    sources, revisions = {}, {}
+    sources: dict[str, Any] = {}
+    revisions: dict[str, Any] = {}
     for name, tiny in (("speech", "hubert"), ("clip", "clip")):
         # The tiny presets' backbones ship with the package, wherever that is.
         recorded = getattr(config, f"{name}_backbone") or {"repo_id": tiny_backbone(tiny), "revision": None}
