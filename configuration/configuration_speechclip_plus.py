@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPConfig, PreTrainedConfig
@@ -185,6 +185,9 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     """
 
     model_type = "speechclip_plus"
+    # Set by who registers the pipelines with transformers, which then needs none of those that travel with a model;
+    # as long as a configuration names them, it would ask for `trust_remote_code`.
+    has_registered_pipelines: ClassVar[bool] = False
     sub_configs_defaults = {
         "speech_config": SubConfigSpec(AutoConfig, model_type="hubert"),
         "clip_config": CLIPConfig,
@@ -216,6 +219,8 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             )
         if self.variant not in VARIANTS:
             raise ValueError(f"Unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}.")
+        if self.has_registered_pipelines:
+            kwargs.pop("custom_pipelines", None)
         names = [field.name for field in fields(self)]
         for key in kwargs:
             if (close := difflib.get_close_matches(key, names, n=1, cutoff=0.85)) and key not in names:

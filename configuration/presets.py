@@ -15,6 +15,8 @@ import numpy as np
 def preset_names() -> list[str]:
     """List the names that [`SpeechClipPlusConfig.from_preset`] knows, sorted."""
     folder = resources.files(__package__) / "presets"
+    if not folder.is_dir():
+        raise FileNotFoundError("The presets do not travel with a saved model: `pip install speechclip-plus`.")
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
 
 

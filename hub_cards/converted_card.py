@@ -7,7 +7,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ..configuration.presets import published_results
-from .model_card import PAPERS, hub_backbones, render_template
+from ..modeling_speechclip_plus.plain_card import card_metadata, render_usage
+from .model_card import citation, render_template
 
 
 @dataclass
@@ -37,16 +38,19 @@ def render_converted_card(facts: ConvertedCardFacts) -> str:
     reported = [(preset, published_results(preset)) for preset in facts.presets]
     named = figure_of_file_name(facts.file_name)
     body = render_template(
-        "converted_card.md.jinja", facts=facts, config=facts.config, reported=reported, named=named, papers=PAPERS
+        "converted_card.md.jinja",
+        facts=facts,
+        config=facts.config,
+        reported=reported,
+        named=named,
+        usage=render_usage(facts.config, facts.name),
+        citation=citation(),
     )
     metadata = ModelCardData(
         license="other",
         license_name="as-published-by-the-authors",
         language="en",
-        library_name="transformers",
-        pipeline_tag="feature-extraction",
-        tags=["speechclip-plus", "speech", "audio", "image", "retrieval", "visually-grounded-speech"],
-        base_model=hub_backbones(facts.config) or None,
+        **card_metadata(facts.config),
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body.strip()}\n"
 

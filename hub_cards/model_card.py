@@ -1,85 +1,147 @@
-"""A model card from measured facts: every number in it comes from the metrics it is given."""
+"""A model card from facts: every figure in it was measured, or is marked as somebody else's."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 
-from ..trainer.versions import versions
+from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from ..modeling_speechclip_plus.output_files import write_bytes, write_text
+from ..modeling_speechclip_plus.plain_card import card_metadata, is_local_path, render_usage
+from .known_sources import BACKBONES, DATASETS, Source
+from .measured_results import MeasuredResults, eval_results, render_results
+from .training_picture import Series, training_picture
+from .versions import versions
+
+CARD = "README.md"
+PICTURE = "training.png"
+MOST_ROWS = 20  # of the table of the training
 
 _TEMPLATES = resources.files(__package__) / "templates"
 
-PAPERS = {
-    "SpeechCLIP": "https://arxiv.org/abs/2210.00705",
-    "SpeechCLIP+": "https://arxiv.org/abs/2402.06959",
-}
-DIRECTIONS = {"speech_to_image": "speech to image", "image_to_speech": "image to speech"}
-RECALLS = ("R@1", "R@5", "R@10")
+
+@dataclass(frozen=True)
+class SplitSize:
+    """What a split holds; what is None is not known.
+
+    Attributes:
+        rows: recordings.
+        images: different pictures.
+        speakers: different speakers.
+        hours: of speech.
+    """
+
+    rows: int | None = None
+    images: int | None = None
+    speakers: int | None = None
+    hours: float | None = None
+
+
+@dataclass(frozen=True)
+class KeywordExample:
+    """What the model read out of a recording.
+
+    Attributes:
+        caption: what is said in it; "" if that is not written down.
+        keywords: each with its text and its start and end in seconds, or None where the model does not say.
+    """
+
+    caption: str
+    keywords: Sequence[tuple[str, float | None, float | None]]
 
 
 @dataclass
 class ModelCardFacts:
-    """What a model card tells.
+    """What a model card tells. What is empty or None does not appear.
 
     Attributes:
-        name: the model's name.
+        name: the model's name: its repository, or its folder.
         config: its `SpeechClipPlusConfig`.
-        metrics: of the split named `split`, by the names of `trainer.evaluation.split_metrics`.
-        chance: what guessing gives, under the same names; what is not known is left out.
-        dataset: the data set's name, such as "spoken_scenes".
-        dataset_text: a sentence about it.
-        split: which split was measured.
-        counts: rows per split.
-        training: hyper-parameters and what happened, name to value, in the order to be shown.
-        backbones: a line about each frozen encoder.
-        limits: what the model is not for.
-        license: of the weights.
-        language: BCP 47 code of the speech, or None.
-        hub_dataset: the data set's repository id, if it is on the Hub.
+        parameters: how many are "trained" and "frozen".
+        backbones: the speech encoder and CLIP; by default those that the configuration names.
+        dataset: name of the data set it was trained on, or its repository on the Hub.
+        dataset_text: sentences about it; by default what is known of it by its name.
+        splits: sizes by split.
+        languages: BCP 47 codes of the speech.
+        hyperparameters: name to value, in the order to be shown.
+        steps: optimiser steps that the saved weights have seen.
+        best_step: the step that was evaluated as the best.
+        best_metric: by which figure.
+        progress: the evaluations during training: column to figure, with "step".
+        curves: panels of the picture, by title: name to (steps, values).
+        hardware: what it was trained on.
+        seconds: how long the training took.
+        energy_kwh: what it used, if that was measured.
+        energy_source: how it was measured.
+        results: what was measured, a section each.
+        examples: keywords of a few recordings.
+        examples_split: the split that they are of.
+        limits: what the model is not for, beside what holds for all.
+        license: the Hub's name for the weights' licence; None leaves it open.
+        versions: of what it was made with.
     """
 
     name: str
     config: Any
-    metrics: Mapping[str, float]
-    chance: Mapping[str, float] = field(default_factory=dict)
-    dataset: str = "spoken_scenes"
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    backbones: Mapping[str, Source] = field(default_factory=dict)
+    dataset: str = ""
     dataset_text: str = ""
-    split: str = "test"
-    counts: Mapping[str, int] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    backbones: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, SplitSize] = field(default_factory=dict)
+    languages: Sequence[str] = ()
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    best_step: int | None = None
+    best_metric: str = ""
+    progress: Sequence[Mapping[str, Any]] = ()
+    curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
+    hardware: str = ""
+    seconds: float | None = None
+    energy_kwh: float | None = None
+    energy_source: str = ""
+    results: Sequence[MeasuredResults] = ()
+    examples: Sequence[KeywordExample] = ()
+    examples_split: str = ""
     limits: str = ""
-    license: str = "mit"
-    language: str | None = "en"
-    hub_dataset: str | None = None
+    license: str | None = None
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+
+def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
+    """Write the card, README.md, and its picture into a folder, which may hold the saved model already."""
+    folder = Path(folder)
+    if (folder / "config.json").is_file():  # it says how this very folder loads
+        facts = replace(facts, config=SpeechClipPlusConfig.from_pretrained(folder))
+    picture = training_picture(facts.curves, units={"Recall on the validation split": "%"})
+    if picture is not None:
+        write_bytes(folder / PICTURE, picture)
+    write_text(folder / CARD, render_model_card(facts))
 
 
 def render_model_card(facts: ModelCardFacts) -> str:
-    """Return the card, README.md with metadata that the Hub accepts.
-
-    Raises:
-        ValueError: if there is no metric at all: a card without a measured number says nothing.
-    """
-    branches = [name for name in ("parallel", "cascaded") if f"{name}_speech_to_image_R@1" in facts.metrics]
-    if not branches:
-        raise ValueError(
-            "The metrics hold no retrieval recall of any branch; give those that SpeechClipPlusTrainer.evaluate() "
-            "returned, with names such as 'parallel_speech_to_image_R@1'."
-        )
+    """Return the card with metadata that the Hub accepts."""
     body = render_template(
         "model_card.md.jinja",
         facts=facts,
         config=facts.config,
-        branches=branches,
-        directions=DIRECTIONS,
-        recalls=RECALLS,
-        papers=PAPERS,
-        versions=versions(),
+        backbones=dict(facts.backbones) or config_backbones(facts.config),
+        data=DATASETS.get(facts.dataset),
+        results=[render_results(results) for results in facts.results],
+        progress=_thinned(facts.progress, facts.best_step),
+        picture=PICTURE if any(facts.curves.values()) else None,
+        usage=render_usage(facts.config, facts.name),
+        citation=citation(),
     )
-    return f"---\n{card_metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n"
+    return f"---\n{model_card_metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def citation() -> str:
+    """Return the papers that introduced these models, as BibTeX."""
+    return (_TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip()
 
 
 def render_template(name: str, **values: Any) -> str:
@@ -88,52 +150,33 @@ def render_template(name: str, **values: Any) -> str:
     return environment.from_string((_TEMPLATES / name).read_text(encoding="utf-8")).render(**values)
 
 
-def card_metadata(facts: ModelCardFacts) -> ModelCardData:
-    """Return the card's metadata: tags by which the Hub finds the model, and its results."""
-    results = [
-        EvalResult(
-            task_type="image-feature-extraction" if direction == "image_to_speech" else "feature-extraction",
-            task_name=f"{DIRECTIONS[direction]} retrieval, {branch} branch",
-            dataset_type=facts.hub_dataset or facts.dataset,
-            dataset_name=facts.dataset,
-            dataset_split=facts.split,
-            metric_type="recall",
-            metric_name=f"{branch} {DIRECTIONS[direction]} {recall}",
-            metric_value=round(facts.metrics[f"{branch}_{direction}_{recall}"], 2),
-        )
-        for branch in ("parallel", "cascaded")
-        for direction in DIRECTIONS
-        for recall in RECALLS
-        if f"{branch}_{direction}_{recall}" in facts.metrics
-    ]
-    if "keyword_hit_rate@1" in facts.metrics:
-        results.append(
-            EvalResult(
-                task_type="feature-extraction",
-                task_name="keyword extraction",
-                dataset_type=facts.hub_dataset or facts.dataset,
-                dataset_name=facts.dataset,
-                dataset_split=facts.split,
-                metric_type="keyword_hit_rate",
-                metric_name="keyword hit rate, k=1",
-                metric_value=round(facts.metrics["keyword_hit_rate@1"], 2),
-            )
-        )
+def model_card_metadata(facts: ModelCardFacts) -> ModelCardData:
+    """Return the card's metadata: what the Hub finds the model by, and its results."""
+    entries = [entry for results in facts.results for entry in eval_results(results)]
     return ModelCardData(
         license=facts.license,
-        language=facts.language,
-        library_name="transformers",
-        pipeline_tag="feature-extraction",
-        tags=["speechclip-plus", "speech", "audio", "image", "retrieval", "visually-grounded-speech"],
-        datasets=[facts.hub_dataset] if facts.hub_dataset else None,
-        base_model=hub_backbones(facts.config) or None,
+        language=list(facts.languages) or None,
+        datasets=[facts.dataset] if "/" in facts.dataset else None,
         model_name=facts.name,
-        eval_results=results,
+        eval_results=entries or None,
+        **card_metadata(facts.config),
     )
 
 
-def hub_backbones(config: Any) -> list[str]:
-    """Repository ids of the backbones; a folder on somebody's disk is none."""
-    sources = [config.speech_backbone, config.clip_backbone]
-    names = [source["repo_id"] for source in sources if source]
-    return [name for name in names if name.count("/") == 1 and not name.startswith((".", "/", "~"))]
+def config_backbones(config: Any) -> dict[str, Source]:
+    """What is known of the backbones that a configuration names. Folders keep their paths to themselves."""
+    found = {}
+    for title, source in (("speech encoder", config.speech_backbone), ("CLIP", config.clip_backbone)):
+        name = source["repo_id"] if source else None
+        if name and not is_local_path(name):
+            found[title] = BACKBONES.get(name) or Source(name, "see there", f"https://huggingface.co/{name}")
+        else:
+            found[title] = Source("a model that is not on the Hub", "not known here")
+    return found
+
+
+def _thinned(rows: Sequence[Mapping[str, Any]], best_step: int | None) -> list[Mapping[str, Any]]:
+    """At most so many rows, evenly chosen, with the best and the last among them."""
+    every = -(-len(rows) // MOST_ROWS) or 1
+    last = len(rows) - 1
+    return [row for place, row in enumerate(rows) if (last - place) % every == 0 or row["step"] == best_step]

@@ -5,7 +5,9 @@ soundfile decodes files and bytes, soxr resamples; both are imported when first 
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from numbers import Real
 from typing import Any
 
@@ -70,40 +72,96 @@ def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio")
         ValueError: If the audio is empty, shorter than 400 samples at 16 kHz, unreadable, has NaN or infinite samples,
             a shape that is no waveform, or an unknown or impossible sampling rate.
     """
+    if isinstance(item, Mapping) and item.get("array") is not None:
+        own_rate = item.get("sampling_rate")
+        return load_audio(item["array"], sampling_rate if own_rate is None else own_rate, name)
+    if isinstance(item, (np.ndarray, torch.Tensor, list, tuple)):
+        samples, rate = _as_float(item, name), _check_rate(sampling_rate, name)
+        return _resample(_check_samples(_to_mono(samples, name), name), rate, name)
+    with _opened(*_file_of(item, name)) as (file, name):
+        samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
+        _check_whole(len(samples), file.frames, name)
+        rate = _check_rate(file.samplerate, name)
+    return _resample(_check_samples(samples.mean(axis=1), name), rate, name)
+
+
+def load_audio_blocks(
+    item: Any, sampling_rate: int | None = None, name: str = "audio", seconds: float = 10.0
+) -> Iterator[np.ndarray]:
+    """Load one utterance as 16 kHz mono piece by piece, so that a file of any length needs little memory.
+
+    Args:
+        item: See `load_audio`. What is no file is in memory already, and comes in one piece.
+        sampling_rate: See `load_audio`.
+        name: See `load_audio`.
+        seconds: Length of a piece, about.
+
+    Yields:
+        Pieces of what `load_audio` returns, which are the same samples bit for bit.
+
+    Raises:
+        As `load_audio` does, but where the fault is: when its piece is asked for.
+    """
+    if isinstance(item, (np.ndarray, torch.Tensor, list, tuple)) or (
+        isinstance(item, Mapping) and item.get("array") is not None
+    ):
+        yield load_audio(item, sampling_rate, name)
+        return
+    with _opened(*_file_of(item, name)) as (file, name):
+        rate = _check_rate(file.samplerate, name)
+        resampler = None
+        if rate != SAMPLING_RATE:
+            soxr = _imported("soxr", f"{name}: resampling from {rate} Hz")
+            resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
+        size, read, loaded, last = max(1, round(seconds * rate)), 0, 0, False
+        while not last:
+            samples = file.read(size, dtype="float32", always_2d=True)  # (samples, channels)
+            last = len(samples) < size
+            mono = _check_samples(samples.mean(axis=1), name, first=read)
+            read += len(samples)
+            if last:
+                _check_whole(read, file.frames, name)
+            block = mono if resampler is None else resampler.resample_chunk(mono, last=last)
+            loaded += len(block)
+            if len(block):
+                yield block
+        _check_length(loaded, read, rate, name)
+
+
+def _file_of(item: Any, name: str) -> tuple[Any, str]:
+    """The path, bytes or file object that holds the audio, and what errors call it."""
     if isinstance(item, Mapping):
-        if item.get("array") is not None:
-            own_rate = item.get("sampling_rate")
-            return load_audio(item["array"], sampling_rate if own_rate is None else own_rate, name)
         if item.get("bytes") is None and item.get("path") is None:
             raise ValueError(
                 f'{name}: expected a dictionary with "array" and "sampling_rate" or with "bytes" or "path", '
                 f"got the keys {sorted(map(str, item))}."
             )
-        if item.get("bytes") is not None:
-            name = f"{name} ({item['path']})" if item.get("path") else name
-            samples, rate = _decode(item["bytes"], name)
-        else:
-            samples, rate, name = _decode_path(item["path"], name)
-    elif isinstance(item, (str, os.PathLike)):
-        samples, rate, name = _decode_path(item, name)
-    elif isinstance(item, (bytes, bytearray, memoryview)) or hasattr(item, "read"):
-        samples, rate = _decode(item, name)
-    elif isinstance(item, (np.ndarray, torch.Tensor, list, tuple)):
-        samples, rate = _as_float(item, name), _check_rate(sampling_rate, name)
-    else:
-        raise TypeError(f"{name}: expected {_ACCEPTED}, got {type(item).__name__}.")
-    return _resample(_check_samples(_to_mono(samples, name), name), rate, name)
+        if item.get("bytes") is None:
+            return item["path"], name
+        return item["bytes"], f"{name} ({item['path']})" if item.get("path") else name
+    if isinstance(item, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(item, "read"):
+        return item, name
+    raise TypeError(f"{name}: expected {_ACCEPTED}, got {type(item).__name__}.")
 
 
-def _decode_path(path: str | os.PathLike, name: str) -> tuple[np.ndarray, int, str]:
-    path, name = checked_path(path, name, "an audio file")
-    with open(path, "rb") as file:
-        return *_decode(file, name), name
+def _imported(package: str, purpose: str) -> Any:
+    # Asked for only here, so that a model published with this file loads without the package.
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{purpose} needs {package}: `pip install {package}`.") from error
 
 
-def _decode(source: Any, name: str) -> tuple[np.ndarray, int]:
-    import soundfile
+@contextmanager
+def _opened(source: Any, name: str) -> Iterator[tuple[Any, str]]:
+    """Open a path, bytes or a binary file object by libsndfile; gives the open file and what errors call it."""
+    soundfile = _imported("soundfile", f"{name}: reading audio files")
 
+    if isinstance(source, (str, os.PathLike)):
+        path, name = checked_path(source, name, "an audio file")
+        with open(path, "rb") as stream, _opened(stream, name) as opened:
+            yield opened
+        return
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) == 0:
             raise ValueError(f"{name}: empty audio (0 bytes).")
@@ -112,26 +170,29 @@ def _decode(source: Any, name: str) -> tuple[np.ndarray, int]:
         content = source.read()
         if not isinstance(content, bytes):
             raise TypeError(f"{name}: the file object returns {type(content).__name__}; open it in binary mode.")
-        return _decode(content, name)
+        with _opened(content, name) as opened:
+            yield opened
+        return
     elif isinstance(source, io.TextIOBase):
         raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
     try:
         with soundfile.SoundFile(source) as file:
-            expected, rate = file.frames, file.samplerate
-            if expected >= _UNKNOWN_FRAMES:
+            if file.frames >= _UNKNOWN_FRAMES:
                 raise ValueError(
                     f"{name}: its header does not say how long it is (written to a pipe?); encode it again."
                 )
-            samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
+            yield file, name
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless raw audio
         raise ValueError(
             f"{name}: cannot be read as audio ({error}). Expected wav, flac, ogg, mp3 or another format of libsndfile."
         ) from error
-    if len(samples) < expected - _LOST_FRAMES:
-        raise ValueError(f"{name}: the file is truncated, {len(samples)} of its {expected} samples can be read.")
-    if len(samples) == 0:
+
+
+def _check_whole(read: int, expected: int, name: str) -> None:
+    if read < expected - _LOST_FRAMES:
+        raise ValueError(f"{name}: the file is truncated, {read} of its {expected} samples can be read.")
+    if read == 0:
         raise ValueError(f"{name}: empty audio (0 samples).")
-    return samples.mean(axis=1), _check_rate(rate, name)
 
 
 def _as_float(item: np.ndarray | torch.Tensor | Sequence[Any], name: str) -> np.ndarray:
@@ -188,12 +249,12 @@ def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:
     return samples.mean(axis=int(np.argmin(samples.shape)))
 
 
-def _check_samples(samples: np.ndarray, name: str) -> np.ndarray:
+def _check_samples(samples: np.ndarray, name: str, first: int = 0) -> np.ndarray:
     finite = np.isfinite(samples)
     if not finite.all():
-        wrong = np.flatnonzero(~finite)
+        wrong = first + np.flatnonzero(~finite)
         raise ValueError(f"{name}: {len(wrong)} samples are NaN or infinite, the first at index {wrong[0]}.")
-    peak = float(np.abs(samples).max())
+    peak = float(np.abs(samples).max(initial=0))
     if peak > _MAX_AMPLITUDE:
         raise ValueError(f"{name}: samples reach {peak:.3g}; expected a waveform in about [-1, 1].")
     return samples
@@ -202,13 +263,16 @@ def _check_samples(samples: np.ndarray, name: str) -> np.ndarray:
 def _resample(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
     given = len(samples)
     if rate != SAMPLING_RATE:
-        import soxr
-
+        soxr = _imported("soxr", f"{name}: resampling from {rate} Hz")
         samples = soxr.resample(samples, rate, SAMPLING_RATE, quality="HQ")
-    if len(samples) < MIN_SAMPLES:
+    _check_length(len(samples), given, rate, name)
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def _check_length(samples: int, given: int, rate: int, name: str) -> None:
+    if samples < MIN_SAMPLES:
         origin = "" if rate == SAMPLING_RATE else f" (from {given} at {rate} Hz)"
         raise ValueError(
-            f"{name}: too short, {len(samples)} samples at {SAMPLING_RATE} Hz{origin}; "
+            f"{name}: too short, {samples} samples at {SAMPLING_RATE} Hz{origin}; "
             f"at least {MIN_SAMPLES} ({1000 * MIN_SAMPLES // SAMPLING_RATE} ms) are needed."
         )
-    return np.ascontiguousarray(samples, dtype=np.float32)

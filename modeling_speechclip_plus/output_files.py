@@ -39,20 +39,25 @@ def finished_folder(folder: Path) -> Iterator[Path]:
     try:
         yield work
         _share(work)
-        if not folder.exists():
-            work.rename(folder)
-            return
-        previous = Path(tempfile.mkdtemp(prefix=f".{folder.name}-previous-", suffix=".tmp", dir=folder.parent))
-        folder.rename(previous / folder.name)
-        try:
-            work.rename(folder)
-        except BaseException:
-            (previous / folder.name).rename(folder)
-            previous.rmdir()
-            raise
-        shutil.rmtree(previous, ignore_errors=True)
+        move_in_place(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def move_in_place(work: Path, folder: Path) -> None:
+    """Give a finished folder its name; what had that name before goes, unless the move fails."""
+    if not folder.exists():
+        work.rename(folder)
+        return
+    previous = Path(tempfile.mkdtemp(prefix=f".{folder.name}-previous-", suffix=".tmp", dir=folder.parent))
+    folder.rename(previous / folder.name)
+    try:
+        work.rename(folder)
+    except BaseException:
+        (previous / folder.name).rename(folder)
+        previous.rmdir()
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _share(folder: Path) -> None:
@@ -72,9 +77,14 @@ def write_json(path: Path, content: object) -> None:
 
 def write_text(path: Path, content: str) -> None:
     """Write UTF-8 text to a temporary name and move it in place."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes to a temporary name and move it in place."""
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        unfinished.write_text(content, encoding="utf-8")
+        unfinished.write_bytes(content)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

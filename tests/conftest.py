@@ -18,7 +18,9 @@ os.environ.update(
 for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ENDPOINT", "HF_TOKEN"):
     os.environ.pop(_name, None)
 
+import importlib.util  # noqa: E402
 import json  # noqa: E402
+import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -27,6 +29,47 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="session")
 def repository_root() -> Path:
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def start_hub(repository_root):
+    """The class `LoopbackHub` of tests/loopback_hub.py: a Hub on this machine, running inside `with start_hub():`."""
+    spec = importlib.util.spec_from_file_location("loopback_hub", repository_root / "tests" / "loopback_hub.py")
+    module = sys.modules["loopback_hub"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.LoopbackHub
+
+
+@pytest.fixture
+def hub(start_hub):
+    """An empty Hub on this machine, for one test."""
+    with start_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def on_hub(hub, tmp_path, monkeypatch):
+    """The same, with this process as its client, logged in as `hub.owner`; waiting for it takes no time."""
+    import time
+
+    import datasets
+    import huggingface_hub
+
+    client = {
+        "HF_HUB_OFFLINE": False,
+        "ENDPOINT": hub.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
+    }
+    for name, value in client.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    huggingface_hub.close_session()
+    yield hub
+    huggingface_hub.close_session()
 
 
 def _byte_symbols() -> list[str]:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from speechclip_plus import cli
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import load_preset, published_results
+from speechclip_plus.hub_cards.result_tables import Measured, ScoreRow, ScoreTable, result_tables
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from speechclip_plus.trainer.chance import chance_recall
@@ -21,10 +23,7 @@ from speechclip_plus.trainer.data import load_speech_image_dataset
 from speechclip_plus.trainer.evaluate_command import format_results, presets_of_model, published_figures
 from speechclip_plus.trainer.evaluation import split_metrics
 from speechclip_plus.trainer.evaluation_charts import bar_chart, principal_components, rank_histogram
-from speechclip_plus.trainer.evaluation_report import result_tables
-from speechclip_plus.trainer.report import ScoreRow, ScoreTable
 from speechclip_plus.trainer.retrieval_statistics import retrieval_statistics
-from speechclip_plus.trainer.split_evaluation import SplitEvaluation
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 CAPTIONS = ["a red circle", "a red circle", "a blue star above a moon", "the big green ring", "a pink heart", "a moon"]
@@ -244,13 +243,19 @@ def test_results_go_into_the_models_card_in_the_place_of_earlier_ones(models, da
     for _ in range(2):
         assert cli.main(command) == 0
         card = (model / "README.md").read_text()
-        assert "Nothing yet" not in card and card.count("Measured on the test split of") == 1
-        assert "first 3" in card and card.endswith("## Licence\n\nMIT\n")
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
-    assert f"| {results['parallel_speech_to_image_R@1']:.1f} |" in card
-    (model / "README.md").write_text("# model\n\n## Results\n\nR@1 99\n")
+        assert "Nothing yet" not in card and card.count("### Test split of") == 1
+        assert "first 3 recordings" in card and card.endswith("## Licence\n\nMIT\n") and not card.startswith("---")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    low, high = results["intervals"]["parallel_speech_to_image_R@1"]
+    assert f"| {results['metrics']['parallel_speech_to_image_R@1']:.1f} [{low:.1f} to {high:.1f}] |" in card
+    command.remove("--limit")
+    command.remove("3")
     assert cli.main(command) == 0
-    assert (model / "README.md").read_text().index("Measured on") < (model / "README.md").read_text().index("R@1 99")
+    card = ModelCard.load(model / "README.md")
+    assert card.text.count("### Test split of") == 2  # of the whole split, and of a part of it
+    values = {entry.metric_name: entry.metric_value for entry in card.data.eval_results}
+    metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    assert values["cascaded image to speech R@5"] == round(metrics["cascaded_image_to_speech_R@5"], 2)
 
 
 def test_an_existing_folder_is_replaced_only_when_asked(models, data, tmp_path, capsys):
@@ -300,14 +305,11 @@ def test_published_figures_stand_beside_results_on_their_own_data_alone():
 
 def test_published_figures_are_a_row_of_the_table_beside_the_measured_ones():
     data = (torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4))
-    evaluation = SplitEvaluation(chance=chance_recall(range(4), range(4)))
-    for branch in ("parallel", "cascaded"):
-        statistics = retrieval_statistics(*data, resamples=5)
-        evaluation.retrievals[branch, "image"] = statistics
-        evaluation.metrics |= {f"{branch}_{name}": value for name, value in statistics.values.items()}
-    evaluation.metrics["utterances"] = 4
+    values = retrieval_statistics(*data, resamples=5).values
+    metrics = {f"{branch}_{name}": value for branch in ("parallel", "cascaded") for name, value in values.items()}
     published = published_results("parallel-large-flickr8k")["test"]
-    (table,) = result_tables(evaluation, published, "parallel")
+    measured = Measured(metrics, {}, chance_recall(range(4), range(4)), published, "parallel")
+    (table,) = result_tables(measured)
     rows = [(row.name, row.cells[0]) for row in table.rows]
     assert rows[:3] == [("parallel branch, speech to pictures", "100.0"), ("published", "39.1"), ("guessing", "25.0")]
     assert [name for name, _ in rows].count("published") == 2  # both directions of the branch it was published for

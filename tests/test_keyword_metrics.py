@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from speechclip_plus.modeling_speechclip_plus.text_prompts import class_embeddings
 from speechclip_plus.trainer.alignments import (
     AlignedWord,
     match_alignments,
@@ -23,7 +24,7 @@ from speechclip_plus.trainer.keyword_metrics import (
     stop_words,
 )
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
-from speechclip_plus.trainer.zero_shot import class_embeddings, classify, speech_text_retrieval
+from speechclip_plus.trainer.zero_shot import classify, speech_text_retrieval
 
 
 @pytest.fixture(scope="module")

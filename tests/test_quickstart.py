@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from speechclip_plus.cli import main
+from speechclip_plus.modeling_speechclip_plus.input_paths import list_files
 from speechclip_plus.modeling_speechclip_plus.output_files import finished_folder
-from speechclip_plus.trainer.quickstart.answers import AnswerRequest, answer, list_files
+from speechclip_plus.trainer.quickstart.answers import AnswerRequest, answer
 from speechclip_plus.trainer.quickstart.console import Console
 from speechclip_plus.trainer.quickstart.folder import MADE_BY, check_output_dir
 from speechclip_plus.trainer.quickstart.plan import MIN_STEPS, RESERVED_SECONDS, Plan

@@ -10,13 +10,12 @@ import pytest
 import soundfile
 from PIL import Image
 
+from speechclip_plus.hub_cards.result_tables import ScoreRow, ScoreTable
 from speechclip_plus.trainer.report import (
     FoundImage,
     FoundSpeech,
     ImageQuery,
     Report,
-    ScoreRow,
-    ScoreTable,
     SpeechQuery,
     SpokenKeyword,
     audio_data_uri,

@@ -57,15 +57,16 @@ def finished(data_dir, tmp_path_factory):
     return folder / "first"
 
 
-def test_the_best_model_is_saved_with_its_processor_and_a_card(finished):
+def test_the_best_model_is_saved_with_its_processor_and_a_card(finished, data_dir):
     model = SpeechClipPlusModel.from_pretrained(finished / "model")
     processor = SpeechClipPlusProcessor.from_pretrained(finished / "model")
     inputs = processor(audio=np.zeros(16_000, dtype=np.float32) + 0.1, sampling_rate=16_000)
     assert model.get_speech_features(**inputs).shape == (1, 128)
     card = (finished / "model" / "README.md").read_text()
     metrics = json.loads((finished / "results.json").read_text())["metrics"]
-    assert "validation split of `folder`: 4 utterances and 4 pictures" in card
-    assert f"{metrics['parallel_speech_to_image_R@1']:.1f}" in card
+    assert f"### Validation split of {data_dir.name}\n" in card
+    assert f"| parallel branch, speech to pictures | {metrics['parallel_speech_to_image_R@1']:.1f} [" in card
+    assert str(data_dir) not in card and (finished / "model" / "training.png").is_file()
 
 
 def test_the_configuration_used_is_written_with_what_the_command_line_changed(finished):

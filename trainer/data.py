@@ -84,7 +84,7 @@ def read_dataset(
     """Load as `load_speech_image_dataset` does, with what was left out in `findings` instead of in the log."""
     name = str(name_or_path)
     path = Path(name_or_path).expanduser()
-    from_hub = name not in DATASETS and not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    from_hub = is_hub_repository(name_or_path)
     if name not in DATASETS and (path.exists() or from_hub) and data_dir is not None:
         raise ValueError(f"Both a folder ({name}) and data_dir={str(data_dir)!r} were given: leave one out.")
     if from_hub or (name not in DATASETS and path.exists() and not _is_folder_data(path)):
@@ -103,7 +103,17 @@ def read_dataset(
         )
     if read_all:
         made = keep_readable(made, findings)
+    # What a card calls it: a corpus or a repository by its name, a folder without what is above it.
+    own_folder = name == "folder" and data_dir is not None
+    made.info.dataset_name = name if from_hub else Path(data_dir if own_folder else path).resolve().name
     return shards(made) if streaming and isinstance(made, datasets.Dataset) else made
+
+
+def is_hub_repository(name_or_path: str | Path) -> bool:
+    """Whether this can only be the name of a repository on the Hub."""
+    name = str(name_or_path)
+    here = name in DATASETS or Path(name).expanduser().exists()
+    return not here and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
 def _is_folder_data(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..hub_cards.publishing import push_folder
 from ..modeling_speechclip_plus.audio_loading import MIN_SAMPLES, SAMPLING_RATE
 from ..modeling_speechclip_plus.conversion.openai_tokenizer import openai_tokenizer
 from ..modeling_speechclip_plus.output_files import check_new_folder, finished_folder
@@ -297,9 +299,41 @@ def run(args: argparse.Namespace) -> int:
         names = write_parquet(splits, args.write, args.force)
         print(f"{args.write}: {len(names)} parquet file{'s' if len(names) > 1 else ''}")
     if args.push:
-        datasets.DatasetDict(splits).push_to_hub(args.push, private=True)
-        print(f"{args.push}: pushed; private until you change it, which the corpus's licence has to allow")
+        print(push_dataset(splits, args.push))
+        print("A new repository is private until you make it public, which the corpus's licence has to allow.")
     return 0
+
+
+def push_dataset(splits: dict[str, datasets.Dataset], repo_id: str) -> str:
+    """Send data sets to the Hub in one commit, recordings and pictures inside; a new repository is private.
+
+    Args:
+        splits: data sets by split.
+        repo_id: `owner/name`.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        OSError: if the Hub refuses or does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    # Where data sets have their room.
+    place = Path(datasets.config.HF_DATASETS_CACHE)
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="push-", dir=place) as folder:
+        write_parquet(splits, Path(folder) / "data")
+        private = None if HfApi().repo_exists(repo_id, repo_type="dataset") else True
+        pushed = push_folder(
+            Path(folder) / "data",
+            repo_id,
+            repo_type="dataset",
+            private=private,
+            commit_message="Upload dataset",
+            delete_patterns=["*.parquet"],
+        )
+    return pushed.repo_url
 
 
 def _table(reports: dict[str, SplitReport], broken: dict[str, int]) -> str:

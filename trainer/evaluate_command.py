@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,24 +13,25 @@ from tqdm.auto import tqdm
 
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..configuration.presets import published_results
+from ..hub_cards.measured_results import results_of_file, update_card
+from ..hub_cards.model_card import CARD
+from ..hub_cards.result_tables import Measured, ScoreTable, result_tables
+from ..hub_cards.versions import versions
 from ..modeling_speechclip_plus.conversion.original_config import matching_presets, settings_of_preset
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
-from ..modeling_speechclip_plus.output_files import check_new_folder, finished_folder, write_json, write_text
+from ..modeling_speechclip_plus.output_files import check_new_folder, finished_folder, write_json
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .alignments import read_alignments
 from .bootstrap import RESAMPLES
 from .data import load_speech_image_dataset
-from .evaluation_report import evaluation_report, result_tables
+from .evaluation_report import evaluation_report
 from .quickstart.console import quiet_libraries
-from .report import ScoreTable, write_report
+from .report import write_report
 from .split_embeddings import SplitEmbeddings, embed_split
 from .split_evaluation import SplitEvaluation, evaluate_split
-from .versions import versions
 
 RESULTS = "results.json"
 REPORT = "report.html"
-CARD = "README.md"
-_MEASURED = re.compile(r"<!-- measured -->.*?<!-- /measured -->", re.DOTALL)
 # Where a model's backbones came from says nothing about what it computes.
 _IGNORED_SETTINGS = {"speech_backbone", "clip_backbone"}
 _SIZES = (
@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the data set; may be repeated"
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N recordings")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N recordings")
     parser.add_argument("--alignments", type=Path, metavar="DIR", help="word alignments: TextGrid or CTM files")
-    parser.add_argument("--batch-size", type=_positive, default=16, help="recordings at a time (default: 16)")
+    parser.add_argument("--batch-size", type=positive, default=16, help="recordings at a time (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the shuffled captions (default: 0)")
     parser.add_argument("--output-dir", type=Path, default=Path("evaluation"), help="folder to make")
     parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
@@ -90,14 +90,22 @@ def run(args: argparse.Namespace) -> int:
     evaluation = evaluate_split(model, processor, split, alignments, seed=args.seed)
     presets = presets_of_model(model.config, processor)
     published = published_figures(presets, args.data, args.split) if args.limit is None else None
-    tables = result_tables(evaluation, published, model.config.retrieval_branch)
+    branch = model.config.retrieval_branch
+    tables = result_tables(
+        Measured(evaluation.metrics, evaluation.intervals, evaluation.chance, published or {}, branch)
+    )
     for table in tables:
         print(f"\n{format_results(table)}")
     for note in evaluation.notes:
         print(f"note: {note}")
     data = _data_facts(args, options, split)
     content = {
-        "model": {"path": str(args.model), "variant": model.config.variant, "presets": presets},
+        "model": {
+            "path": str(args.model),
+            "variant": model.config.variant,
+            "retrieval_branch": branch,
+            "presets": presets,
+        },
         "data": data,
         "metrics": evaluation.metrics,
         "intervals": {name: list(ends) for name, ends in evaluation.intervals.items()},
@@ -115,14 +123,17 @@ def run(args: argparse.Namespace) -> int:
         write_report(work / REPORT, report)
         write_json(work / RESULTS, {**content, "seconds": round(time.perf_counter() - started, 1)})
     if args.update_card:
-        what = f"the {args.split} split of {Path(args.data).name}" + (f", first {args.limit}" if args.limit else "")
-        update_card(Path(args.model) / CARD, what, tables, content["date"])
+        update_card(Path(args.model) / CARD, results_of_file(content))
     print(f"\n{args.output_dir / RESULTS} and {args.output_dir / REPORT}, in {time.perf_counter() - started:.0f} s")
     return 0
 
 
-def load_model(path: str) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
+def load_model(path: str, revision: str | None = None) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
     """Load a model in evaluation mode, on a GPU where there is one, and its processor.
+
+    Args:
+        path: a folder, or a repository on the Hub.
+        revision: the repository's branch, tag or commit; its main branch if not given.
 
     Raises:
         OSError: if there is no such model, or it has no processor.
@@ -136,11 +147,11 @@ def load_model(path: str) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]
         if kind != "speechclip_plus":
             raise ValueError(f"{path} holds a {kind!r} model; expected one of type 'speechclip_plus'.")
     try:
-        model = SpeechClipPlusModel.from_pretrained(path).eval()
+        model = SpeechClipPlusModel.from_pretrained(path, revision=revision or "main").eval()
     except OSError as error:
         raise OSError(f"The model {path!r} cannot be loaded: {error}") from error
     try:
-        processor = SpeechClipPlusProcessor.from_pretrained(path)
+        processor = SpeechClipPlusProcessor.from_pretrained(path, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise OSError(
             f"The model {path!r} was saved without its processor (processor.save_pretrained): {error}"
@@ -199,35 +210,13 @@ def format_results(table: ScoreTable) -> str:
         )
         for row in rows
     ]
-    return "\n".join([table.caption.replace(" below)", " in brackets)"), *(line.rstrip() for line in lines)])
+    return "\n".join(
+        [table.caption.replace("intervals below", "intervals in brackets"), *(line.rstrip() for line in lines)]
+    )
 
 
-def update_card(card: Path, what: str, tables: Sequence[ScoreTable], date: str) -> None:
-    """Put measured results into a model card, in the place of earlier ones.
-
-    Args:
-        card: the README.md.
-        what: the data, for instance "the test split of flickr8k".
-        tables: of the results.
-        date: when they were measured.
-    """
-    lines = ["<!-- measured -->", f"Measured on {what}, {date[:10]}, by `speechclip-plus evaluate`."]
-    for table in tables:
-        header = f"| | {' | '.join(table.columns)} |\n|---|{'---:|' * len(table.columns)}"
-        rows = [f"| {row.name} | {' | '.join(map(str, row.cells))} |" for row in table.rows]
-        lines += ["", f"{table.caption.replace('; 95 % intervals below', '')}:", "", header, *rows]
-    section = "\n".join([*lines, "<!-- /measured -->"])
-    text = card.read_text(encoding="utf-8")
-    if _MEASURED.search(text):
-        text = _MEASURED.sub(lambda _: section, text, count=1)
-    elif "\n## Results\n" in text:
-        text = text.replace("\n## Results\n", f"\n## Results\n\n{section}\n", 1)
-    else:
-        text = f"{text.rstrip()}\n\n## Results\n\n{section}\n"
-    write_text(card, text)
-
-
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number from 1, for `argparse`."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..hub_cards.result_tables import BRANCHES
+from .bootstrap import mean_interval
 from .metrics import CONVENTIONS, keyword_hits, nearest_subwords, retrieval_recall
-
-BRANCHES = ("parallel", "cascaded")
+from .retrieval_statistics import retrieval_statistics
 
 # What evaluation keeps of the model's output, with the padding value of its second dimension.
 KEPT_OUTPUTS = {
@@ -56,6 +57,13 @@ def join_batches(batches: Sequence[Any] | Any, padding: int = -1) -> Tensor:
     return joined if joined.is_floating_point() else joined.masked_fill(joined == -100, padding)
 
 
+def join_outputs(batches: Any) -> dict[str, Tensor]:
+    """Join the evaluation loop's batches (or its one joined batch) name by name."""
+    batches = batches if isinstance(batches, list) else [batches]
+    names = [name for name in batches[0] if all(name in batch for batch in batches)]
+    return {name: join_batches([batch[name] for batch in batches], KEPT_OUTPUTS.get(name, -1)) for name in names}
+
+
 def split_metrics(
     outputs: Mapping[str, Tensor],
     image_ids: Tensor,
@@ -97,6 +105,26 @@ def split_metrics(
     metrics["utterances"] = len(image_ids)
     metrics["images"] = len(torch.unique(image_ids))
     return metrics
+
+
+def split_intervals(
+    outputs: Mapping[str, Tensor],
+    image_ids: Tensor,
+    gold_subwords: Tensor | None,
+    config: Any,
+    token_embeddings: Tensor,
+    hit_rate_neighbours: Sequence[int] = (1, 5),
+) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals (low, high) of those of `split_metrics` that have one, by the same names."""
+    intervals: dict[str, tuple[float, float]] = {}
+    for branch in BRANCHES:
+        if f"{branch}_embeds" in outputs:
+            found = retrieval_statistics(outputs[f"{branch}_embeds"], outputs["image_embeds"], image_ids, image_ids)
+            intervals |= {f"{branch}_{name}": ends for name, ends in found.intervals.items()}
+    if "keyword_ids" in outputs and gold_subwords is not None:
+        shares = keyword_shares(outputs, gold_subwords, config, token_embeddings, hit_rate_neighbours)
+        intervals |= {name: mean_interval(values) for name, values in shares.items()}
+    return intervals
 
 
 def keyword_usage(outputs: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,21 +1,19 @@
 """From an evaluation to its tables and its page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..hub_cards.result_tables import ITEMS, ScoreTable
 from ..modeling_speechclip_plus.audio_loading import load_audio
 from ..modeling_speechclip_plus.image_loading import load_image
-from .evaluation import BRANCHES
 from .evaluation_charts import bar_chart, keyword_cloud, principal_components, rank_histogram, scatter_chart
 from .keyword_metrics import cloud_counts
 from .report import (
     Figure,
     FoundImage,
     Report,
-    ScoreRow,
-    ScoreTable,
     SpeechQuery,
     audio_data_uri,
     image_data_uri,
@@ -26,140 +24,10 @@ from .split_embeddings import SplitEmbeddings
 from .split_evaluation import SplitEvaluation
 from .spoken_keywords import frame_seconds, spoken_keywords
 
-ITEMS = {"image": "pictures", "text": "texts"}
 NUM_EXAMPLES = 5
 NUM_FOUND = 5
 CLOUD_WORDS = 60
 PCA_POINTS = 400
-_TITLES = {
-    "subword": "as subwords",
-    "content_subword": "as subwords, without stop words",
-    "word": "as words",
-    "content_word": "as words, without stop words",
-}
-
-
-def result_tables(
-    evaluation: SplitEvaluation, published: Mapping[str, Any] | None, retrieval_branch: str | None
-) -> list[ScoreTable]:
-    """Return the tables: retrieval of images and texts, keywords, boundaries.
-
-    Args:
-        evaluation: what was measured.
-        published: figures of the same model on the same split, by the names of `configuration.presets`; None if there
-            are none.
-        retrieval_branch: the branch that published figures of retrieval are of.
-    """
-    tables = []
-    for item, items in ITEMS.items():
-        rows = []
-        for branch in BRANCHES:
-            if (branch, item) in evaluation.retrievals:
-                rows += _retrieval_rows(evaluation, branch, item, published if branch == retrieval_branch else None)
-        if rows:
-            columns = ["R@1", "R@5", "R@10", "mAP", "median rank", "mean rank"]
-            count = int(evaluation.metrics["utterances"])
-            caption = f"Speech and {items} ({count} recordings; percent but for the ranks; 95 % intervals below)"
-            tables.append(ScoreTable(caption, columns, rows))
-    return tables + _keyword_tables(evaluation, published)
-
-
-def _retrieval_rows(
-    evaluation: SplitEvaluation, branch: str, item: str, published: Mapping[str, Any] | None
-) -> list[ScoreRow]:
-    metrics, rows = evaluation.metrics, []
-    for direction, title in (
-        (f"speech_to_{item}", f"speech to {ITEMS[item]}"),
-        (f"{item}_to_speech", f"{ITEMS[item]} to speech"),
-    ):
-        names = [f"{direction}_{name}" for name in ("R@1", "R@5", "R@10", "mAP", "median_rank", "mean_rank")]
-        rows.append(
-            ScoreRow(
-                f"{branch} branch, {title}",
-                [_figure(f"{branch}_{name}", metrics) for name in names],
-                [_interval(evaluation.intervals.get(f"{branch}_{name}")) for name in names],
-            )
-        )
-        if f"{branch}_{direction}_mteb_R@1" in metrics:
-            shares = [f"{branch}_{direction}_mteb_R@{k}" for k in (1, 5, 10)]
-            rows.append(
-                ScoreRow(
-                    "the same, share of all right recordings (MTEB's recall)",
-                    [*(_figure(name, metrics) for name in shares), "", "", ""],
-                    [*(_interval(evaluation.intervals.get(name)) for name in shares), "", "", ""],
-                )
-            )
-        for source, values in (("published", published or {}), ("guessing", evaluation.chance)):
-            if any(name in values for name in names):
-                rows.append(ScoreRow(source, [_figure(name, values) for name in names], is_baseline=True))
-    return rows
-
-
-def _keyword_tables(evaluation: SplitEvaluation, published: Mapping[str, Any] | None) -> list[ScoreTable]:
-    metrics, intervals, tables = evaluation.metrics, evaluation.intervals, []
-    rates = [name for name in metrics if name.startswith("keyword_hit_rate")]
-    if rates:
-        rows = []
-        for name in rates:
-            k = name.partition("@")[2]
-            kind = "start, end and padding count, as in the original code" if "original" in name else "content only"
-            values = [_figure(name, metrics), _figure(name, published or {}), _figure(name, evaluation.chance)]
-            rows.append(ScoreRow(f"k = {k}, {kind}", values, [_interval(intervals.get(name)), "", ""]))
-        common = evaluation.chance["keyword_hit_rate_most_common@1"]
-        rows.append(ScoreRow("always the commonest subword", ["", "", f"{common:.1f}"], is_baseline=True))
-        tables.append(ScoreTable("Keyword hit rate (percent)", ["measured", "published", "guessing"], rows))
-    if "subword_f1" in metrics:
-        rows = [
-            ScoreRow(
-                title,
-                [_figure(f"{unit}_{name}", metrics) for name in ("precision", "recall", "f1")],
-                [_interval(intervals.get(f"{unit}_{name}")) for name in ("precision", "recall", "f1")],
-            )
-            for unit, title in _TITLES.items()
-            if f"{unit}_f1" in metrics
-        ]
-        tables.append(ScoreTable("Keywords against captions (percent)", ["precision", "recall", "F1"], rows))
-    usage = {
-        "keywords_per_utterance": "keywords per recording",
-        "distinct_keywords": "different subwords in the split",
-        "keyword_duplicates": "repeated keywords within a recording, %",
-        "vocabulary_coverage": "usable subwords that ever occur, %",
-        "caption_coverage": "subwords of the captions that ever occur, %",
-        "semantic_similarity": "cosine with the nearest subword of the caption",
-        "semantic_similarity_shuffled": "the same with other recordings' captions",
-        "cif_length_error": "CIF's length against its target, keywords",
-    }
-    rows = [
-        ScoreRow(title, [_figure(name, metrics, 3)], [_interval(intervals.get(name), 3)])
-        for name, title in usage.items()
-        if name in metrics
-    ]
-    if rows:
-        tables.append(ScoreTable("Use of keywords", ["value"], rows))
-    tolerances = [name.partition("@")[2] for name in metrics if name.startswith("boundary_f1@")]
-    if tolerances:
-        rows = []
-        for tolerance in tolerances:
-            names = [f"boundary_{name}@{tolerance}" for name in ("precision", "recall", "f1", "r_value")]
-            chance = [_figure(name, evaluation.chance) for name in names]
-            rows.append(
-                ScoreRow(f"within {tolerance.removesuffix('ms')} ms", [_figure(name, metrics) for name in names])
-            )
-            rows.append(ScoreRow("as many boundaries, evenly spaced", chance, is_baseline=True))
-        caption = f"Where CIF fires against word boundaries ({int(metrics['aligned_utterances'])} recordings; percent)"
-        tables.append(ScoreTable(caption, ["precision", "recall", "F1", "R-value"], rows))
-    return tables
-
-
-def _figure(name: str, values: Mapping[str, Any], digits: int = 1) -> str:
-    value = values.get(name)
-    if value is None:
-        return ""
-    return f"{value:g}" if name.endswith("median_rank") or isinstance(value, int) else f"{value:.{digits}f}"
-
-
-def _interval(ends: tuple[float, float] | None, digits: int = 1) -> str:
-    return "" if ends is None else f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
 
 
 def evaluation_report(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
-from ..modeling_speechclip_plus.image_loading import load_image
+from ..modeling_speechclip_plus.audio_loading import load_audio
+from .batched_embedding import batches_by_length, embed_pixels, picture_pixels, speech_inputs
 from .memory import release_memory
 
 # Utterances are sorted by length within this many batches: little padding, and few waveforms in memory.
@@ -119,12 +119,9 @@ def _encode_speech(
     for start in range(0, len(dataset), batch_size * _BATCHES_SORTED_TOGETHER):
         rows = range(start, min(start + batch_size * _BATCHES_SORTED_TOGETHER, len(dataset)))
         waveforms = [(row, load_audio(audio[row]["audio"], name=f"audio of row {row}")) for row in rows]
-        waveforms.sort(key=lambda item: len(item[1]))
-        for first in range(0, len(waveforms), batch_size):
-            batch = waveforms[first : first + batch_size]
-            inputs = processor(audio=[wave for _, wave in batch], sampling_rate=SAMPLING_RATE, return_tensors="pt")
+        for batch in batches_by_length(waveforms, batch_size):
             hidden, lengths = model.encode_speech_frames(
-                inputs["input_values"].to(model.device), inputs["attention_mask"].to(model.device)
+                **speech_inputs(model, processor, batch)
             )  # (B, L+1, T, D), (B,)
             hidden = hidden.to("cpu", dtype)
             for (row, _), states, length in zip(batch, hidden, lengths.tolist(), strict=True):
@@ -189,9 +186,9 @@ def _encode_images(model: Any, dataset: Any, processor: Any, batch_size: int) ->
     embeds = []
     for start in range(0, len(rows), batch_size):
         batch = [
-            load_image(images[row]["image"], name=f"image of row {row}") for row in rows[start : start + batch_size]
+            picture_pixels(processor, images[row]["image"], f"image of row {row}")
+            for row in rows[start : start + batch_size]
         ]
-        pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
-        embeds.append(model.get_image_features(pixel_values.to(model.device)).float().cpu())
+        embeds.append(embed_pixels(model, batch))
     place = {image_id: number for number, image_id in enumerate(first_row)}
     return torch.cat(embeds), [place[image_id] for image_id in dataset["image_id"]]

@@ -17,10 +17,10 @@ from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
-from ..modeling_speechclip_plus.image_loading import load_image
+from ..modeling_speechclip_plus.weight_fingerprint import hash_weights
+from .batched_embedding import embed_pixels, picture_pixels
 
 
 def default_cache_folder() -> Path:
@@ -112,9 +112,7 @@ def tower_identity(model: Any, processor: Any) -> str:
     """Tell an image tower from others: by its weights, its configuration and the image processor's settings."""
     digest = hashlib.blake2b(digest_size=16)
     for prefix, part in (("vision_model", model.clip.vision_model), ("projection", model.clip.visual_projection)):
-        for name, value in part.state_dict().items():
-            digest.update(f"{prefix}.{name} {tuple(value.shape)} {value.dtype}\0".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        hash_weights(digest, prefix, part)
     settings = {
         "tower": model.config.clip_config.vision_config.to_diff_dict(),
         "processor": processor.image_processor.to_dict(),
@@ -173,11 +171,9 @@ def _moved_in_place(file: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-@torch.no_grad()
 def _embed(model: Any, processor: Any, images: Any, rows: list[int]) -> np.ndarray:
-    pictures = [load_image(images[row]["image"], name=f"image of row {row}") for row in rows]
-    pixel_values = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    embeds = model.get_image_features(pixel_values.to(model.device, model.dtype)).float().cpu()
+    pixels = [picture_pixels(processor, images[row]["image"], f"image of row {row}") for row in rows]
+    embeds = embed_pixels(model, pixels)
     if not embeds.isfinite().all():
         wrong = [rows[number] for number in (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist()]
         raise ValueError(f"CLIP's image tower gives NaN or infinity for the pictures of the rows {wrong}.")

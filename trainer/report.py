@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from ..hub_cards.result_tables import ScoreTable
 from .report_charts import Series, line_chart, speech_chart
 
 _TEMPLATES = resources.files("speechclip_plus.hub_cards") / "templates"
@@ -119,29 +120,26 @@ class ImageQuery:
 
 
 @dataclass(frozen=True)
-class ScoreRow:
-    """A line of the results.
+class FoundItems:
+    """Any query, and the pictures or recordings that it found, best first.
 
     Attributes:
-        name: what was measured.
-        cells: the figures, one per column.
-        chance: what guessing gives, shown under the figures.
-        is_baseline: whether the line itself is something to compare with, and no figure of the model.
+        title: what to call it: the text, or the name of the file.
+        detail: a few words under it.
+        audio: data URI of the recording that asked; "" for other queries.
+        chart: SVG of its waveform and keywords.
+        source: data URI of the picture that asked; "" for other queries.
+        images: pictures that were found.
+        speech: recordings that were found.
     """
 
-    name: str
-    cells: Sequence[str]
-    chance: Sequence[str] = ()
-    is_baseline: bool = False
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """A table of results."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[ScoreRow]
+    title: str
+    detail: str = ""
+    audio: str = ""
+    chart: str = ""
+    source: str = ""
+    images: Sequence[FoundImage] = ()
+    speech: Sequence[FoundSpeech] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +173,7 @@ class Report:
         figures: charts of the results.
         speech_queries: speech to pictures.
         image_queries: pictures to speech.
+        found: queries of any kind, with what they found.
         losses: curves over training steps: name to (steps, values).
         recalls: curves of the validation over training steps, in percent.
         notes: sentences at the end.
@@ -189,6 +188,7 @@ class Report:
     figures: Sequence[Figure] = ()
     speech_queries: Sequence[SpeechQuery] = ()
     image_queries: Sequence[ImageQuery] = ()
+    found: Sequence[FoundItems] = ()
     losses: dict[str, Series] = field(default_factory=dict)
     recalls: dict[str, Series] = field(default_factory=dict)
     notes: Sequence[str] = ()

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-Series = tuple[Sequence[float], Sequence[float]]
+from ..hub_cards.training_picture import COLOURS, Series, round_step
 
-COLOURS = ("#0b6e69", "#b4530a", "#5b4bb3", "#9d2b5e", "#3d6b1f")
 _SPEECH_WIDTH, _SPEECH_HEIGHT = 760, 176
 _KEYWORD_TOP, _KEYWORD_HEIGHT = 4, 26
 _WAVE_TOP, _WAVE_HEIGHT = 40, 62
@@ -114,7 +113,7 @@ def line_chart(curves: Mapping[str, Series], unit: str, top: float | None = None
         return Markup("")
     last = max(x for values in points.values() for x, _ in values) or 1
     highest = max(y for values in points.values() for _, y in values)
-    step = _round_step((top or highest or 1.0) / 4)
+    step = round_step((top or highest or 1.0) / 4)
     top = top or math.ceil(highest / step - 1e-9) * step or 1.0
     width, height = _CHART_WIDTH - _LEFT - _RIGHT, _CHART_HEIGHT - _TOP - _BOTTOM
 
@@ -128,7 +127,7 @@ def line_chart(curves: Mapping[str, Series], unit: str, top: float | None = None
         parts.append(
             f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{line * step:g}{unit}</text>'
         )
-    step = _round_step(last / 4)
+    step = round_step(last / 4)
     for line in range(int(last / step + 1e-9) + 1):
         x = _LEFT + line * step / last * width
         anchor = "middle" if x < _CHART_WIDTH - _RIGHT - 16 else "end"
@@ -149,9 +148,3 @@ def line_chart(curves: Mapping[str, Series], unit: str, top: float | None = None
         f'<div class="legend">{"".join(legend)}</div><svg class="chart" viewBox="0 0 {_CHART_WIDTH} {_CHART_HEIGHT}" '
         f'role="img" aria-label="{label}">{"".join(parts)}</svg>'
     )
-
-
-def _round_step(rough: float) -> float:
-    """The next of 1, 2, 2.5, 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * (1 - 1e-9))

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
 from ..modeling_speechclip_plus.cif import keyword_times
-from ..modeling_speechclip_plus.image_loading import load_image
+from .batched_embedding import (
+    BATCHES_SORTED_TOGETHER,
+    batches_by_length,
+    embed_pixels,
+    picture_pixels,
+    speech_inputs,
+)
 from .evaluation import KEPT_OUTPUTS
 from .spoken_keywords import frame_seconds
 
-# Utterances are sorted by length within this many batches: little padding, and few waveforms in memory.
-_BATCHES_SORTED_TOGETHER = 8
 _AT_THE_END = 1e-3  # frames
 
 
@@ -103,10 +107,10 @@ def _embed_images(
     parts = []
     for start in range(0, len(rows), batch_size):
         batch = [
-            load_image(column[row]["image"], name=f"image of {names[row]}") for row in rows[start : start + batch_size]
+            picture_pixels(processor, column[row]["image"], f"image of {names[row]}")
+            for row in rows[start : start + batch_size]
         ]
-        pixel_values = processor(images=batch, return_tensors="pt")["pixel_values"]
-        parts.append(model.get_image_features(pixel_values.to(model.device)).float().cpu())
+        parts.append(embed_pixels(model, batch))
         if progress is not None:
             progress(len(batch))
     return torch.cat(parts)
@@ -117,19 +121,16 @@ def _embed_speech(
 ) -> None:
     column = dataset.select_columns(["audio"])
     rows_of: dict[str, list[Tensor]] = {}
-    for start in range(0, len(dataset), batch_size * _BATCHES_SORTED_TOGETHER):
+    for start in range(0, len(dataset), batch_size * BATCHES_SORTED_TOGETHER):
         window = []
-        for row in range(start, min(start + batch_size * _BATCHES_SORTED_TOGETHER, len(dataset))):
+        for row in range(start, min(start + batch_size * BATCHES_SORTED_TOGETHER, len(dataset))):
             audio = column[row]["audio"]
             window.append((row, load_audio(audio, name=f"audio of {split.names[row][0]}")))
             split.seconds[row] = len(window[-1][1]) / SAMPLING_RATE
             if isinstance(audio, dict) and audio.get("path"):
                 split.names[row].append(Path(audio["path"]).stem)
-        window.sort(key=lambda item: len(item[1]))
-        for begin in range(0, len(window), batch_size):
-            batch = window[begin : begin + batch_size]
-            inputs = processor(audio=[wave for _, wave in batch], sampling_rate=SAMPLING_RATE, return_tensors="pt")
-            outputs = model(**{name: inputs[name].to(model.device) for name in ("input_values", "attention_mask")})
+        for batch in batches_by_length(window, batch_size):
+            outputs = model(**speech_inputs(model, processor, batch))
             found = {name: outputs[name] for name in KEPT_OUTPUTS if outputs.get(name) is not None}
             if model.config.has_cif and model.config.cif_config.target_length == "frames":
                 found["target_lengths"] = model._target_lengths(outputs.frame_lengths, None)

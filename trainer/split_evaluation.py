@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..modeling_speechclip_plus.text_prompts import embed_texts
 from .alignments import AlignedWord, match_alignments, word_boundaries
 from .bootstrap import RESAMPLES, mean_interval
 from .chance import chance_keyword_hit_rate, chance_recall
@@ -13,7 +14,7 @@ from .evaluation import BRANCHES, keyword_shares, keyword_usage
 from .keyword_metrics import boundary_agreement, even_boundaries, keyword_statistics
 from .retrieval_statistics import RetrievalStatistics, retrieval_statistics
 from .split_embeddings import SplitEmbeddings
-from .zero_shot import embed_texts, speech_text_retrieval
+from .zero_shot import speech_text_retrieval
 
 
 @dataclass

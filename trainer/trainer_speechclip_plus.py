@@ -12,18 +12,33 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints, seed_worker
+from transformers.trainer_utils import (
+    HubStrategy,
+    SaveStrategy,
+    TrainOutput,
+    has_length,
+    rotate_checkpoints,
+    seed_worker,
+)
 
+from ..hub_cards.model_card import save_model_card
+from ..modeling_speechclip_plus.hub_commit import open_repository
+from ..modeling_speechclip_plus.hub_pushing import card_with_tags
 from ..modeling_speechclip_plus.keywords import perplexity
+from ..modeling_speechclip_plus.output_files import write_text
+from ..modeling_speechclip_plus.plain_card import generated_card, is_generated_card
+from .card_facts import trainer_card_facts
 from .checkpoints import UNFINISHED, finish_checkpoint, last_complete_checkpoint, remove_unfinished
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
 from .distributed import average_gradients, one_global_batch
-from .evaluation import KEPT_OUTPUTS, join_batches, kept_outputs, split_metrics
+from .evaluation import join_outputs, kept_outputs, split_metrics
 from .gradient_cache import backward_in_chunks, check_chunks_are_exact
+from .hub_push import HubPushes
 from .image_cache import cache_image_embeddings
 from .sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, StreamShare, utterance_lengths
 from .sharding import is_sharded, prepare_sharding
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
+from .training_meter import TrainingMeter
 
 LOSS_PARTS = ("parallel_loss", "cascaded_loss", "quantity_loss")
 
@@ -98,6 +113,7 @@ class SpeechClipPlusTrainer(Trainer):
         ):
             args.ddp_find_unused_parameters = False  # every step uses the whole branch: nothing to look for
         knows_use_cache = hasattr(model.config, "use_cache")
+        self._pushes: HubPushes | None = None
         super().__init__(
             model=model,
             args=args,
@@ -120,6 +136,7 @@ class SpeechClipPlusTrainer(Trainer):
         self._with_embeddings: dict[int, tuple[Any, Any]] = {}
         self._checkpoint_unfinished = False
         self.add_callback(_Epochs(self))
+        self.add_callback(TrainingMeter())
         self._kept_whole = prepare_sharding(self.accelerator, self.model, wanted=bool(args.fsdp))
         if args.gradient_cache_chunk is not None:
             check_chunks_are_exact(model.config)
@@ -309,6 +326,8 @@ class SpeechClipPlusTrainer(Trainer):
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         """Return all test batches, the incomplete last one too."""
+        # Of a split that was evaluated in training the pictures are embedded already.
+        _, test_dataset = self._with_embeddings.get(id(test_dataset), (None, test_dataset))
         with self._keeping_the_last_batch():
             return super().get_test_dataloader(test_dataset)
 
@@ -411,12 +430,108 @@ class SpeechClipPlusTrainer(Trainer):
         if self.args.should_save:
             self.state.save_to_json(str(folder / UNFINISHED / name / "trainer_state.json"))
             finish_checkpoint(folder, name)
+            if self._pushes is not None:
+                self._push_checkpoint(folder / name)
             rotate_checkpoints(
                 output_dir=str(folder),
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
         self.accelerator.wait_for_everyone()
+
+    # ---- the Hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository that the training pushes to; see `transformers.Trainer.init_hf_repo`.
+
+        Raises:
+            ValueError: if a private one is wanted and there is a public one.
+        """
+        if not self.is_world_process_zero():
+            return
+        self.hub_model_id = open_repository(
+            self.args.hub_model_id or Path(self.args.output_dir).resolve().name,
+            private=self.args.hub_private_repo if private is None else private,
+            token=token or self.args.hub_token,
+        )
+        self._pushes = HubPushes(self.args, self.hub_model_id)
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        **facts: Any,
+    ) -> None:
+        """Write README.md and its picture in the output folder; a README.md that somebody wrote or changed stays.
+
+        Args:
+            language: BCP 47 codes of the speech.
+            license: the Hub's name for the weights' licence.
+            tags: tags to add to the card's metadata.
+            model_name: the card's title; default: the repository's or the output folder's name.
+            **facts: other fields of `ModelCardFacts`, in place of what the trainer knows.
+
+        Raises:
+            TypeError: if there is no such field.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        file = folder / "README.md"
+        if file.is_file() and not is_generated_card(file.read_text(encoding="utf-8")):
+            return
+        facts |= {"license": license} if license else {}
+        facts |= {"languages": [language] if isinstance(language, str) else language} if language else {}
+        name = self.hub_model_id or model_name or folder.resolve().name
+        save_model_card(folder, trainer_card_facts(self, name=name, **facts))
+        card = card_with_tags(file.read_text(encoding="utf-8"), [tags] if isinstance(tags, str) else tags or [])
+        write_text(file, generated_card(card))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model and push it with its processor and card; see `transformers.Trainer.push_to_hub`.
+
+        Raises:
+            NotPublishableError: if the output folder holds something that must not be published.
+            OSError: if the Hub refuses or does not answer.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self._pushes is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if self._pushes is None:  # not on the first process
+            return None
+        self.create_model_card(**kwargs)
+        changes = {"token": token, "revision": revision}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return self._pushes.push_model(commit_message or "End of training", blocking, **given)
+
+    def _push_checkpoint(self, checkpoint: Path) -> None:
+        """Start to push a checkpoint, unless the one before is still on its way."""
+        args = self.args
+        if args.hub_strategy == HubStrategy.END or (self._pushes.is_busy() and not args.hub_always_push):
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self.create_model_card(examples=())  # they take time: the last push has them
+        by_step = args.save_strategy == SaveStrategy.STEPS
+        done = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch or 0)}"
+        self._pushes.push_checkpoint(checkpoint, f"Training in progress, {done}")
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        pass  # not from here, where the checkpoint is not finished: `_save_checkpoint` pushes it when it is
+
+    def _finish_current_push(self) -> None:
+        if self._pushes is not None:
+            self._pushes.report_failures()
 
     # ---- evaluation
 
@@ -452,7 +567,7 @@ class SpeechClipPlusTrainer(Trainer):
         return output
 
     def _split_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        predictions, labels = _joined(prediction.predictions), _joined(prediction.label_ids)
+        predictions, labels = join_outputs(prediction.predictions), join_outputs(prediction.label_ids)
         model = self.accelerator.unwrap_model(self.model)
         return split_metrics(
             predictions,
@@ -462,13 +577,6 @@ class SpeechClipPlusTrainer(Trainer):
             model.get_input_embeddings().weight,
             self.args.hit_rate_neighbours,
         )
-
-
-def _joined(batches: Any) -> dict[str, Tensor]:
-    """Join the evaluation loop's batches (or its one joined batch) name by name."""
-    batches = batches if isinstance(batches, list) else [batches]
-    names = [name for name in batches[0] if all(name in batch for batch in batches)]
-    return {name: join_batches([batch[name] for batch in batches], KEPT_OUTPUTS.get(name, -1)) for name in names}
 
 
 class _Unaligned:

@@ -1,6 +1,6 @@
 """Visually grounded speech: SpeechCLIP+ models for the Hugging Face ecosystem.
 
-Importing this package registers its model with `AutoConfig`, `AutoModel` and `AutoProcessor`. What trains and
+Importing this package registers its model with `AutoConfig`, `AutoModel`, `AutoProcessor` and `pipeline`. What trains and
 evaluates is imported when it is first used.
 """
 
@@ -11,11 +11,13 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .configuration.presets import load_preset, preset_names
+from .modeling_speechclip_plus.embedding_index import EmbeddingIndex
 from .modeling_speechclip_plus.modeling_speechclip_plus import (
     SpeechClipPlusModel,
     SpeechClipPlusPreTrainedModel,
 )
 from .modeling_speechclip_plus.outputs import Keyword, Neighbour, SpeechClipPlusOutput
+from .modeling_speechclip_plus.pipelines import register_pipelines
 from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .import_clip import import_open_clip
     from .trainer.collator import SpeechImageCollator
     from .trainer.data import load_speech_image_dataset
+    from .trainer.index_building import build_index
     from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
     from .trainer.training_arguments import SpeechClipPlusTrainingArguments
 
@@ -34,12 +37,14 @@ _LAZY = {
     "SpeechClipPlusTrainer": ".trainer.trainer_speechclip_plus",
     "SpeechClipPlusTrainingArguments": ".trainer.training_arguments",
     "SpeechImageCollator": ".trainer.collator",
+    "build_index": ".trainer.index_building",
     "load_speech_image_dataset": ".trainer.data",
 }
 
 AutoConfig.register(SpeechClipPlusConfig.model_type, SpeechClipPlusConfig, exist_ok=True)
 AutoModel.register(SpeechClipPlusConfig, SpeechClipPlusModel, exist_ok=True)
 AutoProcessor.register(SpeechClipPlusConfig, SpeechClipPlusProcessor, exist_ok=True)
+register_pipelines()
 
 
 def __getattr__(name: str) -> Any:
@@ -54,6 +59,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "EmbeddingIndex",
     "Keyword",
     "Neighbour",
     "SpeechClipPlusConfig",
@@ -64,6 +70,7 @@ __all__ = [
     "SpeechClipPlusTrainer",
     "SpeechClipPlusTrainingArguments",
     "SpeechImageCollator",
+    "build_index",
     "convert_checkpoint",
     "import_open_clip",
     "load_preset",

@@ -30,7 +30,9 @@ COMMANDS = {
     "convert": Command(".convert", "turn a checkpoint of the original research code into a folder to load"),
     "import-clip": Command(".import_clip", "turn an open_clip model into a folder that serves as a backbone"),
     "data": Command(".trainer.data_command", "check a data set of recordings and pictures, and write a copy of it"),
+    "push": Command(".push", "send a model, a data set or a Space to a repository on the Hub"),
     "evaluate": Command(".trainer.evaluate_command", "measure a model on a split; write results and a report"),
+    "index": Command(".index", "make a gallery of pictures or recordings searchable, and search it"),
 }
 
 # What our own checks and those of the libraries below us raise for wrong input: the message alone says what to do.

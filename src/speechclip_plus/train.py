@@ -25,11 +25,12 @@ from transformers.integrations import get_available_reporting_integrations
 
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .configuration.presets import load_preset
-from .hub_cards.model_card import ModelCardFacts, render_model_card
+from .hub_cards.model_card import save_model_card
 from .modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from .modeling_speechclip_plus.output_files import finished_folder, write_json
 from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from .trainer.chance import chance_recall
+from .trainer.card_facts import trainer_card_facts
+from .trainer.card_results import dataset_name, predicted_results
 from .trainer.checkpoints import last_complete_checkpoint
 from .trainer.data import load_speech_image_dataset
 from .trainer.evaluate_command import data_options
@@ -154,19 +155,27 @@ def train(settings: Mapping[str, Any], resume: bool = False) -> dict[str, float]
         if resume:
             print(f"going on from {checkpoint}" if checkpoint else "no complete checkpoint: from the beginning")
     trainer.train(resume_from_checkpoint=checkpoint if resume else None)
-    metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    output = trainer.predict(validation, metric_key_prefix="validation")
     weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, which may each have a part of it
     if not is_first:
         return None
+    measured = predicted_results(
+        trainer, output, dataset_name(validation) or "", "validation", how="`speechclip-plus train`"
+    )
     with finished_folder(output_dir / MODEL_FOLDER) as work:
         model.save_pretrained(work, state_dict=weights)
         processor.save_pretrained(work)
-        counts = {} if streaming else {"train": len(train_split)}
-        counts["validation"] = len(validation)
-        card = _card(settings, trainer, metrics, validation["image_id"], counts)
-        (work / "README.md").write_text(card, encoding="utf-8")
-    results = {"split": "validation", "metrics": metrics, "history": trainer.state.log_history}
-    write_json(output_dir / RESULTS_FILE, {"best_step": trainer.state.best_global_step, **results})
+        save_model_card(work, trainer_card_facts(trainer, results=[measured]))
+    metrics = dict(measured.metrics)
+    results = {
+        "best_step": trainer.state.best_global_step,
+        "split": "validation",
+        "metrics": metrics,
+        "intervals": measured.intervals,
+        "chance": measured.chance,
+        "history": trainer.state.log_history,
+    }
+    write_json(output_dir / RESULTS_FILE, results)
     return metrics
 
 
@@ -213,44 +222,6 @@ def _build(settings: Mapping[str, Any]) -> tuple[SpeechClipPlusModel, SpeechClip
     waveforms = {} if settings.get("speech") else preset["processor"]
     processor = SpeechClipPlusProcessor.from_backbones(**sources, **revisions, **waveforms)
     return SpeechClipPlusModel.from_backbones(**sources, **revisions, config=config), processor
-
-
-def _card(
-    settings: Mapping[str, Any],
-    trainer: SpeechClipPlusTrainer,
-    metrics: Mapping[str, float],
-    image_ids: list[int],
-    counts: Mapping[str, int],
-) -> str:
-    args, config = trainer.args, trainer.model.config
-    steps, best = trainer.state.global_step, trainer.state.best_global_step
-    pairs, accumulated = args.train_batch_size * args.world_size, args.gradient_accumulation_steps
-    negatives = "all negatives of each other" + (f"; {accumulated} batches a step" if accumulated > 1 else "")
-    facts = ModelCardFacts(
-        name=Path(settings["output_dir"]).resolve().name,
-        config=config,
-        metrics=metrics,
-        chance=chance_recall(image_ids, image_ids),
-        dataset=Path(str(settings["data"])).name,
-        split="validation",
-        counts=counts,
-        training={
-            "preset": settings["preset"],
-            "steps": f"{trainer.state.global_step}, of which {best} was the best"
-            if best
-            else trainer.state.global_step,
-            "batch": f"{pairs} pairs, {negatives}",
-            "learning rate": f"{args.learning_rate:g}, warm-up {args.get_warmup_steps(steps)} steps",
-            "optimiser": "Adam with L2" if args.optimizer == "adam" else str(args.optim),
-            "seed": args.seed,
-        },
-        backbones={
-            "speech encoder": config.speech_backbone["repo_id"],
-            "CLIP": config.clip_backbone["repo_id"],
-        },
-        language=None,
-    )
-    return render_model_card(facts)
 
 
 def _read_file(file: Path) -> dict[str, Any]:

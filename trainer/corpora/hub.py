@@ -1,14 +1,16 @@
 """Any data set of the Hub, saved data set or parquet file, with its columns mapped to the common ones."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from ..spoken_scenes import FEATURES
-from .common import AUDIO, IMAGE, NoSuchSplitError, stable_id
+from .common import AUDIO, NoSuchSplitError, stable_id
+
+_MEDIA = ("audio", "image")
 
 
 def is_data_path(path: Path) -> bool:
@@ -28,6 +30,7 @@ def load_mapped(
     revision: str | None = None,
     cache_dir: str | None = None,
     streaming: bool = False,
+    media: Sequence[str] = ("audio", "image"),
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load a split of a data set that `datasets` reads, and give it the common columns.
 
@@ -36,12 +39,13 @@ def load_mapped(
             (``train-00000-of-00001.parquet``), or a folder written by ``save_to_disk``.
         split: the split's name there.
         columns: the source's name of each column that has another name there, for instance ``{"audio": "sound"}``.
-            Of ``audio`` and ``image`` there must be one. Without an ``image_id`` it follows from the picture's bytes
-            (or, if only its path is stored, from that); ids that are strings become numbers.
+            Without an ``image_id`` it follows from the picture's bytes (or, if only its path is stored, from that; or
+            without pictures, from the row); ids that are strings become numbers.
         config_name: the configuration, for repositories that have several.
         revision: the repository's revision.
         cache_dir: where `datasets` keeps what it makes of it.
         streaming: return an `IterableDataset`.
+        media: which of ``audio`` and ``image`` are wanted, and must be there.
 
     Raises:
         ValueError: no such split, or columns that are missing, named twice or of a type that does not fit.
@@ -70,7 +74,7 @@ def load_mapped(
             cache_dir=cache_dir,
             streaming=streaming,
         )
-    return _with_common_columns(data, str(source), split, dict(columns or {}))
+    return _with_common_columns(data, str(source), split, dict(columns or {}), media)
 
 
 def shards(data: datasets.Dataset) -> datasets.IterableDataset:
@@ -101,15 +105,19 @@ def _parquet_files(path: Path, split: str) -> list[Path]:
     )
 
 
-def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, str]) -> Any:
+def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, str], media: Sequence[str]) -> Any:
+    features = datasets.Features(
+        {name: kind for name, kind in {**FEATURES, "audio": AUDIO}.items() if name in media or name not in _MEDIA}
+    )
     if unknown := sorted(set(columns) - set(FEATURES)):
         raise ValueError(f"columns maps {', '.join(unknown)}; there are only {', '.join(FEATURES)} to be mapped to.")
+    columns = {name: own for name, own in columns.items() if name in features}
     names = data.column_names
     if data.features is None or names is None:
         raise ValueError(f"{source} does not say what its columns are: leave streaming out.")
-    wanted = {name: columns.get(name, name) for name in FEATURES}
+    wanted = {name: columns.get(name, name) for name in features}
     absent = [name for name, own in wanted.items() if own not in names]
-    if wrong := [name for name in absent if name in columns or name in ("audio", "image")]:
+    if wrong := [name for name in absent if name in columns or name in media]:
         raise ValueError(
             f"{source} has no column {', '.join(repr(wanted[name]) for name in wrong)}; its columns are "
             f"{', '.join(names)}. Say which is {' and '.join(wrong)} with columns={{{wrong[0]!r}: ...}}."
@@ -118,24 +126,25 @@ def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, 
     if len(set(taken.values())) < len(taken):
         raise ValueError(f"A column of {source} stands for two: {taken}. Each can have one meaning only.")
     data = data.select_columns(list(taken.values()))
-    for name, feature in (("audio", AUDIO), ("image", IMAGE)):
-        if data.features[taken[name]] != feature:
-            data = data.cast_column(taken[name], feature)
+    for name in media:
+        if data.features[taken[name]] != features[name]:
+            data = data.cast_column(taken[name], features[name])
     if isinstance(data, datasets.IterableDataset):
         # As tables: as rows, `datasets` would encode the recordings again, for which it needs torchcodec.
-        full = datasets.Features({**FEATURES, "audio": AUDIO})
-        arguments = {"taken": taken, "split": split, "features": full}
+        arguments = {"taken": taken, "split": split, "features": features}
         data = data.with_format("arrow").map(
             _complete,
             batched=True,
             with_indices=True,
-            features=full,
+            features=features,
             fn_kwargs=arguments,
         )
         return data.with_format(None)
     data = data.rename_columns({own: name for name, own in taken.items() if own != name})
     if "image_id" not in taken:
-        data = data.add_column("image_id", [_picture_id(image) for image in data["image"]])
+        pictures = data["image"] if "image" in taken else None
+        ids = range(len(data)) if pictures is None else (_picture_id(image) for image in pictures)
+        data = data.add_column("image_id", list(ids))
     elif data.features["image_id"].dtype == "string":
         ids = [stable_id(value) for value in data["image_id"]]
         data = data.remove_columns("image_id").add_column("image_id", ids)
@@ -147,7 +156,7 @@ def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, 
             data, values = data.remove_columns(name), _strings(values)
         if name not in data.column_names:
             data = data.add_column(name, values)
-    return data.select_columns(list(FEATURES))
+    return data.select_columns(list(features))
 
 
 def _complete(table: Any, indices: list[int], taken: dict[str, str], split: str, features: datasets.Features) -> Any:
@@ -160,11 +169,13 @@ def _complete(table: Any, indices: list[int], taken: dict[str, str], split: str,
         name: _strings(table[name].to_pylist()) if name in taken else _default(name, split, indices)
         for name in ("text", "caption_id", "speaker")
     }
-    if "image_id" not in taken:
+    if "image_id" in taken:
+        image_ids = [stable_id(v) if isinstance(v, str) else v for v in table["image_id"].to_pylist()]
+    elif "image" in taken:
         image_ids = [_picture_id(image) for image in table["image"].to_pylist()]
     else:
-        image_ids = [stable_id(v) if isinstance(v, str) else v for v in table["image_id"].to_pylist()]
-    columns = {"audio": table["audio"], "image": table["image"], "image_id": image_ids, **strings}
+        image_ids = indices
+    columns = {name: table[name] for name in _MEDIA if name in taken} | {"image_id": image_ids, **strings}
     return pyarrow.table(columns).cast(features.arrow_schema)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
 from ...modeling_speechclip_plus.image_loading import load_image
+from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files
 from ...modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ...modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from ..data import load_speech_image_dataset
@@ -34,8 +35,6 @@ from ..spoken_keywords import frame_seconds, spoken_keywords
 from .console import quiet_libraries
 from .report import quickstart_report
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NUM_FOUND = 5
 TOLERANCE = 1e-4
 
@@ -154,32 +153,6 @@ def _scene_pictures(scenes: Any) -> _Pictures:
     column = scenes.select_columns(["image"])
     sources = [column[row]["image"] for row in first.values()]
     return _Pictures(sources, [""] * len(sources), list(first), torch.empty(0))
-
-
-def list_files(paths: Sequence[str], suffixes: Sequence[str], what: str) -> list[Path]:
-    """List the files among `paths` and in the folders among them, in order of their names.
-
-    Args:
-        paths: files, taken as they are, and folders, searched with all folders in them.
-        suffixes: of the files to take from folders, lower case.
-        what: what errors call a file.
-
-    Raises:
-        FileNotFoundError: if a path does not exist.
-        ValueError: if a folder holds no such file.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"There is no {what} or folder {path}.")
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in suffixes)
-            if not found:
-                raise ValueError(f"The folder {path} holds no {what} ({', '.join(suffixes)}).")
-            files += found
-        else:
-            files.append(path)
-    return files
 
 
 def _embed(

@@ -151,7 +151,9 @@ def _check_queries(args: argparse.Namespace) -> None:
     """Look for the user's files now, and not when the training is over."""
     if not (args.audio or args.images):
         return
-    from .answers import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files, load_audio, load_image
+    from ...modeling_speechclip_plus.audio_loading import load_audio
+    from ...modeling_speechclip_plus.image_loading import load_image
+    from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files
 
     for file in list_files(args.audio, AUDIO_SUFFIXES, "recording"):
         load_audio(file, name="recording")

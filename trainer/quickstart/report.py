@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..report import ImageQuery, Report, ScoreRow, ScoreTable, SpeechQuery
+from ...hub_cards.result_tables import ScoreRow, ScoreTable
+from ..report import ImageQuery, Report, SpeechQuery
 from .console import clock_time, number
 
 DIRECTIONS = {"speech_to_image": "speech to pictures", "image_to_speech": "pictures to speech"}

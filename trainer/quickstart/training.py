@@ -13,9 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from ...configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from ...hub_cards.model_card import save_model_card
+from ...hub_cards.versions import versions
 from ...modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ...modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from ..chance import chance_keyword_hit_rate, chance_recall
+from ..card_facts import split_size, trainer_card_facts
+from ..card_results import keyword_examples, predicted_results
 from ..collator import SpeechImageCollator
 from ..data import load_speech_image_dataset
 from ..evaluation import join_batches
@@ -24,11 +27,11 @@ from ..sampler import LengthGroupedBatches
 from ..tiny_backbones import tiny_backbone
 from ..trainer_speechclip_plus import SpeechClipPlusTrainer
 from ..training_arguments import SpeechClipPlusTrainingArguments
-from ..versions import versions
 from .console import Console, ProgressPrinter, format_table
 from .plan import Plan
 from .report import score_tables
 
+DATASET = "spoken_scenes"
 # Hidden states of more bytes are kept in a file.
 IN_MEMORY_BYTES = 5e8
 _TIMED_STEPS = 8
@@ -55,7 +58,7 @@ def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, c
 
     console.phase("features", "2. running the frozen encoders")
     model, processor = _build_model(preset, splits["train"]["text"])
-    counts = _counts(splits)
+    counts, sizes = _counts(splits), {name: split_size(split) for name, split in splits.items()}
     # The data sets are let go as soon as their features are there.
     train = _features(model, processor, splits.pop("train"), "train", work, console)
     validation = _features(model, processor, splits.pop("validation"), "validation", work, console)
@@ -68,8 +71,8 @@ def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, c
 
     console.phase("evaluation", f"4. evaluating on {len(splits['test'])} recordings of unseen scenes in unseen voices")
     output = trainer.predict(splits["test"], metric_key_prefix="test")
-    metrics = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
-    chance = _chance(model, processor, splits["test"])
+    measured = predicted_results(trainer, output, DATASET, "test", how="`speechclip-plus quickstart`")
+    metrics, chance = dict(measured.metrics), dict(measured.chance)
     for table in score_tables(metrics, chance):
         console.say(f"  {table.caption}:")
         rows = [(row.name, row.cells) for row in table.rows]
@@ -97,9 +100,27 @@ def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, c
         },
         "history": _history(trainer.state.log_history),
         "test": metrics,
+        "intervals": dict(measured.intervals),
         "chance": chance,
     }
-    _save_model(model, processor, work / model_folder, results)
+    model.save_pretrained(work / model_folder)
+    processor.save_pretrained(work / model_folder)
+    facts = trainer_card_facts(
+        trainer,
+        name=f"{model.config.variant}-tiny-{DATASET}",
+        dataset=DATASET,
+        languages=("en",),
+        license="mit",
+        splits=sizes,
+        results=[measured],
+        examples=keyword_examples(trainer, splits["test"]),
+        examples_split="test",
+        limits=(
+            "A model to try things out with. It knows drawn scenes of two objects and synthetic English voices; it "
+            "does not understand people or photographs."
+        ),
+    )
+    save_model_card(work / model_folder, facts)
     return results
 
 
@@ -110,8 +131,7 @@ def _load_splits(plan: Plan) -> dict[str, Any]:
         "test": {"num_scenes": plan.eval_scenes},
     }
     return {
-        name: load_speech_image_dataset("spoken_scenes", split=name, seed=plan.seed, **size)
-        for name, size in sizes.items()
+        name: load_speech_image_dataset(DATASET, split=name, seed=plan.seed, **size) for name, size in sizes.items()
     }
 
 
@@ -219,12 +239,6 @@ def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: FrozenF
     return sum(times[1:]) / len(times[1:])  # without the first, which also allocates
 
 
-def _chance(model: SpeechClipPlusModel, processor: Any, test: Any) -> dict[str, float]:
-    captions = processor.tokenizer(list(test["text"]), add_special_tokens=False)["input_ids"]
-    keywords = model.vocabulary_ids[model.is_keyword].tolist()
-    return {**chance_recall(test["image_id"], test["image_id"]), **chance_keyword_hit_rate(captions, keywords)}
-
-
 def _save_expected(file: Path, predictions: Any, image_ids: Sequence[int]) -> None:
     """Keep the test split's embeddings, each picture once, for the new process to compare with."""
     batches = predictions if isinstance(predictions, list) else [predictions]
@@ -258,41 +272,3 @@ def _history(log: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[flo
         name: {key: [entry[key] for entry in entries] for key in (entries[0] if entries else {})}
         for name, entries in (("train", train), ("validation", validation))
     }
-
-
-def _save_model(model: SpeechClipPlusModel, processor: Any, folder: Path, results: Mapping[str, Any]) -> None:
-    from ...hub_cards.model_card import ModelCardFacts, render_model_card
-
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    training, counts = results["training"], results["data"]
-    facts = ModelCardFacts(
-        name=f"{model.config.variant}-tiny-spoken_scenes",
-        config=model.config,
-        metrics=results["test"],
-        chance=results["chance"],
-        dataset="spoken_scenes",
-        dataset_text=(
-            "The scenes are drawn by code and their captions spoken by espeak-ng; the test split's scenes and voices "
-            "are in no other split."
-        ),
-        counts={name: counts[f"{name}_utterances"] for name in ("train", "validation", "test")},
-        training={
-            "steps": f"{training['steps']} of {training['batch_size']} pairs",
-            "time": f"{training['seconds'] / 60:.1f} minutes on a CPU, from frozen features computed once",
-            "learning rate": f"{training['learning_rate']:g}, warm-up {training['warmup_steps']} steps, linear decay",
-            "optimiser": "Adam, L2 1e-6",
-            "seed": results["seed"],
-            "trained parameters": training["trained_parameters"],
-            "frozen parameters": training["frozen_parameters"],
-        },
-        backbones={
-            "speech encoder": "the tiny HuBERT that ships with speechclip-plus",
-            "CLIP": "the tiny CLIP that ships with speechclip-plus",
-        },
-        limits=(
-            "A model to try things out with. It knows drawn scenes of two objects and synthetic English voices; it "
-            "does not understand people or photographs."
-        ),
-    )
-    (folder / "README.md").write_text(render_model_card(facts), encoding="utf-8")
