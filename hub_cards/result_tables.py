@@ -163,7 +163,11 @@ def _keyword_tables(measured: Measured) -> list[ScoreTable]:
             if f"{unit}_f1" in metrics
         ]
         tables.append(ScoreTable("Keywords against captions (percent)", ["precision", "recall", "F1"], rows))
-    rows = [measured.row(title, [name], digits=3) for name, title in _USAGE.items() if name in metrics]
+    rows = [
+        measured.row(title, [name], digits=1 if title.endswith("%") else 3)
+        for name, title in _USAGE.items()
+        if name in metrics
+    ]
     if rows:
         tables.append(ScoreTable("Use of keywords", ["value"], rows))
     return tables

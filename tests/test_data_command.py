@@ -129,7 +129,7 @@ def test_options_reach_the_data_set(folder, tmp_path, capsys):
     columns = 'columns={"audio": "sound", "text": "words"}'
     assert check(tmp_path / "saved", "--split", "train", "--option", columns) == 0
     assert check(tmp_path / "saved", "--split", "train", "--option", "columns") == 1
-    assert "expected NAME=VALUE" in capsys.readouterr().err
+    assert "columns is not KEY=VALUE" in capsys.readouterr().err
 
 
 def test_a_split_that_is_asked_for_has_to_be_there(folder, capsys):

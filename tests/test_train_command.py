@@ -1,6 +1,7 @@
 """`speechclip-plus train`: from a folder of recordings and pictures to a saved model."""
 
 import csv
+import importlib.util
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import soundfile
 import yaml
 from PIL import Image
 
-from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, cli
+from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, cli, load_speech_image_dataset
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,7 @@ def finished(data_dir, tmp_path_factory):
                     "per_device_train_batch_size": 4,
                     "use_cpu": True,
                     "image_cache_dir": str(folder / "cache"),
+                    "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
                 },
             }
         )
@@ -76,6 +78,35 @@ def test_the_configuration_used_is_written_with_what_the_command_line_changed(fi
     assert [entry["step"] for entry in history if "eval_mean_R@10" in entry][:2] == [2, 4]
 
 
+def test_tensorboard_gets_every_part_of_the_loss_and_the_metrics(finished):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    first = min(finished.rglob("events.out.tfevents*"), key=lambda file: file.name)
+    events = accumulator.EventAccumulator(str(first))
+    events.Reload()
+    history = json.loads((finished / "results.json").read_text())["history"]
+    for name, logged in (("train/cascaded_loss", "cascaded_loss"), ("eval/mean_R@10", "eval_mean_R@10")):
+        written = {event.step: event.value for event in events.Scalars(name)}
+        expected = {entry["step"]: entry[logged] for entry in history if logged in entry}
+        assert written == {step: pytest.approx(expected[step], rel=1e-5) for step in written} and written
+
+
+def test_training_data_can_be_a_stream_with_options_of_the_data_set(data_dir, tmp_path):
+    copy = tmp_path / "copy"
+    for split in ("train", "validation"):
+        renamed = load_speech_image_dataset("folder", split=split, data_dir=data_dir).rename_column("audio", "sound")
+        renamed.to_parquet(copy / f"{split}-00000-of-00001.parquet")
+    arguments = ["--data", str(copy), "--option", 'columns={"audio": "sound"}', "--streaming"]
+    settings = ["max_steps=3", "eval_steps=3", "warmup_steps=1", "per_device_train_batch_size=4", "use_cpu=true"]
+    for setting in [*settings, f"image_cache_dir={tmp_path / 'cache'}"]:
+        arguments += ["--set", setting]
+    assert cli.main(["train", "--preset", "cascaded-tiny", "--output-dir", str(tmp_path / "run"), *arguments]) == 0
+    written = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert written["streaming"] is True and written["data_options"] == {"columns": {"audio": "sound"}}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["metrics"]["utterances"] == 4
+    assert [entry["epoch"] for entry in results["history"] if "loss" in entry]  # a stream's rows were trained on
+
+
 def test_a_run_goes_on_with_the_output_folder_alone(finished, capsys):
     assert cli.main(["train", "--output-dir", str(finished)]) == 1
     assert "holds a run already: go on with it (--resume)" in capsys.readouterr().err
@@ -92,6 +123,7 @@ def test_a_run_goes_on_with_the_output_folder_alone(finished, capsys):
         ([], {"presett": "x"}, "no setting (in"),
         ([], {"training": {"learning_rat": 1}}, "The nearest is 'learning_rate'"),
         (["--set", "max_steps"], {}, "--set takes KEY=VALUE"),
+        (["--set", "report_to=comet_ml"], {}, "'comet_ml', which is not installed here: `pip install comet_ml`"),
         (["--preset", "hybrid-tny"], {}, "Near to it: hybrid-tiny"),
         ([], {"output_dir": None}, "Give --output-dir"),
     ],

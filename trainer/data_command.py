@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from .corpora.common import Findings, NoSuchSplitError
 from .data import DATASETS, read_dataset
 from .data_copies import check_output, finished_file, push_dataset, write_parquet
 from .data_facts import given_name, spoken_languages
+from .evaluate_command import data_options
 from .scenes import SPLITS
 
 _SHOWN = 20
@@ -179,7 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check a data set; returns 1 if files are broken that were not to be skipped."""
-    options = dict(map(_option, args.option))
+    options = data_options(args.option)
     wanted = args.split or list(SPLITS)
     if args.write:
         check_output([] if args.split is None else wanted, args.write, args.force)
@@ -251,16 +251,6 @@ def _card_facts(
         left_out=broken,
         license=args.license,
     )
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"--option {text}: expected NAME=VALUE.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _table(reports: dict[str, SplitReport], broken: dict[str, int]) -> str:

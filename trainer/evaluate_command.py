@@ -262,7 +262,8 @@ def _curves(evaluation: SplitEvaluation) -> dict[str, list[float]]:
 def _facts(args: argparse.Namespace, content: Mapping[str, Any]) -> list[tuple[str, str]]:
     data, published = content["data"], content["published"]
     facts = [
-        ("model", Path(args.model).name if Path(args.model).exists() else str(args.model)),
+        # A run calls every model "model": the folder above tells which.
+        ("model", "/".join(Path(args.model).resolve().parts[-2:]) if Path(args.model).exists() else str(args.model)),
         ("variant", content["model"]["variant"]),
         (
             "data",

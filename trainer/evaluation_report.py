@@ -99,7 +99,8 @@ def _figures(model: Any, processor: Any, split: SplitEmbeddings, evaluation: Spl
         Figure(
             "Embedding space",
             scatter_chart(points, (f"first component ({shares[0]:.0f} %)", f"second ({shares[1]:.0f} %)")),
-            f"principal components of the first {PCA_POINTS} recordings ({branch} branch) and pictures together",
+            f"principal components of {len(embeds['speech'])} recordings ({branch} branch) and "
+            f"{len(embeds['pictures'])} pictures together",
         )
     )
     if "keyword_ids" in split.outputs:

@@ -64,6 +64,7 @@ def backward_in_chunks(
 
     with autocast():
         output = _losses(model, leaves, counts, inputs)
+    assert output.loss is not None
     backward(output.loss)
     after = _random_state(model.device)
 

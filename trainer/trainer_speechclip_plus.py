@@ -36,6 +36,7 @@ from .gradient_cache import backward_in_chunks, check_chunks_are_exact
 from .hub_push import HubPushes
 from .image_cache import cache_image_embeddings
 from .sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, StreamShare, utterance_lengths
+from .sharding import is_sharded, prepare_sharding
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 from .training_meter import TrainingMeter
 
@@ -75,6 +76,12 @@ class SpeechClipPlusTrainer(Trainer):
     """
 
     args: SpeechClipPlusTrainingArguments
+    # Set by Trainer, which declares no types for them.
+    compute_metrics: Any
+    eval_dataset: Any
+    lr_scheduler: Any
+    optimizer: Any
+    processing_class: Any
 
     def __init__(
         self,
@@ -130,6 +137,7 @@ class SpeechClipPlusTrainer(Trainer):
         self._checkpoint_unfinished = False
         self.add_callback(_Epochs(self))
         self.add_callback(TrainingMeter())
+        self._kept_whole = prepare_sharding(self.accelerator, self.model, wanted=bool(args.fsdp))
         if args.gradient_cache_chunk is not None:
             check_chunks_are_exact(model.config)
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -172,7 +180,9 @@ class SpeechClipPlusTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Return the weighted sum of the losses (and the output), and remember the parts for the next log."""
         inputs = {name: value for name, value in inputs.items() if name in self._forward_names}
-        outputs = model(**inputs, return_loss=True, global_step=self.state.global_step)
+        # FSDP does not wrap the forward in autocast; elsewhere this changes nothing.
+        with self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext():
+            outputs = model(**inputs, return_loss=True, global_step=self.state.global_step)
         if model.training:
             self._observed.add(outputs, self._vocabulary_size)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -182,7 +192,9 @@ class SpeechClipPlusTrainer(Trainer):
     ) -> Tensor:
         """Compute the gradients of a batch, in chunks if `gradient_cache_chunk` says so; returns the loss."""
         if self.args.gradient_cache_chunk is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            average_gradients(self._kept_whole)  # FSDP has done it with the others
+            return loss
         model.train()
         inputs = self._prepare_inputs(inputs)
         unwrapped = self.accelerator.unwrap_model(model)
@@ -272,7 +284,8 @@ class SpeechClipPlusTrainer(Trainer):
         if not has_length(dataset):
             if args.max_steps <= 0:
                 raise ValueError("A stream does not tell its length: give max_steps, after which training ends.")
-            self._lengths(dataset)
+            if args.train_sampling_strategy == "group_by_length":
+                raise ValueError("A stream cannot be grouped by length: use train_sampling_strategy='random'.")
             stream = StreamShare(dataset, args.process_index, args.world_size)
             return DataLoader(stream, batch_size=args.train_batch_size, drop_last=True, **shared)
         self._training_batches = SharedBatches(
@@ -287,7 +300,7 @@ class SpeechClipPlusTrainer(Trainer):
                 f"{len(dataset)} rows make no batch for {args.world_size} processes of {args.train_batch_size} each "
                 f"(dataloader_drop_last={args.dataloader_drop_last})."
             )
-        if args.eval_strategy != "no":  # before a wrapper like FSDP shards the tower
+        if args.eval_strategy != "no" or self.is_fsdp_enabled:  # now, before FSDP shards the tower
             for split in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
                 self._embedded(split)
         return DataLoader(
@@ -343,6 +356,8 @@ class SpeechClipPlusTrainer(Trainer):
         ):
             return dataset
         if id(dataset) not in self._with_embeddings:
+            if is_sharded(model):  # embeds in the forward of all processes alone
+                return dataset
             with self.args.main_process_first(desc="embedding the pictures"):
                 cached = cache_image_embeddings(
                     model,
@@ -360,17 +375,13 @@ class SpeechClipPlusTrainer(Trainer):
             return None
         return SequentialSampler(eval_dataset)
 
-    def _lengths(self, dataset: Any) -> Sequence[int] | None:
-        """Lengths of the rows, if batches are to be grouped by them.
+    def _lengths(self, dataset: Any) -> Sequence[int]:
+        """Lengths of the rows, for batches that are grouped by them.
 
         Raises:
             ValueError: if they cannot be known.
         """
-        if self.args.train_sampling_strategy != "group_by_length":
-            return None
         columns = getattr(dataset, "column_names", None) or ()
-        if not has_length(dataset):
-            raise ValueError("A stream cannot be grouped by length: use train_sampling_strategy='random'.")
         if (lengths := getattr(dataset, "lengths", None)) is not None:
             return lengths
         if self.args.length_column_name in columns:
@@ -548,7 +559,7 @@ class SpeechClipPlusTrainer(Trainer):
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         scored = (output.metrics or {}).get(f"{prefix}_utterances")
-        dataset = getattr(dataloader, "dataset", None)
+        dataset: Any = getattr(dataloader, "dataset", None)
         if scored is not None and has_length(dataset) and scored != len(dataset):
             raise RuntimeError(
                 f"{scored} utterances were scored, but the data set has {len(dataset)}: the figures would be wrong."
@@ -582,6 +593,9 @@ class _Observed:
     """Sums of what training batches gave since the last log, kept on their device so that no step waits for them."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
         self.batches = 0
         self.sums: dict[str, Tensor] = {}
         self.chosen: Tensor | None = None  # (V + 1,) how often each subword was chosen, the first for padding
@@ -611,7 +625,7 @@ class _Observed:
             counts = accelerator.reduce(self.chosen[1:], reduction="sum")
             result["distinct_keywords"] = int((counts > 0).sum())
             result["code_perplexity"] = perplexity(counts).item()
-        self.__init__()
+        self.forget()
         return result
 
 

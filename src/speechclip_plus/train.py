@@ -15,12 +15,13 @@ Options of the command line win over the file.
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from transformers.integrations import get_available_reporting_integrations
 
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .configuration.presets import load_preset
@@ -33,6 +34,7 @@ from .trainer.card_results import predicted_results
 from .trainer.checkpoints import last_complete_checkpoint
 from .trainer.data import load_speech_image_dataset
 from .trainer.data_facts import dataset_name
+from .trainer.evaluate_command import data_options
 from .trainer.tiny_backbones import tiny_backbone
 from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from .trainer.training_arguments import SpeechClipPlusTrainingArguments
@@ -41,7 +43,8 @@ SETTINGS_FILE = "run.yaml"
 MODEL_FOLDER = "model"
 RESULTS_FILE = "results.json"
 DEFAULT_PRESET = "hybrid_plus-base-flickr8k"
-_KEYS = ("preset", "data", "data_dir", "data_options", "output_dir", "speech", "clip", "training")
+SHUFFLED_TOGETHER = 2_000  # rows of a stream; those of parquet files hold the recordings and pictures themselves
+_KEYS = ("preset", "data", "data_dir", "data_options", "streaming", "output_dir", "speech", "clip", "training")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", help=f"model and hyper-parameters (default: {DEFAULT_PRESET})")
     parser.add_argument("--data", help="data set by name, or a folder (default: what the preset was published on)")
     parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the data set; may be repeated"
+    )
+    parser.add_argument(
+        "--streaming",
+        action="store_true",
+        default=None,
+        help="read the training data as a stream, each process its own",
+    )
     parser.add_argument("--output-dir", metavar="DIR", help="folder for checkpoints, the best model and the results")
     parser.add_argument("--speech", metavar="REPO_OR_DIR", help="speech encoder (default: the preset's)")
     parser.add_argument("--clip", metavar="REPO_OR_DIR", help="CLIP (default: the preset's)")
@@ -86,8 +98,10 @@ def read_settings(args: argparse.Namespace) -> dict[str, Any]:
     if file is None and args.resume and args.output_dir and (Path(args.output_dir) / SETTINGS_FILE).is_file():
         file = Path(args.output_dir) / SETTINGS_FILE  # a run tells itself how it was started
     settings = _read_file(file) if file is not None else {}
-    given = {name: getattr(args, name) for name in ("preset", "data", "data_dir", "output_dir", "speech", "clip")}
-    settings |= {name: value for name, value in given.items() if value is not None}
+    names = ("preset", "data", "data_dir", "streaming", "output_dir", "speech", "clip")
+    settings |= {name: value for name in names if (value := getattr(args, name)) is not None}
+    if options := data_options(args.option):
+        settings["data_options"] = {**(settings.get("data_options") or {}), **options}
     settings["training"] = {**(settings.get("training") or {}), **_assignments(args.set)}
     _check_names(settings["training"], _training_names(), "training argument")
     if not settings.get("output_dir"):
@@ -115,17 +129,15 @@ def train(settings: Mapping[str, Any], resume: bool = False) -> dict[str, float]
     if not resume and (checkpoint is not None or (output_dir / MODEL_FOLDER).exists()):
         raise ValueError(f"{output_dir} holds a run already: go on with it (--resume), or name another folder.")
     arguments = _training_arguments(settings)
+    _check_reporting(arguments.report_to)
     torch.manual_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data"):
-        train_split, validation = (
-            load_speech_image_dataset(
-                settings["data"],
-                split=split,
-                data_dir=settings.get("data_dir"),
-                **(settings.get("data_options") or {}),
-            )
-            for split in ("train", "validation")
-        )
+        chosen = {"data_dir": settings.get("data_dir"), **(settings.get("data_options") or {})}
+        streaming = bool(settings.get("streaming"))
+        train_split = load_speech_image_dataset(settings["data"], split="train", streaming=streaming, **chosen)
+        validation = load_speech_image_dataset(settings["data"], split="validation", **chosen)
+    if streaming:  # captions of a picture are neighbours
+        train_split = train_split.shuffle(seed=arguments.seed, buffer_size=SHUFFLED_TOGETHER)
     model, processor = _build(settings)
     trainer = SpeechClipPlusTrainer(
         model=model,
@@ -145,13 +157,14 @@ def train(settings: Mapping[str, Any], resume: bool = False) -> dict[str, float]
             print(f"going on from {checkpoint}" if checkpoint else "no complete checkpoint: from the beginning")
     trainer.train(resume_from_checkpoint=checkpoint if resume else None)
     output = trainer.predict(validation, metric_key_prefix="validation")
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, which may each have a part of it
     if not is_first:
         return None
     measured = predicted_results(
         trainer, output, dataset_name(validation) or "", "validation", how="`speechclip-plus train`"
     )
     with finished_folder(output_dir / MODEL_FOLDER) as work:
-        model.save_pretrained(work)
+        model.save_pretrained(work, state_dict=weights)
         processor.save_pretrained(work)
         save_model_card(work, trainer_card_facts(trainer, results=[measured]))
     metrics = dict(measured.metrics)
@@ -180,18 +193,26 @@ def _training_arguments(settings: Mapping[str, Any]) -> SpeechClipPlusTrainingAr
         "load_best_model_at_end": True,
         "logging_steps": max(1, min(50, interval)),
     }
-    arguments = SpeechClipPlusTrainingArguments.from_preset(
+    return SpeechClipPlusTrainingArguments.from_preset(
         settings["preset"], output_dir=str(settings["output_dir"]), **{**defaults, **given}
     )
-    if arguments.fsdp:
-        raise ValueError("This command trains with DDP. For FSDP write a script with SpeechClipPlusTrainer.")
-    return arguments
+
+
+def _check_reporting(names: Sequence[str]) -> None:
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in available:
+            raise ValueError(
+                f"report_to names {name!r}, which is not installed here: `pip install {name}`, or choose from "
+                f"{', '.join([*available, 'none'])}."
+            )
 
 
 def _build(settings: Mapping[str, Any]) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
     preset = load_preset(settings["preset"])
     config = SpeechClipPlusConfig.from_preset(settings["preset"])
-    sources, revisions = {}, {}
+    sources: dict[str, Any] = {}
+    revisions: dict[str, Any] = {}
     for name, tiny in (("speech", "hubert"), ("clip", "clip")):
         # The tiny presets' backbones ship with the package, wherever that is.
         recorded = getattr(config, f"{name}_backbone") or {"repo_id": tiny_backbone(tiny), "revision": None}
