@@ -128,7 +128,7 @@ def _text_findings(base: str, text: str) -> Iterator[str]:
 
 
 def _is_of_this_machine(path: str) -> bool:
-    if re.match(r"(~/|/(home|Users)/[^/]+|/root/|[A-Za-z]:\\)", path):
+    if re.match(r"(~/|/((home|Users)/[^/]+|root/)|[A-Za-z]:\\)", path):
         return True
     here = [Path.home(), Path.cwd(), Path(tempfile.gettempdir())]
     if any(len(place.parts) > 1 and Path(path).is_relative_to(place) for place in here):
