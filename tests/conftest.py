@@ -64,6 +64,7 @@ def on_hub(hub, tmp_path, monkeypatch):
     for name, value in client.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
     monkeypatch.setenv("HF_TOKEN", hub.token)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)

@@ -1,6 +1,5 @@
 """`speechclip-plus data check`: what it counts, what it finds broken, and the copies it writes."""
 
-import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -10,9 +9,10 @@ from speechclip_plus import cli
 from speechclip_plus.configuration.presets import load_vocabulary
 from speechclip_plus.modeling_speechclip_plus.conversion.openai_tokenizer import openai_tokenizer
 from speechclip_plus.modeling_speechclip_plus.conversion.vocabulary import read_vocabulary
-from speechclip_plus.trainer import data_command
+from speechclip_plus.trainer import data_copies
 from speechclip_plus.trainer.data import load_speech_image_dataset
-from speechclip_plus.trainer.data_command import count_subwords, write_parquet
+from speechclip_plus.trainer.data_command import count_subwords
+from speechclip_plus.trainer.data_copies import write_parquet
 
 ROWS = [
     # audio, image, text, speaker, split, samples
@@ -101,7 +101,7 @@ def test_a_parquet_copy_loads_back_to_equal_rows_without_the_files(folder, tmp_p
 
 
 def test_a_large_copy_is_divided_and_loads_back_in_order(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_command, "_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(data_copies, "_SHARD_BYTES", 100_000)
     data = load_speech_image_dataset(folder)
     names = write_parquet({"train": data}, tmp_path / "copy")
     assert names == [f"train-{number:05d}-of-00002.parquet" for number in range(2)]
@@ -121,15 +121,6 @@ def test_an_existing_copy_is_only_replaced_when_asked(folder, tmp_path, capsys):
 def test_several_splits_do_not_go_into_one_file(folder, tmp_path, capsys):
     assert check(folder, "--split", "train", "--split", "test", "--write", tmp_path / "copy.parquet") == 1
     assert "name a folder for train, test" in capsys.readouterr().err
-
-
-def test_push_makes_a_private_repository_of_all_splits(folder, monkeypatch):
-    pushed = []
-    monkeypatch.setattr(
-        datasets.DatasetDict, "push_to_hub", lambda self, name, private: pushed.append((name, private, list(self)))
-    )
-    assert check(folder, "--push", "owner/mine") == 0
-    assert pushed == [("owner/mine", True, ["train", "test"])]
 
 
 def test_options_reach_the_data_set(folder, tmp_path, capsys):

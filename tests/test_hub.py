@@ -203,6 +203,7 @@ def test_a_new_process_with_an_empty_cache_loads_all_that_was_pushed(on_hub, bac
         assert not any(str(repository_root).encode() in content for content in files.values())
 
     corpus = write_corpus(tmp_path / "corpus")
+    on_hub.fail("commit", status=503)
     assert cli.main(["data", "check", str(corpus), "--push", "ann/words"]) == 0
     push_folder(repository_root / "hub_cards/metrics/retrieval_recall", "ann/retrieval_recall", repo_type="space")
 

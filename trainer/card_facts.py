@@ -7,16 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 
-from ..hub_cards.known_sources import DATASETS, TINY_BACKBONES, Source
-from ..hub_cards.model_card import ModelCardFacts, SplitSize, config_backbones
+from ..hub_cards.known_sources import TINY_BACKBONES, Source
+from ..hub_cards.model_card import ModelCardFacts, config_backbones
 from ..hub_cards.training_picture import Series
 from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE
-from .card_results import dataset_name, has_audio, history_results, keyword_examples, named_splits
+from .card_results import history_results, keyword_examples, named_splits
+from .data_facts import dataset_name, has_audio, split_size, spoken_languages
 from .frozen_features import FrozenFeatures
-from .sampler import utterance_lengths
 from .tiny_backbones import tiny_backbone
 from .training_meter import ENERGY_SOURCE, TrainingMeter
 
@@ -40,7 +39,6 @@ _PROGRESS = {
     "keyword_hit_rate@1": "keyword hit rate",
     "keywords_per_utterance": "keywords per recording",
 }
-_LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Z]{2})?")
 
 
 def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
@@ -61,7 +59,6 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
     prefix = next(iter(evaluated.values()))[0]  # the first is watched in training
     splits = {"train": trainer.train_dataset, **{split: data for split, (_, data) in evaluated.items()}}
     name = next((name for split in splits.values() if (name := dataset_name(split))), "")
-    known = DATASETS.get(name)
     steps = _steps_of_weights(trainer)
     facts = ModelCardFacts(
         name=args.hub_model_id or Path(args.output_dir).resolve().name,
@@ -72,7 +69,7 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
         },
         backbones=_backbones(model.config),
         dataset=name,
-        languages=known.languages if known and known.languages else _languages(splits["train"]),
+        languages=spoken_languages(name, splits["train"]),
         hyperparameters=_hyperparameters(trainer),
         steps=steps,
         best_step=state.best_global_step,
@@ -100,21 +97,6 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
     return replace(facts, **given)
 
 
-def split_size(data: Any) -> SplitSize:
-    """Count a split; what it does not tell without reading it all stays open."""
-    columns = getattr(data, "column_names", None) or list(getattr(data, "columns", ()))
-    if not hasattr(data, "__len__"):
-        return SplitSize()
-
-    def different(column: str) -> int | None:
-        if column not in columns:
-            return None
-        values = data[column] if isinstance(data, datasets.Dataset) else data.columns[column]
-        return len(set(values) - {"", None}) or None
-
-    return SplitSize(rows=len(data), images=different("image_id"), speakers=different("speaker"), hours=_hours(data))
-
-
 def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_") -> dict[str, dict[str, Series]]:
     """Losses and recalls over the steps, for the card's picture.
 
@@ -127,25 +109,6 @@ def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_
     recalls = {title: _curve(history, f"{prefix}{name}") for name, title in _RECALLS.items()}
     panels = {"Loss": losses, "Recall on the validation split": recalls}
     return {title: {name: curve for name, curve in curves.items() if curve[0]} for title, curves in panels.items()}
-
-
-def _languages(train: Any) -> tuple[str, ...]:
-    """The languages, where speakers are called by them."""
-    if not isinstance(train, datasets.Dataset) or "speaker" not in train.column_names:
-        return ()
-    speakers = set(train["speaker"])
-    if not all(speaker and _LANGUAGE.fullmatch(speaker) for speaker in speakers):
-        return ()
-    return tuple(sorted(speaker.replace("_", "-") for speaker in speakers))
-
-
-def _hours(data: Any) -> float | None:
-    if not has_audio(data):
-        return None
-    try:
-        return sum(utterance_lengths(data.select_columns(["audio"])["audio"])) / SAMPLING_RATE / 3600
-    except ValueError:  # a broken file: whoever reads it says so
-        return None
 
 
 def _backbones(config: Any) -> dict[str, Source]:

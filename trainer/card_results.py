@@ -9,6 +9,7 @@ from ..hub_cards.model_card import KeywordExample
 from ..modeling_speechclip_plus.audio_loading import load_audio
 from .chance import chance_keyword_hit_rate, chance_recall
 from .collator import GOLD_SUBWORDS
+from .data_facts import dataset_name
 from .evaluation import join_outputs, split_intervals
 from .spoken_keywords import spoken_keywords
 
@@ -100,13 +101,3 @@ def named_splits(trainer: Any) -> dict[str, tuple[str, Any]]:
     if isinstance(data, dict):
         return {split: (f"eval_{split}_", part) for split, part in data.items()}
     return {"validation": ("eval_", data)}
-
-
-def dataset_name(data: Any) -> str | None:
-    """What a data set was loaded by."""
-    return getattr(getattr(data, "info", None), "dataset_name", None)
-
-
-def has_audio(data: Any) -> bool:
-    """Whether rows hold recordings that can be read again."""
-    return isinstance(data, datasets.Dataset) and "audio" in data.column_names

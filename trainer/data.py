@@ -18,6 +18,7 @@ from .corpora.folder import METADATA_FILES, load_folder, metadata_file
 from .corpora.hub import is_data_path, load_mapped, shards
 from .corpora.spokencoco import load_spokencoco
 from .corpora.stamps import load_stamps
+from .data_facts import given_name
 from .spoken_scenes import build_spoken_scenes
 
 logger = logging.getLogger(__name__)
@@ -103,9 +104,7 @@ def read_dataset(
         )
     if read_all:
         made = keep_readable(made, findings)
-    # What a card calls it: a corpus or a repository by its name, a folder without what is above it.
-    own_folder = name == "folder" and data_dir is not None
-    made.info.dataset_name = name if from_hub else Path(data_dir if own_folder else path).resolve().name
+    made.info.dataset_name = given_name(name, data_dir)  # for cards
     return shards(made) if streaming and isinstance(made, datasets.Dataset) else made
 
 

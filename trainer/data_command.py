@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import argparse
 import io
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-from ..hub_cards.publishing import push_folder
+from ..hub_cards.dataset_card import DatasetCardFacts
+from ..hub_cards.model_card import SplitSize
 from ..modeling_speechclip_plus.audio_loading import MIN_SAMPLES, SAMPLING_RATE
 from ..modeling_speechclip_plus.conversion.openai_tokenizer import openai_tokenizer
-from ..modeling_speechclip_plus.output_files import check_new_folder, finished_folder
 from .corpora.common import Findings, NoSuchSplitError
 from .data import DATASETS, read_dataset
+from .data_copies import check_output, finished_file, push_dataset, write_parquet
+from .data_facts import given_name, spoken_languages
 from .evaluate_command import data_options
 from .scenes import SPLITS
 
 _SHOWN = 20
-_SHARD_BYTES = 500_000_000  # of recordings and pictures in one parquet file
-_ROW_GROUP = 100  # rows: a reader holds one group in memory
 
 
 @dataclass(frozen=True)
@@ -146,86 +144,6 @@ def _without_full_stop(caption: str) -> str:
     return caption.strip().removesuffix(".").strip()
 
 
-def write_parquet(splits: dict[str, datasets.Dataset], output: Path, force: bool = False) -> list[str]:
-    """Write data sets with their recordings and pictures inside, so that they load anywhere.
-
-    Args:
-        splits: data sets by split.
-        output: a file that ends in .parquet, for one split, or a folder for files named after the splits.
-        force: replace what is there.
-
-    Returns:
-        The names of the files.
-
-    Raises:
-        ValueError: if `output` exists, or is a file and there are several splits.
-    """
-    check_output(list(splits), output, force)
-    if output.suffix == ".parquet":
-        with _finished_file(output) as unfinished:
-            _write_file(next(iter(splits.values())), unfinished)
-        return [output.name]
-    names = []
-    with finished_folder(output) as work:
-        for split, data in splits.items():
-            shards = -(-sum(_size(row[name]) for row in data for name in ("audio", "image")) // _SHARD_BYTES) or 1
-            for number in range(shards):
-                names.append(f"{split}-{number:05d}-of-{shards:05d}.parquet")
-                _write_file(data.shard(shards, number, contiguous=True), work / names[-1])
-    return names
-
-
-def check_output(splits: list[str], output: Path, force: bool) -> None:
-    """Check, before any work, that the copy may be written.
-
-    Raises:
-        ValueError: as `write_parquet`.
-    """
-    if output.suffix != ".parquet":
-        check_new_folder(output, force)
-    elif len(splits) > 1:
-        raise ValueError(f"{output} is one file, for one split; name a folder for {', '.join(splits)}, or choose one.")
-    elif output.exists() and not force:
-        raise ValueError(f"{output} exists; name another file, or replace it with force=True (--force).")
-
-
-@contextmanager
-def _finished_file(file: Path) -> Iterator[Path]:
-    """Give a temporary name, which becomes `file` when all went well."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.tmp")
-    try:
-        yield unfinished
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _size(item: dict[str, Any]) -> int:
-    return len(item["bytes"]) if item.get("bytes") is not None else Path(item["path"]).stat().st_size
-
-
-def _write_file(data: datasets.Dataset, file: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    schema = data.features.arrow_schema  # with the features in its metadata: they come back by themselves
-    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
-        for start in range(0, len(data), _ROW_GROUP):
-            rows = [_embedded(row) for row in data.select(range(start, min(start + _ROW_GROUP, len(data))))]
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-
-
-def _embedded(row: dict[str, Any]) -> dict[str, Any]:
-    """Put the bytes of a row's files in place of their paths, of which the names stay."""
-    inside = {}
-    for name in ("audio", "image"):
-        item = row[name]
-        content = item["bytes"] if item.get("bytes") is not None else Path(item["path"]).read_bytes()
-        inside[name] = {"bytes": content, "path": Path(item["path"]).name if item.get("path") else None}
-    return {**row, **inside}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -255,6 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--write", type=Path, metavar="PATH", help="write a parquet copy: a folder, or FILE.parquet")
     check.add_argument("--push", metavar="OWNER/NAME", help="push it to the Hub, as a private repository")
+    check.add_argument("--license", metavar="ID", help="the copy's licence as the Hub calls it, such as cc-by-4.0")
     check.add_argument("--force", action="store_true", help="replace PATH if it exists")
 
 
@@ -295,45 +214,43 @@ def run(args: argparse.Namespace) -> int:
     if any(broken.values()) and args.on_error == "raise":
         print("Nothing is written while files are broken: mend them, or leave them out with --on-error skip.")
         return 1
+    facts = _card_facts(args, options, splits, reports, broken)
     if args.write:
-        names = write_parquet(splits, args.write, args.force)
+        names = write_parquet(splits, args.write, args.force, replace(facts, repo_id=args.write.name))
         print(f"{args.write}: {len(names)} parquet file{'s' if len(names) > 1 else ''}")
     if args.push:
-        print(push_dataset(splits, args.push))
+        print(push_dataset(splits, args.push, facts))
         print("A new repository is private until you make it public, which the corpus's licence has to allow.")
     return 0
 
 
-def push_dataset(splits: dict[str, datasets.Dataset], repo_id: str) -> str:
-    """Send data sets to the Hub in one commit, recordings and pictures inside; a new repository is private.
-
-    Args:
-        splits: data sets by split.
-        repo_id: `owner/name`.
-
-    Returns:
-        The repository's address.
-
-    Raises:
-        OSError: if the Hub refuses or does not answer.
-    """
-    from huggingface_hub import HfApi
-
-    # Where data sets have their room.
-    place = Path(datasets.config.HF_DATASETS_CACHE)
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="push-", dir=place) as folder:
-        write_parquet(splits, Path(folder) / "data")
-        private = None if HfApi().repo_exists(repo_id, repo_type="dataset") else True
-        pushed = push_folder(
-            Path(folder) / "data",
-            repo_id,
-            repo_type="dataset",
-            private=private,
-            commit_message="Upload dataset",
-            delete_patterns=["*.parquet"],
-        )
-    return pushed.repo_url
+def _card_facts(
+    args: argparse.Namespace,
+    options: dict[str, Any],
+    splits: dict[str, datasets.Dataset],
+    reports: dict[str, SplitReport],
+    broken: dict[str, int],
+) -> DatasetCardFacts:
+    name = given_name(args.name, args.data_dir)
+    words = [
+        "speechclip-plus data check",
+        name,
+        *(f"--option {option}" for option in args.option if "/" not in option),
+    ]
+    written = {split: sum(map(bool, data["text"])) for split, data in splits.items()}
+    return DatasetCardFacts(
+        name=args.push.split("/")[-1] if args.push else args.write.stem if args.write else name,
+        source=name,
+        splits={
+            split: SplitSize(report.rows, report.pictures, report.speakers or None, report.hours)
+            for split, report in reports.items()
+        },
+        written=written if any(written.values()) else {},
+        languages=spoken_languages(name, next(iter(splits.values()))),
+        made_by=" ".join([*words, *(["--on-error skip"] if args.on_error == "skip" else [])]),
+        left_out=broken,
+        license=args.license,
+    )
 
 
 def _table(reports: dict[str, SplitReport], broken: dict[str, int]) -> str:
@@ -375,6 +292,6 @@ def _report_vocabulary(splits: dict[str, datasets.Dataset], file: Path | None) -
     if truncated:
         print(f"captions: {truncated:,} are longer than CLIP's {tokenizer.model_max_length} places and are cut")
     if file is not None:
-        with _finished_file(file) as unfinished, unfinished.open("wb") as stream:
+        with finished_file(file) as unfinished, unfinished.open("wb") as stream:
             np.save(stream, counts)
         print(f"{file}: {len(counts):,} subword ids and counts, most frequent first")

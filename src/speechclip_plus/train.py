@@ -30,9 +30,10 @@ from .modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusMod
 from .modeling_speechclip_plus.output_files import finished_folder, write_json
 from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .trainer.card_facts import trainer_card_facts
-from .trainer.card_results import dataset_name, predicted_results
+from .trainer.card_results import predicted_results
 from .trainer.checkpoints import last_complete_checkpoint
 from .trainer.data import load_speech_image_dataset
+from .trainer.data_facts import dataset_name
 from .trainer.evaluate_command import data_options
 from .trainer.tiny_backbones import tiny_backbone
 from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer

@@ -17,10 +17,11 @@ from ...hub_cards.model_card import save_model_card
 from ...hub_cards.versions import versions
 from ...modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ...modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from ..card_facts import split_size, trainer_card_facts
+from ..card_facts import trainer_card_facts
 from ..card_results import keyword_examples, predicted_results
 from ..collator import SpeechImageCollator
 from ..data import load_speech_image_dataset
+from ..data_facts import split_size
 from ..evaluation import join_batches
 from ..frozen_features import FrozenFeatures, compute_frozen_features
 from ..sampler import LengthGroupedBatches
