@@ -177,7 +177,7 @@ def model_card_metadata(facts: ModelCardFacts) -> ModelCardData:
         license=facts.license,
         language=list(facts.languages) or None,
         datasets=[facts.dataset] if "/" in facts.dataset else None,
-        model_name=facts.name,
+        model_name=facts.name if entries else None,
         eval_results=entries or None,
         **card_metadata(facts.config),
     )
