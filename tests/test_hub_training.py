@@ -39,7 +39,9 @@ def pushed(hub, **where):
 )
 def test_every_push_is_whole_and_holds_what_the_strategy_says(on_hub, tmp_path, strategy, checkpoints):
     on_hub.fail("commit", nth=2, status=503)
-    trainer = make_trainer(tmp_path / "run", hub_strategy=strategy, save_total_limit=1, hub_private_repo=True)
+    trainer = make_trainer(
+        tmp_path / "run", hub_strategy=strategy, hub_token=on_hub.token, hub_private_repo=True, save_total_limit=1
+    )
     trainer.train()
     local = {
         path.relative_to(tmp_path / "run" / "checkpoint-2").as_posix(): path.read_bytes()
@@ -64,6 +66,7 @@ def test_every_push_is_whole_and_holds_what_the_strategy_says(on_hub, tmp_path, 
         }
         assert inside == local and {"optimizer.pt", "files.json", "trainer_state.json"} <= set(inside)
     assert not any((tmp_path / "run" / ".pushing").iterdir())
+    assert not any(on_hub.token.encode() in content for content in on_hub.files("ann/trained").values())
 
     loaded = SpeechClipPlusModel.from_pretrained("ann/trained", token=on_hub.token)
     for name, value in trainer.model.state_dict().items():

@@ -36,7 +36,7 @@ class HubPushes:
     """
 
     def __init__(self, args: TrainingArguments, repo_id: str) -> None:
-        self.args, self.repo_id = args, repo_id
+        self.args, self.repo_id, self._token = args, repo_id, args.hub_token
         self.jobs: list[Future] = []
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._place = Path(args.output_dir) / STAGED
@@ -77,7 +77,7 @@ class HubPushes:
         self.jobs.clear()
 
     def _push(self, folder: Path, message: str, state: str | None = None, **changes: Any) -> Any:
-        options: dict[str, Any] = {"revision": self.args.hub_revision, "token": self.args.hub_token, **changes}
+        options: dict[str, Any] = {"revision": self.args.hub_revision, "token": self._token, **changes}
         try:
             return push_folder(
                 folder,

@@ -419,7 +419,7 @@ class SpeechClipPlusTrainer(Trainer):
         if self.args.should_save:
             self.state.save_to_json(str(folder / UNFINISHED / name / "trainer_state.json"))
             finish_checkpoint(folder, name)
-            if self._pushes is not None:
+            if self._pushes is not None and self.args.push_to_hub:
                 self._push_checkpoint(folder / name)
             rotate_checkpoints(
                 output_dir=str(folder),
@@ -427,6 +427,14 @@ class SpeechClipPlusTrainer(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
         self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Trainer pickles its arguments beside the model; the token among them is nobody else's business.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     # ---- the Hub
 
