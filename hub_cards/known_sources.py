@@ -47,7 +47,7 @@ DATASETS = {
     "spokencoco": Source(
         "SpokenCOCO",
         "see there, and COCO's terms of use for captions and pictures",
-        "https://groups.csail.mit.edu/sls/downloads/placesaudio/",
+        "https://data.csail.mit.edu/placesaudio/SpokenCOCO.tar.gz",
         languages=("en",),
         description="Photographs of COCO 2014, each with five captions read aloud by crowd workers.",
     ),

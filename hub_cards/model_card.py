@@ -1,5 +1,6 @@
 """A model card from facts: every figure in it was measured, or is marked as somebody else's."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -8,10 +9,17 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..modeling_speechclip_plus.output_files import write_bytes, write_text
-from ..modeling_speechclip_plus.plain_card import card_metadata, is_local_path, render_usage
+from ..modeling_speechclip_plus.plain_card import (
+    card_metadata,
+    generated_card,
+    is_generated_card,
+    is_local_path,
+    render_usage,
+)
 from .known_sources import BACKBONES, DATASETS, Source
 from .measured_results import MeasuredResults, eval_results, render_results
 from .training_picture import Series, training_picture
@@ -139,6 +147,18 @@ def render_model_card(facts: ModelCardFacts) -> str:
     return f"---\n{model_card_metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n"
 
 
+def card_for_repository(card: str, repo_id: str) -> str:
+    """Let a card's code load from a repository, where it loads the folder or run that the card is titled by."""
+    block = REGEX_YAML_BLOCK.search(card)
+    title = re.search(r"^# (.+)$", card[block.end() :] if block else card, re.MULTILINE)
+    if title is None:
+        return card
+    named = card.replace(f'from_pretrained("{title[1].strip()}"', f'from_pretrained("{repo_id}"')
+    if named == card or not is_generated_card(card):
+        return named
+    return generated_card(re.sub(r"<!-- generated card \w+ -->\s*\Z", "", named))
+
+
 def citation() -> str:
     """Return the papers that introduced these models, as BibTeX."""
     return (_TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip()
@@ -157,7 +177,7 @@ def model_card_metadata(facts: ModelCardFacts) -> ModelCardData:
         license=facts.license,
         language=list(facts.languages) or None,
         datasets=[facts.dataset] if "/" in facts.dataset else None,
-        model_name=facts.name,
+        model_name=facts.name if entries else None,
         eval_results=entries or None,
         **card_metadata(facts.config),
     )

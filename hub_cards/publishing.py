@@ -12,6 +12,7 @@ from ..modeling_speechclip_plus.hub_commit import WEIGHT_FILES, commit_files, fu
 from ..modeling_speechclip_plus.hub_pushing import written_card
 from ..modeling_speechclip_plus.plain_card import is_generated_card, render_plain_card
 from .file_findings import read_content
+from .model_card import card_for_repository
 from .publishable import Publication, check_publishable
 
 REPO_TYPES = ("model", "dataset", "space")
@@ -104,6 +105,11 @@ def prepare_publication(
             card = render_plain_card(SpeechClipPlusConfig.from_dict(values), repo_id)
             publication.files["README.md"] = card.encode()
             publication.notes.append("README.md: not there; unless the repository has one, a plain one is sent")
+    elif repo_type == "model" and "README.md" in publication.files:
+        card = read_content(publication.files["README.md"]).decode("utf-8")
+        if (named := card_for_repository(card, repo_id)) != card:
+            publication.files["README.md"] = named.encode()
+            publication.notes.append(f"README.md: its code loads {repo_id}, in place of the name that it had here")
     return publication
 
 

@@ -15,6 +15,7 @@ from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts, render_data
 from speechclip_plus.hub_cards.model_card import SplitSize
 from speechclip_plus.trainer.data import load_speech_image_dataset
 from speechclip_plus.trainer.data_command import check_split_files
+from speechclip_plus.trainer.data_facts import given_name
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,13 @@ def test_a_known_corpus_brings_its_licence_and_languages():
     card = render_dataset_card(DatasetCardFacts("f", "flickr8k", splits=sizes, languages=("en",)))
     assert DatasetCard(card).data.license is None and "CC BY-SA" in card  # not one licence for all its parts
     assert "Not stated" in render_dataset_card(DatasetCardFacts("mine", splits=sizes))
+
+
+def test_a_folder_called_like_a_corpus_does_not_get_its_licence(tmp_path):
+    (tmp_path / "stamps").mkdir()
+    assert given_name("stamps", None) == "stamps" and given_name("me/pairs", None) == "me/pairs"
+    assert given_name(tmp_path / "stamps", None) == given_name("folder", tmp_path / "stamps") == "stamps (folder)"
+    assert given_name("folder", tmp_path) == tmp_path.name
 
 
 def test_files_that_were_left_out_are_counted():

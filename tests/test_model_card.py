@@ -19,10 +19,13 @@ from speechclip_plus.hub_cards.model_card import (
     KeywordExample,
     ModelCardFacts,
     SplitSize,
+    card_for_repository,
     render_model_card,
     save_model_card,
 )
+from speechclip_plus.hub_cards.publishing import prepare_publication
 from speechclip_plus.hub_cards.training_picture import training_picture
+from speechclip_plus.modeling_speechclip_plus.plain_card import generated_card, is_generated_card
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 COLUMNS = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "median rank": "median_rank", "mean rank": "mean_rank"}
@@ -396,6 +399,19 @@ def test_a_curve_is_drawn_where_its_values_are(facts):
 
     (low, _), (high, _) = top_of([25.0, 25.0]), top_of([75.0, 75.0])
     assert low - high == pytest.approx((600 - 2 * (62 + 34)) / 2, abs=4)  # half of the axis
+
+
+def test_a_cards_code_loads_from_the_repository_that_it_is_pushed_to(facts, tmp_path):
+    card = render_model_card(facts)
+    named = card_for_repository(card, "me/mine")
+    assert named.count('from_pretrained("me/mine")') == 2 and card_for_repository(named, "me/mine") == named
+    assert named.replace("me/mine", facts.name) == card  # and nothing else changed
+    marked = card_for_repository(generated_card(card), "me/mine")
+    assert is_generated_card(marked) and marked.count("generated card") == 1
+    (tmp_path / "README.md").write_text(card)
+    publication = prepare_publication(tmp_path, "me/mine")
+    assert publication.files["README.md"] == named.encode() and "loads me/mine" in publication.notes[0]
+    assert card_for_repository("no title", "me/mine") == "no title"
 
 
 def test_the_cards_code_runs(facts, tmp_path, monkeypatch, capsys, card_model):

@@ -18,7 +18,11 @@ def given_name(name: str | Path, data_dir: str | Path | None) -> str:
     """What to call a data set: a corpus or a repository by its name, a folder without what is above it."""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not Path(name).expanduser().exists():
         return str(name)
-    return Path(data_dir if str(name) == "folder" and data_dir is not None else name).expanduser().resolve().name
+    if str(name) in DATASETS:
+        return str(name)
+    own = Path(data_dir if str(name) == "folder" and data_dir is not None else name).expanduser().resolve().name
+    # A folder is no corpus because it is called like one: that would lend it the corpus's licence.
+    return f"{own} (folder)" if own in DATASETS else own
 
 
 def dataset_name(data: Any) -> str | None:
