@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 from .modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
 from .modeling_speechclip_plus.embedding_index import EmbeddingIndex
 from .modeling_speechclip_plus.image_loading import load_image
+from .modeling_speechclip_plus.text_prompts import embed_texts
 from .trainer.batched_embedding import embed_pixels, picture_pixels, speech_inputs
 from .trainer.evaluate_command import data_options, load_model, positive
 from .trainer.index_building import BATCH_SIZE, build_index
 from .trainer.index_page import Found, Query, found_items, search_report
 from .trainer.quickstart.console import quiet_libraries
 from .trainer.report import write_report
-from .trainer.zero_shot import embed_texts
 
 QUICKSTART_MODEL = Path("quickstart") / "model"
 _NAMES = {"images": "pictures", "recordings": "recordings"}
