@@ -23,7 +23,7 @@ FORMAT = "speechclip-plus-index"
 VERSION = 1
 FACTS, EMBEDDINGS, ITEMS, PLACES, FILES = "index.json", "embeddings.npy", "items.jsonl", "items.npy", "files.bin"
 _BLOCK_BYTES = 2 * 2**20  # of rows in float64 at a time: what fits in a cache is several times as fast
-_SCORE_BYTES = 16 * 2**20  # of scores at a time
+_SCORE_BYTES = 2**20  # of scores at a time, for the same reason
 _QUERIES = 256  # at a time
 _ROW_BITS = 32
 _NEEDED = ("kind", "branch", "model", "count", "width", "bytes")
@@ -36,10 +36,7 @@ class IndexItems(Sequence[dict[str, Any]]):
         self._places = np.load(folder / PLACES, mmap_mode="r")
         self._lines = np.memmap(folder / ITEMS, mode="r") if self._places[-1] else np.empty(0, np.uint8)
         if len(self._lines) != self._places[-1]:
-            raise ValueError(
-                f"{folder / ITEMS} has {len(self._lines)} bytes, expected {self._places[-1]}: the index is damaged. "
-                "Copy or build it again."
-            )
+            raise ValueError(f"{ITEMS} has {len(self._lines)} bytes, expected {self._places[-1]}")
 
     def __len__(self) -> int:
         return len(self._places) - 1

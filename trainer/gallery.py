@@ -12,7 +12,7 @@ import datasets
 from ..modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files
 from .corpora.common import Findings, NoSuchSplitError
 from .corpora.folder import METADATA_FILES
-from .corpora.hub import is_data_path, load_mapped
+from .corpora.hub import is_data_path, load_mapped, splits_of
 from .data import DATASETS, is_hub_repository, read_dataset
 from .scenes import SPLITS
 
@@ -184,7 +184,8 @@ def _dataset_gallery(
     findings = Findings(raises=on_error == "raise")
     splits: dict[str, datasets.Dataset] = {}
     absent = []
-    for split in SPLITS if wanted is None else wanted:
+    possible = splits_of(source) if isinstance(source, Path) and not _describes_pairs(source) else SPLITS
+    for split in possible if wanted is None else wanted:
         try:
             splits[split] = _load(source, split, kind, data_dir, findings, options)
         except NoSuchSplitError as error:

@@ -72,7 +72,7 @@ def search_report(
         FileNotFoundError: if a file that was found is not where it was when the index was built.
     """
     kind = "pictures" if index.kind == "images" else "recordings"
-    name = Path(index.model["name"]).name or "a model without a name"
+    name = "/".join(Path(index.model["name"]).parts[-2:]) or "a model without a name"
     return Report(
         title=f"Found among {len(index):,} {kind}",
         summary=[

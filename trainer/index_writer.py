@@ -72,12 +72,12 @@ class IndexWriter:
             begun = json.loads((self.work / FACTS).read_text(encoding="utf-8"))
             present = {name: (self.work / name).stat().st_size for name in _APPENDED}
             other = [name for name in self.plan if _compared(name, begun[name]) != _compared(name, self.plan[name])]
-            self.skipped = begun["skipped"]
             if begun["complete"]:  # all that is missing is its name
-                self.done, self.rows, self._sizes = begun["gallery"]["items"], begun["count"], present
+                done, rows, sizes = begun["gallery"]["items"], begun["count"], present
             else:
-                self.done, self.rows, self._sizes = begun["done"], begun["rows"], begun["sizes"]
-            short = [name for name in _APPENDED if present[name] < self._sizes[name]]
+                done, rows, sizes = begun["done"], begun["rows"], begun["sizes"]
+            short = [name for name in _APPENDED if present[name] < sizes[name]]
+            skipped = begun["skipped"]
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise ValueError(f"The unfinished index in {self.work} is damaged ({error}). {way_out}") from error
         if other:
@@ -88,7 +88,8 @@ class IndexWriter:
         if short:
             raise ValueError(f"The unfinished index in {self.work} is damaged: {short[0]} is cut off. {way_out}")
         for name in _APPENDED:
-            os.truncate(self.work / name, self._sizes[name])
+            os.truncate(self.work / name, sizes[name])
+        self.done, self.rows, self.skipped, self._sizes = done, rows, skipped, sizes
 
     def append(
         self,
@@ -98,7 +99,7 @@ class IndexWriter:
         done: int,
         skipped: Sequence[str] = (),
     ) -> None:
-        """Add rows; when this returns they are there to stay.
+        """Add rows; when this returns they are there for whoever goes on, even if this process is killed.
 
         Args:
             embeds: (B, P).
@@ -116,7 +117,8 @@ class IndexWriter:
         parts = (np.ascontiguousarray(embeds, "<f4").tobytes(), b"".join(lines), b"".join(filter(None, contents)))
         for name, part in zip(_APPENDED, parts, strict=True):
             if part:
-                _append(self.work / name, part)
+                with (self.work / name).open("ab") as stream:
+                    stream.write(part)
                 self._sizes[name] += len(part)
         self.done, self.rows = done, self.rows + len(items)
         self.skipped += skipped
@@ -155,13 +157,6 @@ def _npy_header(rows: int, width: int) -> bytes:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (rows, width)})
     return header.getvalue()
-
-
-def _append(file: Path, content: bytes) -> None:
-    with file.open("ab") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 @contextmanager

@@ -7,18 +7,28 @@ from typing import Any
 
 import datasets
 
+from ..scenes import SPLITS
 from ..spoken_scenes import FEATURES
 from .common import AUDIO, NoSuchSplitError, stable_id
 
 _MEDIA = ("audio", "image")
+_SAVED = ("dataset_dict.json", "state.json")
 
 
 def is_data_path(path: Path) -> bool:
     """Whether a path holds parquet files or a data set saved by `datasets`."""
     if path.is_file():
         return path.suffix == ".parquet"
-    saved = ("dataset_dict.json", "state.json")
-    return any((path / name).is_file() for name in saved) or next(path.rglob("*.parquet"), None) is not None
+    return any((path / name).is_file() for name in _SAVED) or next(path.rglob("*.parquet"), None) is not None
+
+
+def splits_of(path: Path) -> list[str]:
+    """The splits of what `is_data_path` accepts: a saved data set's own, or how parquet files' names begin."""
+    if any((path / name).is_file() for name in _SAVED):
+        data = datasets.load_from_disk(str(path))
+        return list(data) if isinstance(data, datasets.DatasetDict) else [_split_of(data)]
+    names = dict.fromkeys(file.stem.split("-")[0] for file in _all_parquet_files(path))
+    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 
 
 def load_mapped(
@@ -88,14 +98,21 @@ def _saved(path: Path, split: str) -> datasets.Dataset:
         if split not in data:
             raise NoSuchSplitError(f"{path} has no split {split!r}: it has {', '.join(map(str, data))}.")
         return data[split]
-    own = str(data.split or "train")
-    if own != split:
+    if (own := _split_of(data)) != split:
         raise NoSuchSplitError(f"{path} has no split {split!r}: it has {own}.")
     return data
 
 
+def _split_of(data: datasets.Dataset) -> str:
+    return str(data.split or "train")
+
+
+def _all_parquet_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+
+
 def _parquet_files(path: Path, split: str) -> list[Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    files = _all_parquet_files(path)
     chosen = [file for file in files if file.stem.split("-")[0] == split]
     if chosen or (len(files) == 1 and split == "train"):
         return chosen or files  # a single file of any name: its rows are for training
@@ -143,8 +160,8 @@ def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, 
     data = data.rename_columns({own: name for name, own in taken.items() if own != name})
     if "image_id" not in taken:
         pictures = data["image"] if "image" in taken else None
-        ids = range(len(data)) if pictures is None else (_picture_id(image) for image in pictures)
-        data = data.add_column("image_id", list(ids))
+        numbers = list(range(len(data))) if pictures is None else [_picture_id(image) for image in pictures]
+        data = data.add_column("image_id", numbers)
     elif data.features["image_id"].dtype == "string":
         ids = [stable_id(value) for value in data["image_id"]]
         data = data.remove_columns("image_id").add_column("image_id", ids)
