@@ -111,9 +111,8 @@ def load_audio_blocks(
         rate = _check_rate(file.samplerate, name)
         resampler = None
         if rate != SAMPLING_RATE:
-            resampler = _imported("soxr", f"{name}: resampling from {rate} Hz").ResampleStream(
-                rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ"
-            )
+            soxr = _imported("soxr", f"{name}: resampling from {rate} Hz")
+            resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
         size, read, loaded, last = max(1, round(seconds * rate)), 0, 0, False
         while not last:
             samples = file.read(size, dtype="float32", always_2d=True)  # (samples, channels)
@@ -264,9 +263,8 @@ def _check_samples(samples: np.ndarray, name: str, first: int = 0) -> np.ndarray
 def _resample(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
     given = len(samples)
     if rate != SAMPLING_RATE:
-        samples = _imported("soxr", f"{name}: resampling from {rate} Hz").resample(
-            samples, rate, SAMPLING_RATE, quality="HQ"
-        )
+        soxr = _imported("soxr", f"{name}: resampling from {rate} Hz")
+        samples = soxr.resample(samples, rate, SAMPLING_RATE, quality="HQ")
     _check_length(len(samples), given, rate, name)
     return np.ascontiguousarray(samples, dtype=np.float32)
 

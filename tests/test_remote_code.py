@@ -1,0 +1,180 @@
+"""A saved model loads where this package is not installed, and computes the same."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+
+import speechclip_plus
+from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor
+from speechclip_plus.modeling_speechclip_plus.remote_code import travelling_modules
+from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+
+# What is installed wherever transformers' audio models run; soundfile and soxr are asked for when a file needs them.
+NEEDED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "PIL"}
+
+WITHOUT_PACKAGE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "speechclip_plus":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+ANSWER = """
+import json
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+
+folder, again, trusted = sys.argv[1], sys.argv[2], {"trust_remote_code": True}
+config = AutoConfig.from_pretrained(folder, **trusted)
+model = AutoModel.from_pretrained(folder, **trusted)
+processor = AutoProcessor.from_pretrained(folder, **trusted)
+rng = np.random.default_rng(0)
+speech = processor(audio=[rng.normal(0, 0.1, size) for size in (8_000, 30_000)], sampling_rate=16_000)
+images = processor(images=[rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)])
+with torch.no_grad():
+    output = model(**speech, **images)
+tensors = {name: output[name].contiguous() for name in ("speech_embeds", "image_embeds", "cascaded_embeds", "alphas")}
+model.save_pretrained(again)
+processor.save_pretrained(again)
+save_file(tensors, again + "/answer.safetensors")
+waveform = {"raw": rng.normal(0, 0.1, 40_000).astype(np.float32), "sampling_rate": 16_000}
+keywords = pipeline("speech-keyword-extraction", model=folder, **trusted)(waveform, return_timestamps=True)
+labels = pipeline("zero-shot-speech-classification", model=folder, **trusted)(waveform, candidate_labels=["a", "b"])
+classes = [f"{type(part).__module__}.{type(part).__name__}" for part in (config, model, processor)]
+print("ANSWER", json.dumps({"classes": classes, "keywords": keywords, "labels": labels}))
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model with its processor."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    torch.manual_seed(0)
+    speech, clip = tiny_backbone("hubert"), tiny_backbone("clip")
+    SpeechClipPlusModel.from_backbones(speech, clip, config="hybrid_plus-tiny").save_pretrained(folder)
+    SpeechClipPlusProcessor.from_backbones(speech, clip).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(saved, tmp_path_factory):
+    """What the model says with this package and, in a process of its own, without it; and the folder saved there."""
+    work = tmp_path_factory.mktemp("answers")
+    found = []
+    for name, preamble in (("with", "import sys\nimport speechclip_plus\n"), ("without", WITHOUT_PACKAGE)):
+        (work / name).mkdir()
+        answer = subprocess.run(
+            [sys.executable, "-c", preamble + ANSWER, str(saved), str(work / name / "again")],
+            env={**os.environ, "HF_MODULES_CACHE": str(work / name / "modules")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert answer.returncode == 0, answer.stderr
+        line = next(line for line in answer.stdout.splitlines() if line.startswith("ANSWER "))
+        found.append((json.loads(line.removeprefix("ANSWER ")), work / name / "again"))
+    return found
+
+
+def test_without_the_package_the_travelling_classes_load_and_with_it_its_own(answers):
+    (with_package, _), (without, _) = answers
+    assert all(name.startswith("speechclip_plus.") for name in with_package["classes"])
+    assert all(name.startswith("transformers_modules.") for name in without["classes"])
+    assert [name.rsplit(".", 1)[1] for name in without["classes"]] == [
+        name.rsplit(".", 1)[1] for name in with_package["classes"]
+    ]
+
+
+def test_both_compute_the_same_bits_and_the_same_answers(answers):
+    (with_package, one), (without, other) = answers
+    tensors, others = load_file(one / "answer.safetensors"), load_file(other / "answer.safetensors")
+    assert tensors.keys() == others.keys()
+    for name, value in tensors.items():
+        assert torch.equal(value, others[name]), name
+    assert without["keywords"] == with_package["keywords"] and without["keywords"]
+    assert without["labels"] == with_package["labels"]
+
+
+def test_a_travelled_model_saves_all_of_its_code_again(saved, answers):
+    _, (_, again) = answers
+    files = {file.name: file.read_bytes() for file in saved.glob("*.py")}
+    assert {file.name: file.read_bytes() for file in again.glob("*.py")} == files
+    config = json.loads((again / "config.json").read_text(encoding="utf-8"))
+    for reference in [*config["auto_map"].values(), *(task["impl"] for task in config["custom_pipelines"].values())]:
+        module, name = reference.split(".")
+        assert f"class {name}" in files[f"{module}.py"].decode()
+
+
+def test_where_the_package_is_installed_no_trust_is_asked_for(saved):
+    assert type(AutoConfig.from_pretrained(saved)) is speechclip_plus.SpeechClipPlusConfig
+    assert type(AutoModel.from_pretrained(saved)) is SpeechClipPlusModel
+    assert type(AutoProcessor.from_pretrained(saved)) is SpeechClipPlusProcessor
+    extract = pipeline("speech-keyword-extraction", model=str(saved))
+    assert type(extract).__module__.startswith("speechclip_plus.")
+    assert extract({"raw": np.zeros(16_000, dtype=np.float32), "sampling_rate": 16_000})
+
+
+def test_every_file_carries_the_version_and_needs_only_what_transformers_needs(saved):
+    files = sorted(saved.glob("*.py"))
+    assert len(files) > 10
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert f"speechclip-plus {speechclip_plus.__version__}" in text.splitlines()[0]
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and (saved / f"{node.module}.py").is_file(), (file.name, node.module)
+                continue
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] in NEEDED | sys.stdlib_module_names, (file.name, name)
+
+
+def test_code_can_be_left_out(saved, tmp_path):
+    SpeechClipPlusModel.from_pretrained(saved).save_pretrained(tmp_path, remote_code=False)
+    SpeechClipPlusProcessor.from_pretrained(saved).save_pretrained(tmp_path, remote_code=False)
+    assert not list(tmp_path.glob("*.py"))
+    for name in ("config.json", "processor_config.json"):
+        content = json.loads((tmp_path / name).read_text(encoding="utf-8"))
+        assert "auto_map" not in content and "custom_pipelines" not in content
+
+
+def test_presets_say_that_they_did_not_travel(saved, tmp_path):
+    answer = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_PACKAGE
+            + "from transformers import AutoConfig\n"
+            + f"AutoConfig.from_pretrained({str(saved)!r}, trust_remote_code=True).from_preset('hybrid_plus-tiny')",
+        ],
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "The presets do not travel with a saved model: `pip install speechclip-plus`." in answer.stderr
+
+
+def test_two_modules_of_one_name_cannot_travel_together(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.py").write_text("", encoding="utf-8")
+    start = tmp_path / "one" / "start.py"
+    start.write_text("from .same import a\nfrom ..two.same import b\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="rename one of them"):
+        travelling_modules(start)
