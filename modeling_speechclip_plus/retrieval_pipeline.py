@@ -160,7 +160,7 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         return candidates
 
     def _open_index(self, index: Any) -> IndexCandidates:
-        index = EmbeddingIndex.load(index) if isinstance(index, (str, os.PathLike)) else index
+        index = EmbeddingIndex.load(os.fspath(index)) if isinstance(index, (str, os.PathLike)) else index
         if not isinstance(getattr(index, "items", None), Sequence):
             raise TypeError(f"index: expected an EmbeddingIndex or its folder, got {type(index).__name__}.")
         if index is not self._checked_index:
@@ -216,8 +216,8 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         for found in embedded.search(embeds, top_k):
             ranked.append({"score": found.score, "index": found.index, **found.fields})
             if return_timestamps:
-                start, end = spans[found.query_window] if embedded.kind == "images" else found.span
-                ranked[-1]["timestamp"] = (start / SAMPLING_RATE, end / SAMPLING_RATE)
+                span = spans[found.query_window] if embedded.kind == "images" else found.span
+                ranked[-1]["timestamp"] = tuple(sample / SAMPLING_RATE for sample in span or ())
         return ranked
 
 

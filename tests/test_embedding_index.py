@@ -120,7 +120,7 @@ def cut(name):
         (damage_text("index.json", '"count": 4', '"count": 5'), ValueError, r"says \(5, 4\), .* has \(4, 4\)"),
         (damage_text("index.json", '"bytes": 0', '"bytes": 9'), FileNotFoundError, "lacks its files.bin"),
         (lambda folder: (folder / "items.jsonl").unlink(), FileNotFoundError, "lacks its items.jsonl"),
-        (cut("items.jsonl"), ValueError, "items.jsonl has .* bytes, expected .* damaged"),
+        (cut("items.jsonl"), ValueError, "is damaged: items.jsonl has .* bytes, expected"),
         (cut("embeddings.npy"), ValueError, "is damaged"),
         (lambda folder: (folder / "embeddings.npy").write_bytes(b""), ValueError, "is damaged"),
     ],

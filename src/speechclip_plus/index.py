@@ -203,9 +203,9 @@ def _title(query: Query) -> str:
 
 def _table(found: Sequence[Found]) -> str:
     rows = []
-    for rank, one in enumerate(found, 1):
+    for number, one in enumerate(found, 1):
         seconds = f"{one.item['seconds']:.1f} s" if "seconds" in one.item else ""
-        rows.append((str(rank), f"{one.score:.3f}", seconds, _shown_path(one.item), one.item.get("text", "")))
+        rows.append((str(number), f"{one.score:.3f}", seconds, _shown_path(one.item), one.item.get("text", "")))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for rank, score, seconds, path, text in rows:

@@ -160,8 +160,8 @@ def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, 
     data = data.rename_columns({own: name for name, own in taken.items() if own != name})
     if "image_id" not in taken:
         pictures = data["image"] if "image" in taken else None
-        ids = range(len(data)) if pictures is None else (_picture_id(image) for image in pictures)
-        data = data.add_column("image_id", list(ids))
+        numbers = list(range(len(data))) if pictures is None else [_picture_id(image) for image in pictures]
+        data = data.add_column("image_id", numbers)
     elif data.features["image_id"].dtype == "string":
         ids = [stable_id(value) for value in data["image_id"]]
         data = data.remove_columns("image_id").add_column("image_id", ids)
