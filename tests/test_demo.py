@@ -30,7 +30,7 @@ from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 pytest.importorskip("gradio")
 app = load_app()
 
-PATIENCE = 120  # seconds: the machine may be busy
+PATIENCE = 300  # seconds: the machine may be busy
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 RATE = 16_000
 VISITOR = types.SimpleNamespace(session_hash="a visitor")
@@ -277,8 +277,8 @@ def test_folders_that_are_none_or_hold_nothing_to_search_are_named(capsys, tmp_p
     )
     told = failing(capsys, "--model", model_folder, "--gallery", tmp_path / "pictures")
     assert f"no recordings to search in {tmp_path / 'pictures'}" in told
-    (tmp_path / "pictures" / "cut.png").write_bytes((tmp_path / "pictures" / "x.png").read_bytes()[:50])
-    assert "cut cannot be read" in failing(capsys, "--model", model_folder, "--gallery", tmp_path / "pictures")
+    (tmp_path / "pictures" / "broken.png").write_text("no picture")
+    assert "broken cannot be read" in failing(capsys, "--model", model_folder, "--gallery", tmp_path / "pictures")
 
 
 def test_without_gradio_it_says_what_to_install(capsys, model_folder, monkeypatch):
@@ -321,12 +321,10 @@ def test_a_space_needs_a_repository_and_a_folder_of_its_own(capsys, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["space"] and (tmp_path / "space" / "mine.txt").exists()
 
 
-def test_a_space_without_a_model_says_which_variable_is_missing(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "MODEL_ID"}
-    done = subprocess.run(
-        [sys.executable, SPACE / "app.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 1 and "MODEL_ID" in done.stderr and "Traceback" not in done.stderr
+def test_a_space_without_a_model_says_which_variable_is_missing(monkeypatch):
+    monkeypatch.delenv("MODEL_ID", raising=False)
+    with pytest.raises(SystemExit, match="MODEL_ID"):
+        app.main()
 
 
 # In a browser
@@ -360,7 +358,7 @@ def server(model_folder, gallery, tmp_path_factory):
             stderr=subprocess.STDOUT,
         )
         try:
-            wait_for(lambda: "Serving" in log.read_text() or process.poll() is not None)
+            wait_for(lambda: "Serving" in log.read_text() or process.poll() is not None, 2 * PATIENCE)
             assert process.poll() is None, log.read_text()
             yield f"http://127.0.0.1:{port}/", places
             process.send_signal(signal.SIGTERM)

@@ -13,6 +13,8 @@ import html
 import io
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -384,8 +386,8 @@ def found(shelf: Shelf, query: Query) -> str:
 
 def _item(shelf: Shelf, index: int, place: int, similarity: float) -> str:
     label, source = html.escape(shelf.labels[index]), shelf.sources[index]
-    width = 100 * min(max(similarity, 0), 1)
-    score = f'<span class="score"><b>{similarity:.3f}</b><i style="width:{width:.0f}%"></i></span>'
+    share = min(max(similarity, 0), 1)
+    score = f'<span class="score"><b>{similarity:.3f}</b><i style="--share:{share:.3f}"></i></span>'
     name = f'<span class="name"><span class="place">{place}</span>{label}</span>'
     if shelf.kind == "pictures":
         return f'<li><img src="{source}" alt="{label}">{name}{score}</li>'
@@ -735,6 +737,7 @@ def main() -> None:
     model = os.environ.get("MODEL_ID") or MODEL_ID
     if not model:
         raise SystemExit("error: no model; set the variable MODEL_ID of this Space to a model's repository.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the uploads' folder goes
     galleries = sorted(path for path in GALLERIES.iterdir() if path.is_dir()) if GALLERIES.is_dir() else []
     launch(Demo(Searcher(model, trust_remote_code=True), galleries))
 
