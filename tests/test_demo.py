@@ -470,7 +470,7 @@ def test_text_and_pictures_find_recordings(open_page):
     assert "a red star”" not in page.inner_text("#recordings-found")
 
 
-def test_own_pictures_are_searched_and_gone_when_the_page_is_left(open_page, server, gallery):
+def test_own_pictures_are_searched_and_leave_no_file(open_page, server, gallery):
     page = open_page()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Search your own pictures").click()
