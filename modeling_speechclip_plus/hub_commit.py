@@ -111,7 +111,7 @@ def open_repository(
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    made = {"repo_type": repo_type, "private": private, "exist_ok": True, "space_sdk": space_sdk}
+    made: dict[str, Any] = {"repo_type": repo_type, "private": private, "exist_ok": True, "space_sdk": space_sdk}
     with _explaining_refusals(repo_id):
         repo_id = retrying(partial(api.create_repo, repo_id, **made)).repo_id
         if private and not retrying(partial(api.repo_info, repo_id, repo_type=repo_type)).private:

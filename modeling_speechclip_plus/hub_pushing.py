@@ -47,7 +47,7 @@ def push_model(
         written = written_card(repo_id, "model", commit.get("revision"), commit.get("token"))
         # From what is sent, not from the model's own configuration, which may name folders of this machine.
         plain = render_plain_card(type(model.config).from_dict(values), repo_id, wanted)
-        content = {
+        content: dict[str, Any] = {
             **files,
             "config.json": json.dumps(values, indent=2, sort_keys=True).encode() + b"\n",
             "README.md": (plain if written is None else card_with_tags(written, wanted)).encode(),
@@ -126,7 +126,7 @@ def written_card(repo_id: str, repo_type: str, revision: str | None, token: str 
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    where = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+    where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
     if not retrying(partial(api.file_exists, filename="README.md", **where)):
         return None
     file = retrying(partial(api.hf_hub_download, filename="README.md", **where))
@@ -138,7 +138,7 @@ def card_with_tags(content: str, tags: Sequence[str]) -> str:
     """Add tags to a card's metadata, those that it has not."""
     from huggingface_hub import ModelCard
 
-    card = ModelCard(content)
+    card: Any = ModelCard(content)  # its metadata are any that a card has
     missing = [tag for tag in tags if tag not in (card.data.tags or [])]
     if not missing:
         return content

@@ -8,6 +8,7 @@ was loaded in this way saves them again as they are.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def noted(configuration: Any, entries: dict[str, Any]) -> Iterator[None]:
         values.update(before)
 
 
-def write_remote_code(folder: str | Path) -> list[Path]:
+def write_remote_code(folder: str | os.PathLike) -> list[Path]:
     """Write the modules that a saved model needs, each flat and marked with this package's version.
 
     Args:

@@ -193,7 +193,7 @@ def _steps_of_weights(trainer: Any) -> int | None:
 
 
 def _progress(history: Sequence[Mapping[str, float]], prefix: str) -> list[dict[str, Any]]:
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[float, dict[str, Any]] = {}
     for entry in history:
         found = {title: entry[prefix + name] for name, title in _PROGRESS.items() if prefix + name in entry}
         # What is evaluated again after training stands in the log under the last step, whatever was loaded meanwhile.

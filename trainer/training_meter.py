@@ -36,7 +36,9 @@ class TrainingMeter(TrainerCallback, ExportableState):
         """Start, or go on from what the checkpoint holds."""
         name = type(self).__name__
         stored = state.stateful_callbacks.get(name) if state.global_step > 0 else None
-        attributes = stored["attributes"] if isinstance(stored, dict) else {"seconds": 0.0, "joules": None}
+        attributes: dict[str, Any] = (
+            stored["attributes"] if isinstance(stored, dict) else {"seconds": 0.0, "joules": None}
+        )
         self.seconds, self.joules = attributes["seconds"], attributes["joules"]
         self._counters = _energy_counters(self._powercap) if args.device.type == "cpu" and args.world_size == 1 else {}
         if not self._counters:
