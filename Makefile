@@ -9,13 +9,16 @@ BIN := $(VENV)/bin
 PROJECT := pyproject.toml setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types doctest bench build clean
+.PHONY: help quickstart demo test lint types doctest bench build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.installed-quickstart ## set up, then make data, train, evaluate and write quickstart/report.html
 	$(BIN)/speechclip-plus quickstart $(ARGS)
+
+demo: $(VENV)/.installed-demo ## set up, then ask the quickstart's model in the browser
+	$(BIN)/speechclip-plus demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## set up, then check style and run the tests (ARGS="-m ''" includes the slow ones)
 	$(BIN)/python -m ruff check .
@@ -27,9 +30,8 @@ lint: $(VENV)/.installed-dev ## check style and formatting alone
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-types: $(VENV)/.installed-dev ## check types with mypy and pyright
+types: $(VENV)/.installed-dev ## check types
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 doctest: $(VENV)/.installed-dev ## run the examples in docstrings alone
 	$(BIN)/python -m pytest --doctest-modules --pyargs speechclip_plus
@@ -53,7 +55,11 @@ $(VENV)/.installed-quickstart: $(PROJECT) | $(BIN)/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[quickstart]"
 	@touch $@
 
+$(VENV)/.installed-demo: $(PROJECT) | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[quickstart,demo]"
+	@touch $@ $(VENV)/.installed-quickstart
+
 $(VENV)/.installed-dev: $(PROJECT) | $(BIN)/python
 	@echo "Installing the package and what its tests need (PyTorch is large: some minutes the first time)"
 	$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[quickstart,dev]"
-	@touch $@ $(VENV)/.installed-quickstart
+	@touch $@ $(VENV)/.installed-quickstart $(VENV)/.installed-demo

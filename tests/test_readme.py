@@ -19,17 +19,23 @@ def examples(repository_root):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_first_example_compares_speech_and_pictures_and_prints_keywords(examples, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """A folder as `make quickstart` leaves it, with an untrained model, a recording and two pictures."""
+    folder = tmp_path_factory.mktemp("quickstart")
     torch.manual_seed(0)
     model = SpeechClipPlusModel(SpeechClipPlusConfig.from_preset("hybrid_plus-tiny"))
-    model.save_pretrained("quickstart/model")
-    SpeechClipPlusProcessor.from_backbones(tiny_backbone("hubert"), tiny_backbone("clip")).save_pretrained(
-        "quickstart/model"
-    )
-    soundfile.write("query.wav", np.random.default_rng(0).normal(0, 0.1, 22_050), 22_050)
+    model.save_pretrained(folder / "quickstart" / "model")
+    processor = SpeechClipPlusProcessor.from_backbones(tiny_backbone("hubert"), tiny_backbone("clip"))
+    processor.save_pretrained(folder / "quickstart" / "model")
+    soundfile.write(folder / "query.wav", np.random.default_rng(0).normal(0, 0.1, 22_050), 22_050)
     for name in ("first.png", "second.png"):
-        Image.new("RGB", (80, 60), "red").save(name)
+        Image.new("RGB", (80, 60), "red").save(folder / name)
+    return folder
+
+
+def test_the_first_example_compares_speech_and_pictures_and_prints_keywords(examples, quickstart, monkeypatch, capsys):
+    monkeypatch.chdir(quickstart)
     names = {}
     exec(examples[0], names)
     assert names["scores"].shape == (1, 2)
@@ -38,9 +44,18 @@ def test_the_first_example_compares_speech_and_pictures_and_prints_keywords(exam
     assert float(printed[-1][1]) <= 1.0
 
 
-def test_the_second_example_trains_and_saves(examples, tmp_path, monkeypatch, capsys):
+def test_the_second_example_answers_by_pipelines(examples, quickstart, monkeypatch):
+    monkeypatch.chdir(quickstart)
+    names = {}
+    exec(examples[1], names)
+    found = names["searcher"]("query.wav", candidate_images=["first.png", "second.png"])
+    assert sorted(answer["image"] for answer in found) == ["first.png", "second.png"]
+    assert all(0 <= keyword["timestamp"][0] for keyword in names["extractor"]("query.wav", return_timestamps=True))
+
+
+def test_the_third_example_trains_and_saves(examples, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    shorter = examples[1].replace("max_steps=200", "max_steps=2, per_device_train_batch_size=8, report_to='none'")
+    shorter = examples[2].replace("max_steps=200", "max_steps=2, per_device_train_batch_size=8, report_to='none'")
     shorter = shorter.replace("num_scenes=2000", "num_scenes=12").replace(
         '"validation")', '"validation", num_scenes=8)'
     )
