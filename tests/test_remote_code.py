@@ -71,36 +71,41 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answers(saved, tmp_path_factory):
-    """What the model says with this package and, in a process of its own, without it; and the folder saved there."""
-    work = tmp_path_factory.mktemp("answers")
-    found = []
-    for name, preamble in (("with", "import sys\nimport speechclip_plus\n"), ("without", WITHOUT_PACKAGE)):
-        (work / name).mkdir()
-        answer = subprocess.run(
-            [sys.executable, "-c", preamble + ANSWER, str(saved), str(work / name / "again")],
-            env={**os.environ, "HF_MODULES_CACHE": str(work / name / "modules")},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert answer.returncode == 0, answer.stderr
-        line = next(line for line in answer.stdout.splitlines() if line.startswith("ANSWER "))
-        found.append((json.loads(line.removeprefix("ANSWER ")), work / name / "again"))
+def answers(saved, start_hub, tmp_path_factory):
+    """What the model says with this package, and in processes without it, from its folder and from the Hub.
+
+    By name, each with the folder into which it was saved there again.
+    """
+    with start_hub() as hub:
+        push = "import sys; from speechclip_plus.cli import main; sys.exit(main(['push', *sys.argv[1:]]))"
+        hub.run_python(push, saved, "ann/travels", home=tmp_path_factory.mktemp("pusher"))
+        found = {}
+        for name, preamble, source in (
+            ("package", "import sys\nimport speechclip_plus\n", saved),
+            ("folder", WITHOUT_PACKAGE, saved),
+            ("hub", WITHOUT_PACKAGE, "ann/travels"),
+        ):
+            work = tmp_path_factory.mktemp(name)
+            said = hub.run_python(preamble + ANSWER, source, work / "again", home=work / "home").stdout
+            line = next(line for line in said.splitlines() if line.startswith("ANSWER "))
+            found[name] = (json.loads(line.removeprefix("ANSWER ")), work / "again")
     return found
 
 
 def test_without_the_package_the_travelling_classes_load_and_with_it_its_own(answers):
-    (with_package, _), (without, _) = answers
+    (with_package, _) = answers["package"]
     assert all(name.startswith("speechclip_plus.") for name in with_package["classes"])
-    assert all(name.startswith("transformers_modules.") for name in without["classes"])
-    assert [name.rsplit(".", 1)[1] for name in without["classes"]] == [
-        name.rsplit(".", 1)[1] for name in with_package["classes"]
-    ]
+    for name in ("folder", "hub"):
+        classes = answers[name][0]["classes"]
+        assert all(each.startswith("transformers_modules.") for each in classes)
+        assert [each.rsplit(".", 1)[1] for each in classes] == [
+            each.rsplit(".", 1)[1] for each in with_package["classes"]
+        ]
 
 
-def test_both_compute_the_same_bits_and_the_same_answers(answers):
-    (with_package, one), (without, other) = answers
+@pytest.mark.parametrize("source", ["folder", "hub"])
+def test_both_compute_the_same_bits_and_the_same_answers(answers, source):
+    (with_package, one), (without, other) = answers["package"], answers[source]
     tensors, others = load_file(one / "answer.safetensors"), load_file(other / "answer.safetensors")
     assert tensors.keys() == others.keys()
     for name, value in tensors.items():
@@ -109,8 +114,9 @@ def test_both_compute_the_same_bits_and_the_same_answers(answers):
     assert without["labels"] == with_package["labels"]
 
 
-def test_a_travelled_model_saves_all_of_its_code_again(saved, answers):
-    _, (_, again) = answers
+@pytest.mark.parametrize("source", ["folder", "hub"])
+def test_a_travelled_model_saves_all_of_its_code_again(saved, answers, source):
+    _, again = answers[source]
     files = {file.name: file.read_bytes() for file in saved.glob("*.py")}
     assert {file.name: file.read_bytes() for file in again.glob("*.py")} == files
     config = json.loads((again / "config.json").read_text(encoding="utf-8"))

@@ -26,6 +26,7 @@ from .modeling_speechclip_plus.retrieval_pipeline import SpeechImageRetrievalPip
 
 if TYPE_CHECKING:
     from .convert import convert_checkpoint
+    from .hub_cards.publishing import push_folder
     from .import_clip import import_open_clip
     from .trainer.collator import SpeechImageCollator
     from .trainer.data import load_speech_image_dataset
@@ -43,6 +44,7 @@ _LAZY = {
     "SpeechImageCollator": ".trainer.collator",
     "build_index": ".trainer.index_building",
     "load_speech_image_dataset": ".trainer.data",
+    "push_folder": ".hub_cards.publishing",
 }
 
 AutoConfig.register(SpeechClipPlusConfig.model_type, SpeechClipPlusConfig, exist_ok=True)
@@ -84,4 +86,5 @@ __all__ = [
     "load_preset",
     "load_speech_image_dataset",
     "preset_names",
+    "push_folder",
 ]
