@@ -359,7 +359,7 @@ def test_a_gallery_that_cannot_be_used_is_an_error(
 def test_the_quickstarts_model_is_the_default(pictures, model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert build(pictures, "index") == 1
-    assert "Which model shall embed it? Give --model" in capsys.readouterr().err
+    assert "There is no model in quickstart" in capsys.readouterr().err
     (tmp_path / "quickstart").mkdir()
     (tmp_path / "quickstart" / "model").symlink_to(model_folder)
     assert build("spoken_scenes", "gallery", "--split", "test", "--option", "num_scenes=6") == 0

@@ -17,11 +17,11 @@ from ..hub_cards.dataset_card import DatasetCardFacts
 from ..hub_cards.model_card import SplitSize
 from ..modeling_speechclip_plus.audio_loading import MIN_SAMPLES, SAMPLING_RATE
 from ..modeling_speechclip_plus.conversion.openai_tokenizer import openai_tokenizer
+from .command_options import data_options
 from .corpora.common import Findings, NoSuchSplitError
 from .data import DATASETS, read_dataset
 from .data_copies import check_output, finished_file, push_dataset, write_parquet
 from .data_facts import given_name, spoken_languages
-from .evaluate_command import data_options
 from .scenes import SPLITS
 
 _SHOWN = 20

@@ -2,13 +2,11 @@
 
 import argparse
 import datetime
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
@@ -18,15 +16,15 @@ from ..hub_cards.model_card import CARD
 from ..hub_cards.result_tables import Measured, ScoreTable, result_tables
 from ..hub_cards.versions import versions
 from ..modeling_speechclip_plus.conversion.original_config import matching_presets, settings_of_preset
-from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ..modeling_speechclip_plus.output_files import check_new_folder, finished_folder, write_json
-from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .alignments import read_alignments
 from .bootstrap import RESAMPLES
+from .command_options import data_options, positive
 from .data import load_speech_image_dataset
 from .evaluation_report import evaluation_report
 from .quickstart.console import quiet_libraries
 from .report import write_report
+from .saved_model import load_model, model_source
 from .split_embeddings import SplitEmbeddings, embed_split
 from .split_evaluation import SplitEvaluation, evaluate_split
 
@@ -72,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     check_new_folder(args.output_dir, args.force)
     options = data_options(args.option)
+    args.model = model_source(args.model)
     if args.update_card and not (Path(args.model) / CARD).is_file():
         raise ValueError(f"--update-card writes into the card of a folder: there is no {Path(args.model) / CARD}.")
     alignments = None if args.alignments is None else read_alignments(args.alignments)
@@ -128,37 +127,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_model(path: str, revision: str | None = None) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
-    """Load a model in evaluation mode, on a GPU where there is one, and its processor.
-
-    Args:
-        path: a folder, or a repository on the Hub.
-        revision: the repository's branch, tag or commit; its main branch if not given.
-
-    Raises:
-        OSError: if there is no such model, or it has no processor.
-        ValueError: if it is a model of another kind.
-    """
-    folder = Path(path)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise OSError(f"{path} is no folder of a saved model: it has no config.json.")
-    if folder.exists():
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if kind != "speechclip_plus":
-            raise ValueError(f"{path} holds a {kind!r} model; expected one of type 'speechclip_plus'.")
-    try:
-        model = SpeechClipPlusModel.from_pretrained(path, revision=revision or "main").eval()
-    except OSError as error:
-        raise OSError(f"The model {path!r} cannot be loaded: {error}") from error
-    try:
-        processor = SpeechClipPlusProcessor.from_pretrained(path, revision=revision or "main")
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"The model {path!r} was saved without its processor (processor.save_pretrained): {error}"
-        ) from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
-
-
 def presets_of_model(config: Any, processor: Any) -> list[str]:
     """Names of the published configurations that a model agrees with, in size and in everything that they say."""
     values = {**config.to_dict(), "do_normalize": processor.feature_extractor.do_normalize}
@@ -213,28 +181,6 @@ def format_results(table: ScoreTable) -> str:
     return "\n".join(
         [table.caption.replace("intervals below", "intervals in brackets"), *(line.rstrip() for line in lines)]
     )
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1, for `argparse`."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
-
-
-def data_options(given: Sequence[str]) -> dict[str, Any]:
-    """Read KEY=VALUE; numbers, true, false and null are meant as such, anything else is text."""
-    options: dict[str, Any] = {}
-    for entry in given:
-        key, equals, value = entry.partition("=")
-        if not equals or not key.isidentifier():
-            raise ValueError(f"--option {entry} is not KEY=VALUE, such as num_scenes=100.")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
 
 
 def _data_facts(args: argparse.Namespace, options: Mapping[str, Any], split: SplitEmbeddings) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .hub_cards import __file__ as _hub_cards
 from .modeling_speechclip_plus.output_files import check_new_folder, finished_folder, write_text
+from .trainer.saved_model import QUICKSTART_MODEL, model_source
 
 SPACE = Path(_hub_cards).resolve().parent / "space"
-QUICKSTART_MODEL = Path("quickstart/model")
 SCENES = "drawn scenes"
 NUM_SCENES = 48
 SPACE_SCENES = 24
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         write_space(args.write_space, args.model or "", args.gallery, force=args.force)
         print(f"{args.write_space}: a Space that answers with {args.model}")
         return 0
-    model = _model(args.model)
+    model = model_source(args.model)
     for folder in args.gallery:
         if not folder.is_dir():
             raise ValueError(f"--gallery {folder} is no folder.")
@@ -184,20 +184,3 @@ def write_space(folder: Path, model: str, galleries: Sequence[Path] = (), *, for
             shutil.copytree(gallery, work / "galleries" / name)
         if not galleries:
             write_scenes(work / "galleries" / SCENES, SPACE_SCENES)
-
-
-def _model(given: str | None) -> str:
-    """A model's folder or repository, from what the user gave."""
-    if given is None:
-        if not (QUICKSTART_MODEL / "config.json").is_file():
-            raise ValueError(
-                f"There is no model in {QUICKSTART_MODEL}: make one with `speechclip-plus quickstart`, or name "
-                "another with --model."
-            )
-        return str(QUICKSTART_MODEL)
-    folder = Path(given)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        if not (folder / "model" / "config.json").is_file():
-            raise ValueError(f"--model {given} is no folder of a saved model: it has no config.json.")
-        return str(folder / "model")  # of a quickstart, or of a training
-    return given

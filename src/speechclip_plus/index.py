@@ -18,13 +18,13 @@ from .modeling_speechclip_plus.embedding_index import EmbeddingIndex
 from .modeling_speechclip_plus.image_loading import load_image
 from .modeling_speechclip_plus.text_prompts import embed_texts
 from .trainer.batched_embedding import embed_pixels, picture_pixels, speech_inputs
-from .trainer.evaluate_command import data_options, load_model, positive
+from .trainer.command_options import data_options, positive
 from .trainer.index_building import BATCH_SIZE, build_index
 from .trainer.index_page import Found, Query, found_items, search_report
 from .trainer.quickstart.console import quiet_libraries
 from .trainer.report import write_report
+from .trainer.saved_model import QUICKSTART_MODEL, load_model, model_source
 
-QUICKSTART_MODEL = Path("quickstart") / "model"
 _NAMES = {"images": "pictures", "recordings": "recordings"}
 
 
@@ -92,12 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    name = args.model or (str(QUICKSTART_MODEL) if QUICKSTART_MODEL.is_dir() else None)
-    if name is None:
-        raise ValueError(
-            f"Which model shall embed it? Give --model: a folder or a repository on the Hub. (There is no "
-            f"{QUICKSTART_MODEL} here, which `speechclip-plus quickstart` makes.)"
-        )
+    name = model_source(args.model)
     options = data_options(args.option)
     quiet_libraries()
     model, processor = load_model(name)

@@ -32,9 +32,9 @@ from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusP
 from .trainer.card_facts import trainer_card_facts
 from .trainer.card_results import predicted_results
 from .trainer.checkpoints import last_complete_checkpoint
+from .trainer.command_options import data_options
 from .trainer.data import load_speech_image_dataset
 from .trainer.data_facts import dataset_name
-from .trainer.evaluate_command import data_options
 from .trainer.tiny_backbones import tiny_backbone
 from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from .trainer.training_arguments import SpeechClipPlusTrainingArguments
