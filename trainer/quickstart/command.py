@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         if (code := _train_and_answer(plan, args, work, output_dir, console)) != 0:
             raise ValueError("The model that was loaded back did not answer; see the error above.")
     console.say(f"Done. Open {output_dir / REPORT} in a browser; the model is in {output_dir / MODEL_FOLDER}.")
+    console.say(f"Next: `speechclip-plus demo --model {output_dir}` answers what you say, in the browser.")
     return code
 
 
