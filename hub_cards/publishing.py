@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from ..modeling_speechclip_plus.hub_commit import WEIGHT_FILES, commit_files, full_repo_id, retrying
+from ..modeling_speechclip_plus.hub_commit import WEIGHT_FILES, check_repo_id, commit_files, full_repo_id, retrying
 from ..modeling_speechclip_plus.hub_pushing import written_card
 from ..modeling_speechclip_plus.plain_card import is_generated_card, render_plain_card
 from .file_findings import read_content
@@ -98,6 +98,7 @@ def prepare_publication(
     """
     if repo_type not in REPO_TYPES:
         raise ValueError(f"repo_type={repo_type!r}: choose one of {', '.join(REPO_TYPES)}.")
+    check_repo_id(repo_id)
     publication = check_publishable(folder, repo_type, ignore_patterns, training_state)
     if repo_type == "model" and "README.md" not in publication.files and "config.json" in publication.files:
         values = json.loads(read_content(publication.files["config.json"]))

@@ -147,7 +147,11 @@ def _keyword_tables(measured: Measured) -> list[ScoreTable]:
         rows = []
         for name in rates:
             k = name.partition("@")[2]
-            kind = "start, end and padding count, as in the original code" if "original" in name else "content only"
+            kind = (
+                "start, end and padding count, as in the original code"
+                if "original" in name
+                else "start, end and padding never count"
+            )
             values = [_figure(name, source) for source in (metrics, measured.published, measured.chance)]
             row = measured.row(f"k = {k}, {kind}", [name])
             rows.append(ScoreRow(row.name, values, [*row.chance, "", ""]))

@@ -137,6 +137,19 @@ def _explaining_refusals(repo_id: str) -> Iterator[None]:
         ) from error
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Raise a ValueError if a repository cannot be called so."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} is no name of a repository: give OWNER/NAME, or a NAME of your own, of letters, digits, "
+            "'-', '_' and '.'."
+        ) from error
+
+
 def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
     """Put the token's owner before a repository's name, if no owner is named."""
     from huggingface_hub import HfApi
@@ -182,6 +195,8 @@ def retrying(call: Callable[[], Result]) -> Result:
         try:
             return call()
         except Exception as error:
+            if attempt == _ATTEMPTS and type(error).__name__ == "ConnectError":
+                raise ConnectionError(f"The Hub cannot be reached ({error}): is there a network?") from error
             if attempt == _ATTEMPTS or not (_is_conflict(error) or _is_transient(error)):
                 raise
             logger.warning("The Hub failed (%s); trying again in %g s.", " ".join(str(error).split())[:200], wait)

@@ -24,6 +24,7 @@ from speechclip_plus.trainer.evaluate_command import format_results, presets_of_
 from speechclip_plus.trainer.evaluation import split_metrics
 from speechclip_plus.trainer.evaluation_charts import bar_chart, principal_components, rank_histogram
 from speechclip_plus.trainer.retrieval_statistics import retrieval_statistics
+from speechclip_plus.trainer.saved_model import model_source
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 CAPTIONS = ["a red circle", "a red circle", "a blue star above a moon", "the big green ring", "a pink heart", "a moon"]
@@ -212,7 +213,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(models, data, tmp
     given = ("--data", data, *out)
     assert "is no folder of a saved model: it has no config.json" in failing(capsys, data, *given)
     assert "holds a 'clip' model" in failing(capsys, tiny_backbone("clip"), *given)
-    assert "cannot be loaded" in failing(capsys, tmp_path / "nowhere", *given)
+    assert "There is no folder" in failing(capsys, tmp_path / "nowhere", *given)
     model = models("hybrid_plus")
     assert "There is no data set 'flick'" in failing(capsys, model, "--data", "flick", *out)
     assert "no rows of the split 'train'" in failing(capsys, model, *given, "--split", "train")
@@ -342,3 +343,20 @@ def test_principal_components_are_the_directions_of_most_variance():
     got, shares = principal_components({"a": points[:100], "b": points[100:]})
     assert got["a"].shape == (100, 2) and sum(shares) > 99
     assert torch.allclose(torch.cat(list(got.values())).abs()[:, 0], (points - points.mean(0))[:, 0].abs(), atol=0.3)
+
+
+def test_a_folder_that_is_not_there_is_no_repository_to_ask_the_hub_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for missing in ("quickstart/model", "runs/first", str(tmp_path / "gone")):
+        with pytest.raises(OSError, match="There is no folder"):
+            model_source(missing)
+    assert model_source("ann/my-model") == "ann/my-model"
+    with pytest.raises(ValueError, match="speechclip-plus quickstart"):
+        model_source(None)
+
+
+def test_a_run_and_a_quickstart_stand_for_the_model_in_them(models, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(models("hybrid_plus"))
+    assert model_source(str(tmp_path / "run")) == str(tmp_path / "run" / "model")

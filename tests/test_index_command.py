@@ -340,7 +340,7 @@ def test_a_recording_too_long_for_one_embedding_is_an_error(loaded, tmp_path, mo
         ("one", ["--split", "test"], "is a folder of files: splits, data_dir and options are for data sets"),
         ("one", ["--branch", "parallel"], "branch='parallel' is for recordings"),
         ("one/p0.png", [], "p0.png is a file; expected a folder"),
-        ("gone", [], "There is no data set"),
+        ("gone", [], "There is no folder"),
     ],
 )
 def test_a_gallery_that_cannot_be_used_is_an_error(
@@ -458,7 +458,7 @@ def test_faiss_finds_what_the_exact_search_finds(picture_index, recordings, caps
 def test_without_faiss_the_error_says_what_to_install(picture_index, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert search(picture_index, "--text", "a dog", "--faiss") == 1
-    assert "pip install speechclip-plus[faiss]" in capsys.readouterr().err
+    assert 'pip install "speechclip-plus[faiss]"' in capsys.readouterr().err
 
 
 def test_a_model_that_was_moved_is_asked_for_and_taken(pictures, model_folder, tmp_path, capsys):

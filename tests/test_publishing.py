@@ -351,3 +351,9 @@ def test_the_command_lists_what_it_sends_and_prints_the_address(on_hub, folder, 
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 3 and "root: a link to /" in err[1] and "trainer_state.json: a training's state" in err[2]
     assert cli.main(["push", str(folder), "ann/model", "--exclude", "root", "--exclude", "trainer_state.json"]) == 0
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "bad name!", "ann/..", ""])
+def test_what_cannot_be_a_repositorys_name_is_said_before_anything_is_looked_at(name, tmp_path, capsys):
+    assert cli.main(["push", str(tmp_path), name, "--dry-run"]) == 1
+    assert "is no name of a repository: give OWNER/NAME" in capsys.readouterr().err

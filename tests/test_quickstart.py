@@ -69,7 +69,9 @@ def test_it_prints_the_budget_and_the_plan_first_and_progress_after(made):
 def test_it_leaves_the_model_the_results_and_the_report_and_nothing_else(made):
     folder = made[1]
     assert [path.name for path in folder.iterdir()] == ["quickstart"]
-    assert sorted(path.name for path in (folder / "quickstart").iterdir()) == ["model", "report.html", "results.json"]
+    samples = ["first.png", "query.wav", "second.png"]  # to try the model with
+    files = sorted(path.name for path in (folder / "quickstart").iterdir())
+    assert files == sorted(["model", "report.html", "results.json", *samples])
     assert {"README.md", "config.json", "model.safetensors", "processor_config.json"} <= {
         path.name for path in (folder / "quickstart" / "model").iterdir()
     }

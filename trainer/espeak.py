@@ -152,7 +152,7 @@ class _Engine:
         except ImportError as error:
             raise SpeechSynthesisError(
                 "Speech synthesis needs espeak-ng, which comes with the package espeakng-loader. "
-                "Install it with: pip install speechclip-plus[quickstart]"
+                'Install it with: pip install "speechclip-plus[quickstart]"'
             ) from error
         library, data = str(espeakng_loader.get_library_path()), _data_path()
         try:

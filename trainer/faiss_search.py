@@ -22,8 +22,8 @@ def search_with_faiss(index: EmbeddingIndex, queries: Tensor, top_k: int = 5) ->
         import faiss
     except ImportError as error:
         raise ImportError(
-            "Searching with FAISS needs it installed: `pip install speechclip-plus[faiss]`. Without it (leave --faiss "
-            "out) the search is exact, too."
+            'Searching with FAISS needs it installed: `pip install "speechclip-plus[faiss]"`. Without it (leave '
+            "--faiss out) the search is exact, too."
         ) from error
     queries, top_k = index.checked_queries(queries, top_k)
     rows = datasets.Dataset.from_dict({"row": np.arange(len(index))})

@@ -146,6 +146,11 @@ def open_gallery(
     if kind is not None and kind not in _COLUMNS:
         raise ValueError(f"kind={kind!r}: choose {' or '.join(_COLUMNS)}.")
     path = Path(source).expanduser()
+    if not path.exists() and str(source) not in DATASETS and not is_hub_repository(str(source)):
+        raise FileNotFoundError(
+            f"There is no folder {source}: give a folder of pictures or recordings, parquet files, owner/name of a "
+            f"data set on the Hub, or one of {', '.join(sorted(DATASETS))}."
+        )
     if str(source) in DATASETS or not path.exists():
         return _dataset_gallery(str(source), kind or "images", splits, data_dir, on_error, options)
     if path.is_dir() and not _describes_pairs(path) and not is_data_path(path):

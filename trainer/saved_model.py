@@ -21,7 +21,7 @@ def model_source(given: str | None) -> str:
 
     Raises:
         ValueError: if none is given and there is no such quickstart.
-        OSError: if the folder holds no saved model.
+        OSError: if there is no such folder, or it holds no saved model.
     """
     if given is None:
         if not (QUICKSTART_MODEL / "config.json").is_file():
@@ -31,7 +31,12 @@ def model_source(given: str | None) -> str:
             )
         return str(QUICKSTART_MODEL)
     folder = Path(given)
-    if not folder.exists() or (folder / "config.json").is_file():
+    if not folder.exists():
+        # Not what a repository could be, or in a folder that is here: no reason to ask the Hub for it.
+        if folder == QUICKSTART_MODEL or given.count("/") > 1 or (folder.parent != Path() and folder.parent.is_dir()):
+            raise OSError(f"There is no folder {given}.")
+        return given
+    if (folder / "config.json").is_file():
         return given
     if (folder / _MODEL / "config.json").is_file():
         return str(folder / _MODEL)

@@ -100,6 +100,8 @@ def convert_checkpoint(
         OSError: If a file or CLIP is not there. No folder is left behind after any error.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"There is no checkpoint {checkpoint}.")
     check_new_folder(output_dir, force)
     for source in (checkpoint, vocabulary, clip):
         if source is not None and os.path.exists(source):

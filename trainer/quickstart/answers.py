@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from torch import Tensor
 
@@ -113,6 +114,7 @@ def answer(request: AnswerRequest) -> str:
         if request.expected is not None:
             _embed(model, processor, scene_recordings, scene_pictures, request.batch_size)
             checked = _check(request.expected, scene_recordings.outputs, scene_pictures.embeds)
+            _write_samples(Path(request.report).parent, scene_recordings, scene_pictures)
         recordings, pictures = recordings or scene_recordings, pictures or scene_pictures
     _embed(model, processor, recordings, pictures, request.batch_size)
 
@@ -122,6 +124,14 @@ def answer(request: AnswerRequest) -> str:
     report = quickstart_report(model.config, results, speech_queries, image_queries, checked)
     write_report(request.report, report)
     return checked
+
+
+def _write_samples(folder: Path, recordings: _Recordings, pictures: _Pictures) -> None:
+    """Leave a recording, the picture that it describes and another one, to try things out with."""
+    soundfile.write(folder / "query.wav", recordings.waveforms[0], SAMPLING_RATE)
+    own = pictures.image_ids.index(recordings.image_ids[0])
+    for name, place in (("first.png", own), ("second.png", (own + 1) % len(pictures.sources))):
+        load_image(pictures.sources[place], name).save(folder / name)
 
 
 def _user_recordings(paths: Sequence[str]) -> _Recordings:
