@@ -98,7 +98,7 @@ def test_a_setting_out_of_range_is_an_error(setting):
 
 def test_a_missing_library_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(espeak.SpeechSynthesisError, match=r"pip install speechclip-plus\[quickstart\]"):
+    with pytest.raises(espeak.SpeechSynthesisError, match=r'pip install "speechclip-plus\[quickstart\]"'):
         synthesise("red", Voice())
 
 
