@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -259,7 +259,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     def set_trainable(self, speech_encoder: bool | None = None, clip: bool | None = None) -> None:
         """Freeze or unfreeze the backbones; `None` leaves one as it is. The configuration records the choice.
 
-        A frozen backbone takes no gradient and stays in evaluation mode under `train()`.
+        A backbone of which no parameter requires a gradient is frozen: it runs without a graph and stays in
+        evaluation mode under `train()`. So parts of one can be trained as well, by `requires_grad_()` on its layers
+        or by adapters in them.
         """
         for name, trainable in (("speech_encoder", speech_encoder), ("clip", clip)):
             if trainable is not None:
@@ -273,9 +275,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     def train(self, mode: bool = True) -> SpeechClipPlusModel:
         """Set training mode, except for frozen backbones, which stay in evaluation mode."""
         super().train(mode)
-        if not self.config.train_clip:
+        if is_frozen(self.clip):
             self.clip.eval()
-        if not self.config.train_speech_encoder:
+        if is_frozen(self.speech_encoder):
             self.speech_encoder.eval()
             if mode and self.config.speech_encoder_dropout:
                 # The original leaves dropout on in the frozen encoder; time masking and LayerDrop stay off.
@@ -300,6 +302,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if not model.config.backbones_saved:
             model._load_backbones(**{key: kwargs[key] for key in _HUB_ARGUMENTS if key in kwargs})
             model.config.backbones_saved = True
+        # The library makes every loaded parameter anew, as one that requires a gradient.
+        model.set_trainable(model.config.train_speech_encoder, model.config.train_clip)
         return loaded
 
     def save_pretrained(
@@ -328,7 +332,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         pushing = pushing_options(kwargs, save_directory)
         if not save_backbones:
             for name, key in BACKBONES.items():
-                if getattr(self.config, f"train_{name}"):
+                if getattr(self.config, f"train_{name}") or not is_frozen(getattr(self, name)):
                     raise ValueError(f"The {name} was trained, so it must be saved: use save_backbones=True.")
                 if getattr(self.config, key) is None:
                     raise ValueError(
@@ -479,7 +483,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Embed images `(B, 3, H, W)`, as the processor makes them: `(B, P)`, unit length."""
-        with self._no_grad_if_frozen("clip"):
+        with no_grad_if_frozen(self.clip):
             return F.normalize(embed_images(self.clip, pixel_values), dim=-1)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -487,7 +491,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
         An `attention_mask` `(B, L)`, which a tokenizer gives, matters only if texts are padded on the left.
         """
-        with self._no_grad_if_frozen("clip"):
+        with no_grad_if_frozen(self.clip):
             return F.normalize(embed_texts(self.clip, input_ids, attention_mask), dim=-1)
 
     @can_return_tuple
@@ -715,10 +719,6 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     # From hidden states to embeddings
 
-    def _no_grad_if_frozen(self, name: str):
-        # Parameters without gradient still make outputs that require one: HuBERT's first convolution asks for it.
-        return nullcontext() if getattr(self.config, f"train_{name}") else torch.no_grad()
-
     def _run_speech_encoder(
         self, input_values: Tensor, attention_mask: Tensor | None, output_attentions: bool = False
     ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
@@ -729,7 +729,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 "none are returned. Load the model with attn_implementation='eager', or call "
                 "model.set_attn_implementation('eager')."
             )
-        with self._no_grad_if_frozen("speech_encoder"):
+        with no_grad_if_frozen(self.speech_encoder):
             return encode_speech(
                 self.speech_encoder,
                 input_values.to(self.speech_encoder.dtype),
@@ -847,6 +847,19 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             "keyword_similarities": quantized.similarities.masked_fill(~mask, 0),
             "keyword_embeds": quantized.embeds,
         }
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether no parameter of a module requires a gradient."""
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def no_grad_if_frozen(module: nn.Module) -> AbstractContextManager:
+    """Context without gradients for a frozen module, whose outputs could require one all the same.
+
+    HuBERT, for instance, asks for the gradient of its first convolution's input.
+    """
+    return torch.no_grad() if is_frozen(module) else nullcontext()
 
 
 def _vocabulary(config: SpeechClipPlusConfig) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """What users rely on in the model: freezing, batch independence, saving and loading, keywords, errors."""
 
+import copy
 import json
 import shutil
 
@@ -172,6 +173,35 @@ def test_the_originals_dropout_in_the_frozen_encoder_can_be_switched_on():
     assert not model.speech_encoder.training  # no time masking
     model.eval()
     torch.testing.assert_close(*(model.encode_speech_frames(**inputs)[0] for _ in range(2)))
+
+
+def trained_names(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("load", [SpeechClipPlusModel.from_pretrained, AutoModel.from_pretrained])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("train_clip", [False, True])
+def test_a_loaded_model_trains_what_its_configuration_says(load, dtype, train_clip, tmp_path):
+    model = make_model(train_clip=train_clip)
+    model.save_pretrained(tmp_path)
+    loaded = load(tmp_path, dtype=dtype)
+    assert trained_names(loaded) == trained_names(copy.deepcopy(loaded)) == trained_names(model)
+    loaded.set_trainable(speech_encoder=True)
+    loaded.set_trainable(speech_encoder=False)
+    assert trained_names(loaded.to(torch.float16)) == trained_names(model)
+
+
+@pytest.mark.parametrize("part", ["speech_encoder.encoder.layers.1", "clip.vision_model.encoder.layers.0"])
+def test_a_part_of_a_frozen_backbone_trains_when_it_requires_gradients(part, tmp_path):
+    backbone = {"repo_id": "someone/backbone", "revision": None}
+    model = make_model(speech_backbone=backbone, clip_backbone=backbone)
+    layer = model.get_submodule(part).requires_grad_(True)
+    model.train()
+    model(**make_pairs(), return_loss=True).loss.backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+    with pytest.raises(ValueError, match="was trained, so it must be saved"):
+        model.save_pretrained(tmp_path, save_backbones=False)
 
 
 def test_frozen_encoders_keep_no_graph():

@@ -272,9 +272,14 @@ def test_the_trainer_uses_that_curve(make_trainer):
     assert rates == pytest.approx([0.5e-3, 1e-3, 0.7e-3, 0.4e-3, 0.1e-3])
 
 
-def test_only_the_branch_is_trained(make_trainer, make_model):
-    before = make_model().state_dict()
-    trainer = make_trainer()
+@pytest.mark.parametrize("loaded", [False, True])
+def test_only_the_branch_is_trained(loaded, make_trainer, make_model, tmp_path):
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    if loaded:
+        model.save_pretrained(tmp_path / "saved")
+        model = SpeechClipPlusModel.from_pretrained(tmp_path / "saved")
+    trainer = make_trainer(model)
     trainer.train()
     changed = {
         name.split(".")[0] for name, value in trainer.model.state_dict().items() if not value.equal(before[name])
@@ -324,6 +329,40 @@ def test_the_best_checkpoint_is_chosen_by_mean_recall(make_trainer):
     assert set(evaluations) == {2, 4}
     assert trainer.state.best_metric == max(entry["eval_mean_R@10"] for entry in evaluations.values())
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{trainer.state.best_global_step}")
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher_is_better"),
+    [
+        (None, True),
+        ("eval_mean_R@10", True),
+        ("parallel_speech_to_image_R@1", True),
+        ("loss", False),
+        ("eval_loss", False),
+        ("eval_parallel_speech_to_image_median_rank", False),
+        ("cascaded_image_to_speech_mean_rank", False),
+        ("eval_cif_length_error", False),
+        ("keyword_duplicates", False),
+    ],
+)
+def test_the_best_checkpoint_follows_what_is_better_in_its_metric(metric, higher_is_better, tmp_path):
+    chosen = {} if metric is None else {"metric_for_best_model": metric}
+    arguments = SpeechClipPlusTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **chosen)
+    assert arguments.greater_is_better is higher_is_better
+    reverse = SpeechClipPlusTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, greater_is_better=not higher_is_better, **chosen
+    )
+    assert reverse.greater_is_better is not higher_is_better
+
+
+def test_a_part_of_a_backbone_that_requires_gradients_is_trained(make_trainer):
+    trainer = make_trainer(max_steps=2)
+    layer = trainer.model.speech_encoder.encoder.layers[-1].requires_grad_(True)
+    before = copy.deepcopy(layer.state_dict())
+    trainer.train()
+    assert not any(
+        value.equal(before[name]) for name, value in layer.state_dict().items() if "k_proj.bias" not in name
+    )
 
 
 def test_training_from_computed_features_equals_training_from_audio_and_pictures(
@@ -395,7 +434,7 @@ def test_features_kept_in_a_file_are_those_kept_in_memory(make_model, dataset, t
 def test_features_that_can_change_are_not_computed_beforehand(make_model, dataset, tiny_processor):
     model = make_model()
     model.set_trainable(speech_encoder=True)
-    with pytest.raises(ValueError, match="never change.*it has True"):
+    with pytest.raises(ValueError, match="never change.*frozen is False"):
         compute_frozen_features(model, dataset, tiny_processor)
 
 

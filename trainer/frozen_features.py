@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..modeling_speechclip_plus.audio_loading import load_audio
+from ..modeling_speechclip_plus.modeling_speechclip_plus import is_frozen
 from .batched_embedding import batches_by_length, embed_pixels, picture_pixels, speech_inputs
 from .memory import release_memory
 
@@ -88,12 +89,11 @@ def compute_frozen_features(
     Raises:
         ValueError: if the data set is empty, if the features could change, or if they do not fit into `dtype`.
     """
-    config = model.config
-    if config.train_speech_encoder or config.train_clip or config.padding != "invariant":
+    frozen = is_frozen(model.speech_encoder) and is_frozen(model.clip)
+    if not frozen or model.config.padding != "invariant":
         raise ValueError(
-            "Features can be computed beforehand only if they never change: the model must have "
-            "train_speech_encoder=False, train_clip=False and padding='invariant'; it has "
-            f"{config.train_speech_encoder}, {config.train_clip} and {config.padding!r}."
+            "Features can be computed beforehand only if they never change: speech encoder and CLIP must be frozen "
+            f"and padding='invariant'; frozen is {frozen}, padding is {model.config.padding!r}."
         )
     if len(dataset) == 0:
         raise ValueError("The data set is empty, so there is nothing to compute.")

@@ -19,6 +19,7 @@ import huggingface_hub.constants
 import numpy as np
 from torch.utils.data import Dataset
 
+from ..modeling_speechclip_plus.modeling_speechclip_plus import is_frozen
 from ..modeling_speechclip_plus.weight_fingerprint import hash_weights
 from .batched_embedding import embed_pixels, picture_pixels
 
@@ -77,7 +78,7 @@ def cache_image_embeddings(
     Raises:
         ValueError: if CLIP is trained, so that its embeddings change, or gives NaN for a picture.
     """
-    if model.config.train_clip:
+    if not is_frozen(model.clip):
         raise ValueError("The image embeddings of a CLIP that is trained change with every step: they cannot be kept.")
     images = dataset.select_columns(["image"])
     first_row: dict[int, int] = {}

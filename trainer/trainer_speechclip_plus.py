@@ -25,6 +25,7 @@ from ..hub_cards.model_card import save_model_card
 from ..modeling_speechclip_plus.hub_commit import open_repository
 from ..modeling_speechclip_plus.hub_pushing import card_with_tags
 from ..modeling_speechclip_plus.keywords import perplexity
+from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel, is_frozen
 from ..modeling_speechclip_plus.output_files import write_text
 from ..modeling_speechclip_plus.plain_card import generated_card, is_generated_card
 from .card_facts import trainer_card_facts
@@ -108,9 +109,7 @@ class SpeechClipPlusTrainer(Trainer):
             if processing_class is None:
                 raise ValueError("Give processing_class (a SpeechClipPlusProcessor) or a data_collator.")
             data_collator = SpeechImageCollator(processing_class)
-        if args.ddp_find_unused_parameters is None and not (
-            model.config.train_speech_encoder or model.config.train_clip
-        ):
+        if args.ddp_find_unused_parameters is None and is_frozen(model.speech_encoder) and is_frozen(model.clip):
             args.ddp_find_unused_parameters = False  # every step uses the whole branch: nothing to look for
         knows_use_cache = hasattr(model.config, "use_cache")
         self._pushes: HubPushes | None = None
@@ -128,7 +127,8 @@ class SpeechClipPlusTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not over tokens
         if self.compute_metrics is None:
             self.compute_metrics = self._split_metrics
-        self._forward_names = frozenset(inspect.signature(self.model.forward).parameters)
+        # The wrapper of an adapter has a signature of its own.
+        self._forward_names = frozenset(inspect.signature(SpeechClipPlusModel.forward).parameters)
         self._vocabulary_size = self.model.config.clip_config.text_config.vocab_size
         self._observed = _Observed()
         self._training_collator: SpeechImageCollator | None = None
@@ -349,7 +349,7 @@ class SpeechClipPlusTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if (
             not self.args.cache_image_embeddings
-            or model.config.train_clip
+            or not is_frozen(model.clip)
             or not isinstance(dataset, datasets.Dataset)
             or not {"image", "image_id"} <= set(dataset.column_names)
             or not isinstance(self.data_collator, SpeechImageCollator)

@@ -8,6 +8,8 @@ from transformers import TrainingArguments
 
 from ..configuration.presets import load_preset
 
+# Endings of the names of metrics that are better when they are lower.
+LOWER_IS_BETTER = ("loss", "_rank", "_error", "_duplicates")
 OPTIMIZERS = ("adam", "trainer")
 SCHEDULES = ("warmup_decay", "trainer")
 
@@ -43,7 +45,9 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Pairs per device: all are negatives."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
     metric_for_best_model: str | None = field(default="mean_R@10", metadata={"help": "Chooses the best checkpoint."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a higher metric is better."})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Whether a higher metric is better; by default as its name says."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads columns by name."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["image_ids"], metadata={"help": "What evaluation keeps beside the predictions."}
@@ -97,6 +101,8 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
                 "train_sampling_strategy='batch_rebalance' is not offered: use 'group_by_length', which gives every "
                 "process utterances of about the same lengths."
             )
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         super().__post_init__()
 
     @classmethod
