@@ -24,7 +24,7 @@ test: $(VENV)/.installed-dev ## set up, then check style and run the tests (ARGS
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
-	$(BIN)/python -m pytest --doctest-modules -q --pyargs speechclip_plus
+	$(BIN)/python -m pytest --doctest-modules -q --pyargs speechclip_plus speechclip_plus_cli
 
 lint: $(VENV)/.installed-dev ## check style and formatting alone
 	$(BIN)/python -m ruff check .
@@ -34,7 +34,7 @@ types: $(VENV)/.installed-dev ## check types
 	$(BIN)/python -m mypy
 
 doctest: $(VENV)/.installed-dev ## run the examples in docstrings alone
-	$(BIN)/python -m pytest --doctest-modules --pyargs speechclip_plus
+	$(BIN)/python -m pytest --doctest-modules --pyargs speechclip_plus speechclip_plus_cli
 
 bench: $(VENV)/.installed-quickstart ## run the benchmarks, one after the other
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done

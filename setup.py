@@ -7,8 +7,12 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 FOLDERS = ["configuration", "modeling_speechclip_plus", "trainer", "hub_cards"]
 
-package_dir = {"speechclip_plus": "src/speechclip_plus"}
-packages = ["speechclip_plus"]
+package_dir = {"speechclip_plus": "src/speechclip_plus", "speechclip_plus_cli": "src/speechclip_plus_cli"}
+packages = [
+    package
+    for package in find_packages("src", include=["speechclip_plus*"])
+    if package.split(".")[1:2] == [] or package.split(".")[1] not in FOLDERS  # the links show those a second time
+]
 package_data = {"speechclip_plus": ["py.typed"]}
 
 for folder in FOLDERS:

@@ -9,6 +9,7 @@ import sys
 from importlib import import_module, metadata
 from pathlib import Path, PurePosixPath
 
+PACKAGES = ["speechclip_plus", "speechclip_plus_cli"]
 FOLDERS = ["configuration", "modeling_speechclip_plus", "trainer", "hub_cards"]
 
 
@@ -21,7 +22,7 @@ def main(source: Path) -> None:
         sys.exit(f"error: speechclip_plus is imported from {home}, not from this environment")
 
     listed = subprocess.run(
-        ["git", "ls-files", "--", *FOLDERS, "src/speechclip_plus"],
+        ["git", "ls-files", "--", *FOLDERS, "src"],
         cwd=source,
         check=True,
         capture_output=True,
@@ -29,23 +30,28 @@ def main(source: Path) -> None:
     )
     tracked = [PurePosixPath(line) for line in listed.stdout.splitlines()]
     expected = {
-        path.relative_to("src/speechclip_plus") if path.parts[0] == "src" else path
+        path.relative_to("src") if path.parts[0] == "src" else "speechclip_plus" / path
         for path in tracked
         if not (source / path).is_symlink()
     }
-    missing = sorted(str(path) for path in expected if not (home / path).is_file())
+    missing = sorted(str(path) for path in expected if not (home.parent / path).is_file())
     if missing:
         sys.exit(f"error: not installed: {', '.join(missing)}")
 
     files = metadata.files("speechclip-plus") or []
-    roots = {file.parts[0] for file in files} - {"..", "speechclip_plus"}
+    roots = {file.parts[0] for file in files} - {"..", *PACKAGES}
     if any(not root.endswith(".dist-info") for root in roots):
         sys.exit(f"error: the wheel installs {sorted(roots)} beside the package")
 
-    modules = [module.name for module in pkgutil.walk_packages([str(home)], "speechclip_plus.")]
+    modules = [
+        module.name
+        for package in PACKAGES
+        for module in pkgutil.walk_packages([str(home.parent / package)], f"{package}.")
+        if not module.name.endswith("__main__")
+    ]
     for name in modules:
         file = import_module(name).__file__
-        if file is None or not Path(file).resolve().is_relative_to(home):
+        if file is None or not Path(file).resolve().is_relative_to(home.parent):
             sys.exit(f"error: {name} comes from {file}")
 
     from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig

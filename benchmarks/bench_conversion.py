@@ -30,7 +30,7 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, "--preset", args.preset, "--write", str(checkpoint)], check=True)
         size = checkpoint.stat().st_size
         started = time.perf_counter()
-        command = [sys.executable, "-m", "speechclip_plus.cli", "convert", str(checkpoint), str(output)]
+        command = [sys.executable, "-m", "speechclip_plus_cli", "convert", str(checkpoint), str(output)]
         process = subprocess.Popen([*command, "--preset", args.preset])
         _, status, usage = os_wait(process)
         if status:

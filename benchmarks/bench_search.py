@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from bench_metrics import peak, timed
 
-from speechclip_plus.trainer.index_writer import IndexWriter
+from speechclip_plus.trainer.search.index_writer import IndexWriter
 
 BATCH = 10_000
 TOP = 5

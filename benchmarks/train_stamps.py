@@ -23,9 +23,9 @@ from speechclip_plus import (
     SpeechImageCollator,
     load_speech_image_dataset,
 )
+from speechclip_plus.trainer.evaluation.split_embeddings import embed_split
+from speechclip_plus.trainer.evaluation.split_evaluation import evaluate_split
 from speechclip_plus.trainer.frozen_features import compute_frozen_features
-from speechclip_plus.trainer.split_embeddings import embed_split
-from speechclip_plus.trainer.split_evaluation import evaluate_split
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 RECALLS = ("R@1", "R@5", "R@10")

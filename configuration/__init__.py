@@ -1,1 +1,4 @@
-"""The configuration, its presets and vocabularies."""
+"""Configuration of SpeechCLIP+ models, their presets, vocabularies and published results.
+
+Imports transformers and nothing of this package.
+"""

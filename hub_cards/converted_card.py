@@ -7,8 +7,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from ..configuration.presets import published_results
-from ..modeling_speechclip_plus.plain_card import card_metadata, render_usage
 from .model_card import citation, render_template
+from .plain_card import card_metadata, render_usage
 
 
 @dataclass

@@ -6,9 +6,9 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from ..modeling_speechclip_plus.plain_card import generated_card
 from .known_sources import DATASETS
 from .model_card import SplitSize, render_template
+from .plain_card import generated_card
 from .versions import versions
 
 COLUMNS = {

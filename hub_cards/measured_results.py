@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from ..modeling_speechclip_plus.output_files import write_text
-from .result_tables import BRANCHES, Measured, ScoreTable, result_tables
+from ..atomic_files import write_text
+from .results import BRANCHES, Measured, ScoreTable, result_tables
 
 _DIRECTIONS = {"speech_to_image": "speech to image", "image_to_speech": "image to speech"}
 _RECALLS = ("R@1", "R@5", "R@10")

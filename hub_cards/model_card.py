@@ -11,18 +11,18 @@ import jinja2
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from ..atomic_files import write_bytes, write_text
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from ..modeling_speechclip_plus.output_files import write_bytes, write_text
-from ..modeling_speechclip_plus.plain_card import (
+from .known_sources import BACKBONES, DATASETS, Source
+from .measured_results import MeasuredResults, eval_results, render_results
+from .plain_card import (
     card_metadata,
     generated_card,
     is_generated_card,
     is_local_path,
     render_usage,
 )
-from .known_sources import BACKBONES, DATASETS, Source
-from .measured_results import MeasuredResults, eval_results, render_results
-from .training_picture import Series, training_picture
+from .training_chart import Series, training_picture
 from .versions import versions
 
 CARD = "README.md"

@@ -16,10 +16,10 @@ from transformers import initialization as init
 from transformers.utils import cached_file, can_return_tuple, extract_commit_hash, logging
 
 from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, SpeechClipPlusConfig
+from ..hub_cards.hub_pushing import push_model, pushing_options
 from .branches import BranchEncoder
 from .cif import CifOutput, ContinuousIntegrateAndFire, keyword_times
 from .clip_towers import embed_images, embed_texts, read_keywords
-from .hub_pushing import push_model, pushing_options
 from .input_checks import check_pairs, check_waveforms
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
 from .losses import contrastive_loss, quantity_loss

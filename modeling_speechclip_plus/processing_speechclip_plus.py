@@ -12,9 +12,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import cached_file
 
-from .audio_loading import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
-from .hub_pushing import push_processor, pushing_options
-from .image_loading import load_image, split_image_batch
+from ..hub_cards.hub_pushing import push_processor, pushing_options
+from .audio_utils import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
+from .image_utils import load_image, split_image_batch
 from .remote_code import AUTO_MAP, noted, write_remote_code
 
 CLIP_TEXT_PLACES = 77  # start and end included

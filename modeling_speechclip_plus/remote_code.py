@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     # transformers copies what it reaches from the model through relative imports, found by their text. From here it
     # reaches everything, so that a copied model still has its processor and pipelines to hand on.
     from .modeling_speechclip_plus import SpeechClipPlusModel  # noqa: F401
-    from .pipelines import PIPELINES  # noqa: F401
+    from .pipelines.registry import PIPELINES  # noqa: F401
     from .processing_speechclip_plus import SpeechClipPlusProcessor  # noqa: F401
 
 AUTO_MAP = {
@@ -36,7 +36,7 @@ _MARK = "# A copy from speechclip-plus "
 
 def remote_code_entries() -> dict[str, Any]:
     """Entries of `config.json` that say which class of which file serves each Auto class and each pipeline task."""
-    from .pipelines import PIPELINES
+    from .pipelines.registry import PIPELINES
 
     tasks = {
         task: {"impl": f"{kind.__module__.split('.')[-1]}.{kind.__name__}", "pt": ["AutoModel"], "type": "multimodal"}

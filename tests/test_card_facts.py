@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from speechclip_plus.hub_cards.model_card import render_model_card, save_model_card
-from speechclip_plus.trainer.card_facts import trainer_card_facts
+from speechclip_plus.trainer.card_data import trainer_card_facts
 from speechclip_plus.trainer.card_results import predicted_results
 from speechclip_plus.trainer.training_meter import TrainingMeter
 

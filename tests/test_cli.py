@@ -10,7 +10,7 @@ from importlib import import_module
 
 import pytest
 
-from speechclip_plus import cli
+from speechclip_plus_cli import main as cli
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def command(monkeypatch):
     """Install a command called "probe" whose behaviour the test gives as a function of its arguments."""
 
     def install(run):
-        module = types.ModuleType("speechclip_plus.probe")
+        module = types.ModuleType("speechclip_plus_cli.probe")
         module.add_arguments = lambda parser: parser.add_argument("--number", type=int, default=0)
         module.run = run
-        monkeypatch.setitem(sys.modules, "speechclip_plus.probe", module)
+        monkeypatch.setitem(sys.modules, "speechclip_plus_cli.probe", module)
         monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command(".probe", "a probe"))
 
     return install
@@ -116,7 +116,7 @@ def test_help_lists_the_commands_and_the_commands_own_arguments(command, capsys)
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_listed_command_exists(name):
-    module = import_module(cli.COMMANDS[name].module, "speechclip_plus")
+    module = import_module(cli.COMMANDS[name].module, "speechclip_plus_cli")
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     assert callable(module.run)

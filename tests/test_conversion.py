@@ -17,16 +17,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor, cli, convert
-from speechclip_plus.convert import convert_checkpoint
-from speechclip_plus.modeling_speechclip_plus.conversion import original_config
-from speechclip_plus.modeling_speechclip_plus.conversion.checkpoint_file import (
+from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor
+from speechclip_plus.conversion import convert, original_config
+from speechclip_plus.conversion.checkpoint import (
     Record,
     UnsafeCheckpointError,
     plain,
     read_checkpoint,
 )
-from speechclip_plus.modeling_speechclip_plus.conversion.vocabulary import recover_vocabulary
+from speechclip_plus.conversion.convert import convert_checkpoint
+from speechclip_plus.conversion.vocabulary import recover_vocabulary
+from speechclip_plus_cli import main as cli
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = ["parallel", "cascaded", "cascaded_plus", "hybrid", "hybrid_plus"]
@@ -453,7 +454,7 @@ def test_the_original_models_numbers_come_out_of_a_new_process(write, tmp_path):
     settings = hyperparameters(SpeechClipPlusConfig.from_preset("hybrid_plus-base-flickr8k"))
     settings["audio_encoder"]["normalize_hiddenstates"] = False
     path = write(state, settings)
-    command = [sys.executable, "-m", "speechclip_plus.cli", "convert", str(path), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "speechclip_plus_cli", "convert", str(path), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "hybrid_plus" in done.stdout and "tensors used" in done.stdout

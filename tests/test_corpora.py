@@ -14,12 +14,12 @@ import soundfile
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
-from speechclip_plus.modeling_speechclip_plus.audio_loading import load_audio
+from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
 from speechclip_plus.trainer.collator import SpeechImageCollator
-from speechclip_plus.trainer.corpora.common import Findings
-from speechclip_plus.trainer.corpora.stamps import STAMPS, read_stamps
-from speechclip_plus.trainer.data import load_speech_image_dataset
-from speechclip_plus.trainer.espeak import TEST_VOICES, TRAIN_VOICES
+from speechclip_plus.trainer.data.load import load_speech_image_dataset
+from speechclip_plus.trainer.data.schema import Findings
+from speechclip_plus.trainer.data.stamps import STAMPS, read_stamps
+from speechclip_plus.trainer.spoken_scenes.espeak import TEST_VOICES, TRAIN_VOICES
 
 COLUMNS = {
     "audio": datasets.Audio(sampling_rate=16_000, decode=False),

@@ -5,14 +5,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from speechclip_plus import cli
 from speechclip_plus.configuration.presets import load_vocabulary
-from speechclip_plus.modeling_speechclip_plus.conversion.openai_tokenizer import openai_tokenizer
-from speechclip_plus.modeling_speechclip_plus.conversion.vocabulary import read_vocabulary
-from speechclip_plus.trainer import data_copies
-from speechclip_plus.trainer.data import load_speech_image_dataset
-from speechclip_plus.trainer.data_command import count_subwords
-from speechclip_plus.trainer.data_copies import write_parquet
+from speechclip_plus.conversion.clip_tokenizer import openai_tokenizer
+from speechclip_plus.conversion.vocabulary import read_vocabulary
+from speechclip_plus.trainer.data import export as data_copies
+from speechclip_plus.trainer.data.export import write_parquet
+from speechclip_plus.trainer.data.load import load_speech_image_dataset
+from speechclip_plus_cli import main as cli
+from speechclip_plus_cli.data import count_subwords
 
 ROWS = [
     # audio, image, text, speaker, split, samples

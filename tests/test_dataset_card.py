@@ -10,12 +10,12 @@ import soundfile
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from speechclip_plus import cli
 from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
 from speechclip_plus.hub_cards.model_card import SplitSize
-from speechclip_plus.trainer.data import load_speech_image_dataset
-from speechclip_plus.trainer.data_command import check_split_files
+from speechclip_plus.trainer.data.load import load_speech_image_dataset
 from speechclip_plus.trainer.data_facts import given_name
+from speechclip_plus_cli import main as cli
+from speechclip_plus_cli.data import check_split_files
 
 
 @pytest.fixture(scope="module")

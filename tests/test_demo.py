@@ -22,10 +22,10 @@ from huggingface_hub import RepoCard
 from PIL import Image
 
 from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor
-from speechclip_plus.cli import main
-from speechclip_plus.demo import SCENES, SPACE, load_app, write_scenes, write_space
-from speechclip_plus.trainer.espeak import Voice, synthesise
+from speechclip_plus.trainer.spoken_scenes.espeak import Voice, synthesise
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+from speechclip_plus_cli.demo import SCENES, SPACE, load_app, write_scenes, write_space
+from speechclip_plus_cli.main import main
 
 pytest.importorskip("gradio")
 app = load_app()
@@ -351,7 +351,7 @@ def server(model_folder, gallery, tmp_path_factory):
     }
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "speechclip_plus.cli", "demo", *map(str, arguments)],
+            [sys.executable, "-m", "speechclip_plus_cli", "demo", *map(str, arguments)],
             cwd=places["current"],
             env=environment,
             stdout=output,

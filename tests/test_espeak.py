@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("espeakng_loader")
 
-from speechclip_plus.trainer import espeak
-from speechclip_plus.trainer.espeak import Voice, synthesise, synthesise_with_events
+from speechclip_plus.trainer.spoken_scenes import espeak
+from speechclip_plus.trainer.spoken_scenes.espeak import Voice, synthesise, synthesise_with_events
 
 SENTENCE = "a large red circle is to the left of a small blue square"
 

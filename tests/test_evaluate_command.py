@@ -11,21 +11,21 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from speechclip_plus import cli
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import load_preset, published_results
-from speechclip_plus.hub_cards.result_tables import Measured, ScoreRow, ScoreTable, result_tables
+from speechclip_plus.hub_cards.evaluation_charts import bar_chart, principal_components, rank_histogram
+from speechclip_plus.hub_cards.results import Measured, ScoreRow, ScoreTable, result_tables
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from speechclip_plus.trainer.chance import chance_recall
 from speechclip_plus.trainer.collator import GOLD_SUBWORDS, SpeechImageCollator
-from speechclip_plus.trainer.data import load_speech_image_dataset
-from speechclip_plus.trainer.evaluate_command import format_results, presets_of_model, published_figures
-from speechclip_plus.trainer.evaluation import split_metrics
-from speechclip_plus.trainer.evaluation_charts import bar_chart, principal_components, rank_histogram
-from speechclip_plus.trainer.retrieval_statistics import retrieval_statistics
-from speechclip_plus.trainer.saved_model import model_source
+from speechclip_plus.trainer.data.load import load_speech_image_dataset
+from speechclip_plus.trainer.evaluation.chance import chance_recall
+from speechclip_plus.trainer.evaluation.evaluate import split_metrics
+from speechclip_plus.trainer.evaluation.retrieval_statistics import retrieval_statistics
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+from speechclip_plus_cli import main as cli
+from speechclip_plus_cli.evaluate import format_results, presets_of_model, published_figures
+from speechclip_plus_cli.saved_model import model_source
 
 CAPTIONS = ["a red circle", "a red circle", "a blue star above a moon", "the big green ring", "a pink heart", "a moon"]
 SECONDS = [0.9, 1.3, 1.7, 1.1, 0.8, 1.5]

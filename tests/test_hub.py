@@ -11,11 +11,11 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from speechclip_plus import cli
-from speechclip_plus.hub_cards.publishing import push_folder
+from speechclip_plus.hub_cards.push import push_folder
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+from speechclip_plus_cli import main as cli
 
 ROUNDTRIP = """
 import json, sys

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from speechclip_plus import SpeechClipPlusModel, cli
+from speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+from speechclip_plus_cli import main as cli
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_other_architectures_are_refused_by_name_with_the_reason(name, reason, o
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"])
 @pytest.mark.parametrize("quick", ["", "-quickgelu"])
 def test_the_published_plain_architectures_are_accepted(name, quick, open_clip):
-    from speechclip_plus.modeling_speechclip_plus.conversion.open_clip_conversion import _check_plain
+    from speechclip_plus.conversion.open_clip import _check_plain
 
     config = open_clip.get_model_config(name + quick)
     if config is not None:  # not all come with quick GELU
@@ -125,7 +126,7 @@ def test_files_that_are_no_weights_of_the_architecture_are_an_error_that_says_so
 
 
 def test_pictures_are_resized_as_the_weights_were_trained(open_clip):
-    from speechclip_plus.modeling_speechclip_plus.conversion.open_clip_conversion import _image_processor
+    from speechclip_plus.conversion.open_clip import _image_processor
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 80, 3), dtype=np.uint8))
     for mode in ("shortest", "squash"):

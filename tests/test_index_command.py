@@ -20,12 +20,13 @@ from speechclip_plus import (
     SpeechClipPlusModel,
     SpeechClipPlusProcessor,
     build_index,
-    cli,
     load_speech_image_dataset,
 )
-from speechclip_plus.modeling_speechclip_plus.audio_loading import load_audio
-from speechclip_plus.trainer import index_building, index_writer
+from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
+from speechclip_plus.trainer.search import build as index_building
+from speechclip_plus.trainer.search import index_writer
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+from speechclip_plus_cli import main as cli
 
 SECONDS = [0.9, 1.3, 0.5, 1.1, 0.8]
 
@@ -214,7 +215,7 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been_killed(model_fold
     command = ["index", "build", str(gallery), str(tmp_path / "killed")]
     command += ["--model", str(model_folder), "--batch-size", "1"]
     facts = tmp_path / ".killed.building" / "index.json"
-    process = subprocess.Popen([sys.executable, "-m", "speechclip_plus.cli", *command], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "speechclip_plus_cli", *command], stderr=subprocess.PIPE)
     while process.poll() is None and not (facts.is_file() and json.loads(facts.read_text()).get("done", 0) > 20):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from speechclip_plus.modeling_speechclip_plus.text_prompts import class_embeddings
-from speechclip_plus.trainer.alignments import (
+from speechclip_plus.modeling_speechclip_plus.pipelines.text_prompts import class_embeddings
+from speechclip_plus.trainer.evaluation.alignments import (
     AlignedWord,
     match_alignments,
     read_alignments,
@@ -14,7 +14,7 @@ from speechclip_plus.trainer.alignments import (
     read_textgrid,
     word_boundaries,
 )
-from speechclip_plus.trainer.keyword_metrics import (
+from speechclip_plus.trainer.evaluation.keyword_metrics import (
     Spelling,
     boundary_agreement,
     cloud_counts,
@@ -23,8 +23,8 @@ from speechclip_plus.trainer.keyword_metrics import (
     semantic_similarities,
     stop_words,
 )
+from speechclip_plus.trainer.evaluation.zero_shot import classify, speech_text_retrieval
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
-from speechclip_plus.trainer.zero_shot import classify, speech_text_retrieval
 
 
 @pytest.fixture(scope="module")

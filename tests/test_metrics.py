@@ -7,11 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechclip_plus.trainer import bootstrap, metrics
-from speechclip_plus.trainer.bootstrap import mean_interval, resampled_means, resampled_medians
-from speechclip_plus.trainer.chance import chance_keyword_hit_rate, chance_recall
-from speechclip_plus.trainer.metrics import keyword_hit_rate, nearest_subwords, retrieval_ranks, retrieval_recall
-from speechclip_plus.trainer.retrieval_statistics import retrieval_statistics
+from speechclip_plus.trainer.evaluation import bootstrap
+from speechclip_plus.trainer.evaluation import retrieval_metrics as metrics
+from speechclip_plus.trainer.evaluation.bootstrap import mean_interval, resampled_means, resampled_medians
+from speechclip_plus.trainer.evaluation.chance import chance_keyword_hit_rate, chance_recall
+from speechclip_plus.trainer.evaluation.retrieval_metrics import (
+    keyword_hit_rate,
+    nearest_subwords,
+    retrieval_ranks,
+    retrieval_recall,
+)
+from speechclip_plus.trainer.evaluation.retrieval_statistics import retrieval_statistics
 
 GOLDEN = Path(__file__).parent / "golden"
 

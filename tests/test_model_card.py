@@ -23,9 +23,9 @@ from speechclip_plus.hub_cards.model_card import (
     render_model_card,
     save_model_card,
 )
-from speechclip_plus.hub_cards.publishing import prepare_publication
-from speechclip_plus.hub_cards.training_picture import training_picture
-from speechclip_plus.modeling_speechclip_plus.plain_card import generated_card, is_generated_card
+from speechclip_plus.hub_cards.plain_card import generated_card, is_generated_card
+from speechclip_plus.hub_cards.push import prepare_publication
+from speechclip_plus.hub_cards.training_chart import training_picture
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 COLUMNS = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "median rank": "median_rank", "mean rank": "mean_rank"}

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel
-from speechclip_plus.modeling_speechclip_plus.conversion.original_names import rename_original_weights
+from speechclip_plus.conversion.state_dict_names import rename_original_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 CLIP = {

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+PACKAGES = ["speechclip_plus", "speechclip_plus_cli"]
 FOLDERS = ["configuration", "modeling_speechclip_plus", "trainer", "hub_cards"]
 # Directories whose Python files are data: written out for somebody else to run.
 TEMPLATES = {"hub_cards/templates", "hub_cards/space", "hub_cards/metrics"}
@@ -36,11 +37,8 @@ def wheel(repository_root, tmp_path_factory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for folder in FOLDERS:
         shutil.copytree(repository_root / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    package = source / "src" / "speechclip_plus"
-    package.mkdir(parents=True)
-    for path in (repository_root / "src" / "speechclip_plus").iterdir():
-        if path.is_file():
-            shutil.copy(path, package)
+    without = {folder for folder in FOLDERS} | {"__pycache__"}
+    shutil.copytree(repository_root / "src", source / "src", ignore=lambda _, names: without & set(names))
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "MANIFEST.in"):
         if (repository_root / name).exists():
             shutil.copy(repository_root / name, source)
@@ -76,35 +74,51 @@ def test_no_top_level_folder_hides_a_dependency(repository_root):
         assert not (repository_root / name).exists()
 
 
-def test_imports_between_folders_are_relative_and_name_the_module(repository_root):
-    for folder in FOLDERS:
-        for path in files_of(repository_root / folder):
-            if path.suffix != ".py" or any(part in path.as_posix() for part in TEMPLATES):
-                continue
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
-                names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                wrong = [name for name in names if name.split(".")[0] in {*FOLDERS, "speechclip_plus"}]
-                assert not wrong, f"{path}:{node.lineno} imports {wrong[0]} absolutely"
+def modules_of(root: Path, folder: str) -> list[Path]:
+    """Python files of a folder that are modules of the package, which templates for others to run are not."""
+    return [
+        path
+        for path in files_of(root / folder)
+        if path.suffix == ".py" and not any(path.is_relative_to(root / template) for template in TEMPLATES)
+    ]
+
+
+# Each folder may import itself and the folders named here; `atomic_files` serves all.
+FLOW = {
+    "configuration": set(),
+    "modeling_speechclip_plus": {"configuration"},
+    "hub_cards": {"configuration"},
+    "trainer": {"configuration", "modeling_speechclip_plus", "hub_cards"},
+    "src/speechclip_plus/conversion": {"configuration", "modeling_speechclip_plus", "hub_cards"},
+}
 
 
 @pytest.mark.parametrize(
-    "folder, forbidden",
+    "folder",
     [
-        ("configuration", {"modeling_speechclip_plus", "trainer", "hub_cards"}),
-        ("modeling_speechclip_plus", {"trainer", "hub_cards"}),
-        ("hub_cards", {"trainer"}),
+        pytest.param(folder, marks=pytest.mark.xfail(reason="pushes through hub_cards", strict=True))
+        if folder == "modeling_speechclip_plus"
+        else folder
+        for folder in FLOW
     ],
 )
-def test_data_flows_one_way(repository_root, folder, forbidden):
-    for path in files_of(repository_root / folder):
-        if path.suffix != ".py":
-            continue
-        depth = len(path.relative_to(repository_root / folder).parts)
+def test_imports_flow_one_way_and_are_relative(repository_root, folder):
+    """All imports count: inside functions and under TYPE_CHECKING too."""
+    own = Path(folder).name
+    allowed = FLOW[folder] | {own, "atomic_files"}
+    for path in modules_of(repository_root, folder):
+        package = ["speechclip_plus", own, *path.relative_to(repository_root / folder).parts[:-1]]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level > depth:
-                target = (node.module or "").split(".")[0]
-                assert target not in forbidden, f"{path}:{node.lineno}"
+            where = f"{path}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import):
+                assert not [alias for alias in node.names if alias.name.startswith("speechclip_plus")], where
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert not (node.module or "").startswith("speechclip_plus"), where
+            elif isinstance(node, ast.ImportFrom):
+                above = package[: len(package) - node.level + 1]
+                target = [*above, *(node.module or "").split(".")]
+                assert node.module, f"{where} imports a name of a folder; name the module"
+                assert target[1] in allowed, f"{where}: {own} must not import {target[1]}"
 
 
 def test_the_wheel_holds_every_file_of_the_folders_and_nothing_beside_the_package(repository_root, wheel):
@@ -116,7 +130,7 @@ def test_the_wheel_holds_every_file_of_the_folders_and_nothing_beside_the_packag
     }
     assert not expected - names
     assert PurePosixPath("speechclip_plus/py.typed") in names
-    assert {name.parts[0] for name in names} == {"speechclip_plus", f"{wheel.name.split('-py3')[0]}.dist-info"}
+    assert {name.parts[0] for name in names} == {*PACKAGES, f"{wheel.name.split('-py3')[0]}.dist-info"}
 
 
 def test_the_wheel_ships_presets_vocabularies_and_the_command(wheel):
@@ -125,7 +139,7 @@ def test_the_wheel_ships_presets_vocabularies_and_the_command(wheel):
     assert any(re.fullmatch(r"speechclip_plus/configuration/presets/.*\.json", name) for name in names)
     assert any(re.fullmatch(r"speechclip_plus/configuration/vocabularies/.*\.npy", name) for name in names)
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
-    assert "speechclip-plus = speechclip_plus.cli:main" in archive.read(entry_points).decode()
+    assert "speechclip-plus = speechclip_plus_cli.main:main" in archive.read(entry_points).decode()
 
 
 def test_the_wheel_works_from_anywhere(wheel, tmp_path):

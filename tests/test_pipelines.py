@@ -21,10 +21,10 @@ from speechclip_plus import (
     SpeechClipPlusProcessor,
     build_index,
 )
-from speechclip_plus.modeling_speechclip_plus.audio_loading import load_audio
-from speechclip_plus.modeling_speechclip_plus.long_recordings import Windowing, read_windows
+from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
 from speechclip_plus.modeling_speechclip_plus.outputs import Keyword
-from speechclip_plus.modeling_speechclip_plus.pipelines import PIPELINES
+from speechclip_plus.modeling_speechclip_plus.pipelines.registry import PIPELINES
+from speechclip_plus.modeling_speechclip_plus.pipelines.windows import Windowing, read_windows
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 RATE = 16_000

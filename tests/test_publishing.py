@@ -12,9 +12,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.numpy import save_file
 
-from speechclip_plus import cli
-from speechclip_plus.hub_cards.publishable import NotPublishableError, check_publishable
-from speechclip_plus.hub_cards.publishing import push_folder
+from speechclip_plus.hub_cards.push import push_folder
+from speechclip_plus.hub_cards.push_checks import NotPublishableError, check_publishable
+from speechclip_plus_cli import main as cli
 
 CARD = "---\nlicense: mit\n---\n\n# A model\n"
 

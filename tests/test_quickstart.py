@@ -13,13 +13,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from speechclip_plus.cli import main
+from speechclip_plus.atomic_files import finished_folder
 from speechclip_plus.modeling_speechclip_plus.input_paths import list_files
-from speechclip_plus.modeling_speechclip_plus.output_files import finished_folder
-from speechclip_plus.trainer.quickstart.answers import AnswerRequest, answer
-from speechclip_plus.trainer.quickstart.console import Console
-from speechclip_plus.trainer.quickstart.folder import MADE_BY, check_output_dir
-from speechclip_plus.trainer.quickstart.plan import MIN_STEPS, RESERVED_SECONDS, Plan
+from speechclip_plus_cli.console import Console
+from speechclip_plus_cli.main import main
+from speechclip_plus_cli.quickstart.answers import AnswerRequest, answer
+from speechclip_plus_cli.quickstart.folder import MADE_BY, check_output_dir
+from speechclip_plus_cli.quickstart.plan import MIN_STEPS, RESERVED_SECONDS, Plan
 
 EVAL_SCENES = 12
 
@@ -28,7 +28,7 @@ def run(*arguments, folder):
     """Run the command line in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "speechclip_plus.cli", "quickstart", *arguments],
+        [sys.executable, "-m", "speechclip_plus_cli", "quickstart", *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -232,7 +232,7 @@ def test_being_stopped_leaves_nothing(tmp_path):
     """A process that is killed politely in the middle of its work cleans up."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "speechclip_plus.cli", "quickstart", "--train-scenes", "3000"],
+        [sys.executable, "-u", "-m", "speechclip_plus_cli", "quickstart", "--train-scenes", "3000"],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,

@@ -77,7 +77,7 @@ def answers(saved, start_hub, tmp_path_factory):
     By name, each with the folder into which it was saved there again.
     """
     with start_hub() as hub:
-        push = "import sys; from speechclip_plus.cli import main; sys.exit(main(['push', *sys.argv[1:]]))"
+        push = "import sys; from speechclip_plus_cli.main import main; sys.exit(main(['push', *sys.argv[1:]]))"
         hub.run_python(push, saved, "ann/travels", home=tmp_path_factory.mktemp("pusher"))
         found = {}
         for name, preamble, source in (

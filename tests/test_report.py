@@ -10,8 +10,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from speechclip_plus.hub_cards.result_tables import ScoreRow, ScoreTable
-from speechclip_plus.trainer.report import (
+from speechclip_plus.hub_cards.report import (
     FoundImage,
     FoundSpeech,
     ImageQuery,
@@ -23,7 +22,8 @@ from speechclip_plus.trainer.report import (
     render_report,
     write_report,
 )
-from speechclip_plus.trainer.report_charts import line_chart, speech_chart
+from speechclip_plus.hub_cards.report_charts import line_chart, speech_chart
+from speechclip_plus.hub_cards.results import ScoreRow, ScoreTable
 
 
 class Page(HTMLParser):
@@ -195,7 +195,7 @@ def test_a_report_without_training_or_answers_known_renders(waveform):
 def test_a_failed_write_leaves_the_old_report(tmp_path, report, monkeypatch):
     file = tmp_path / "report.html"
     file.write_text("old")
-    monkeypatch.setattr("speechclip_plus.trainer.report.render_report", lambda report: 1 / 0)
+    monkeypatch.setattr("speechclip_plus.hub_cards.report.render_report", lambda report: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(file, report)
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from speechclip_plus.trainer.scene_drawing import COLOURS, SHAPES, SceneObject, draw_background, shape_outlines
-from speechclip_plus.trainer.scenes import (
+from speechclip_plus.trainer.spoken_scenes.drawing import COLOURS, SHAPES, SceneObject, draw_background, shape_outlines
+from speechclip_plus.trainer.spoken_scenes.scenes import (
     BACKGROUNDS,
     INVERSE,
     MAX_WORDS,
@@ -54,7 +54,9 @@ def digest_of_some_scenes():
 
 def test_scenes_are_the_same_in_a_process_with_another_hash_seed():
     code = inspect.getsource(digest_of_some_scenes) + "print(digest_of_some_scenes())"
-    header = "import hashlib\nimport numpy as np\nfrom speechclip_plus.trainer.scenes import sample_scenes\n"
+    header = (
+        "import hashlib\nimport numpy as np\nfrom speechclip_plus.trainer.spoken_scenes.scenes import sample_scenes\n"
+    )
     seed = "1" if os.environ.get("PYTHONHASHSEED") == "2" else "2"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed}
     done = subprocess.run(

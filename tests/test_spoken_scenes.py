@@ -9,10 +9,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from speechclip_plus.trainer.data import load_speech_image_dataset
-from speechclip_plus.trainer.espeak import TEST_VOICES, TRAIN_VOICES, VALIDATION_VOICES
-from speechclip_plus.trainer.scenes import sample_scenes
-from speechclip_plus.trainer.spoken_scenes import build_spoken_scenes
+from speechclip_plus.trainer.data.load import load_speech_image_dataset
+from speechclip_plus.trainer.spoken_scenes.dataset import build_spoken_scenes
+from speechclip_plus.trainer.spoken_scenes.espeak import TEST_VOICES, TRAIN_VOICES, VALIDATION_VOICES
+from speechclip_plus.trainer.spoken_scenes.scenes import sample_scenes
 
 COLUMNS = ["audio", "image", "image_id", "text", "caption_id", "speaker"]
 
@@ -81,7 +81,7 @@ def test_a_second_call_reads_the_cache(test, cache, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("the rows were made anew")
 
-    monkeypatch.setattr("speechclip_plus.trainer.spoken_scenes.scene_rows", fail)
+    monkeypatch.setattr("speechclip_plus.trainer.spoken_scenes.dataset.scene_rows", fail)
     again = build_spoken_scenes("test", 6, cache_dir=cache, num_proc=1)
     assert again.to_list() == test.to_list()
 

@@ -7,12 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
-
-from speechclip_plus.trainer.scenes import sample_scenes, scene_words
-from speechclip_plus.trainer.tiny_backbones import tiny_backbone
-from speechclip_plus.trainer.tiny_backbones.clip_captions import STYLES, build_vocabulary, worn_caption
-from speechclip_plus.trainer.tiny_backbones.train_clip import (
+from clip_captions import STYLES, build_vocabulary, worn_caption
+from train_clip import (
     contrastive_loss,
     embed_texts,
     main,
@@ -20,6 +16,10 @@ from speechclip_plus.trainer.tiny_backbones.train_clip import (
     padded,
     to_pixels,
 )
+from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
+
+from speechclip_plus.trainer.spoken_scenes.scenes import sample_scenes, scene_words
+from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 # Percent on 200 unseen scenes, well below what was measured.
 FLOORS = {

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import speech_pool
 import torch
+import train_hubert
 from transformers import AutoFeatureExtractor, AutoModel
 
-from speechclip_plus.trainer import espeak
-from speechclip_plus.trainer.scenes import sample_scenes
-from speechclip_plus.trainer.tiny_backbones import speech_pool, tiny_backbone, train_hubert
+from speechclip_plus.trainer.spoken_scenes import espeak
+from speechclip_plus.trainer.spoken_scenes.scenes import sample_scenes
+from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 SENTENCES = (
     "a small blue square is under a big pink heart",
@@ -133,8 +135,7 @@ def test_labels_follow_the_speech_through_a_change_of_speed():
 def test_the_script_writes_a_folder_that_loads(tmp_path):
     command = [
         *(sys.executable, "-c"),
-        f"import sys; sys.path[:0] = {sys.path!r}; "
-        "from speechclip_plus.trainer.tiny_backbones.train_hubert import main; main()",
+        f"import sys; sys.path[:0] = {sys.path!r}; from train_hubert import main; main()",
         *(str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--groups", "1", "--others", "2"),
         *("--steps", "2", "--threads", "1"),
     ]

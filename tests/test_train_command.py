@@ -10,7 +10,8 @@ import soundfile
 import yaml
 from PIL import Image
 
-from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, cli, load_speech_image_dataset
+from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, load_speech_image_dataset
+from speechclip_plus_cli import main as cli
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from accelerate.utils import DistributedType
 from PIL import Image
 from transformers import TrainerCallback
 
-from speechclip_plus import cli
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
+from speechclip_plus_cli import main as cli
 
 NUM_ROWS = 11  # two captions of each picture but the last: no multiple of any batch size used here
 VOCABULARY = 653

@@ -1,1 +1,4 @@
-"""Training, data, metrics and the quickstart."""
+"""Training: the Trainer, its arguments, collator, samplers and caches.
+
+May import the configuration, the model and the cards.
+"""

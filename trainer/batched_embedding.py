@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE
-from ..modeling_speechclip_plus.image_loading import load_image
+from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
+from ..modeling_speechclip_plus.image_utils import load_image
 
 # Utterances are sorted by length within this many batches: little padding, and few waveforms in memory.
 BATCHES_SORTED_TOGETHER = 8

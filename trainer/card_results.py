@@ -6,12 +6,12 @@ import datasets
 
 from ..hub_cards.measured_results import MeasuredResults
 from ..hub_cards.model_card import KeywordExample
-from ..modeling_speechclip_plus.audio_loading import load_audio
-from .chance import chance_keyword_hit_rate, chance_recall
+from ..modeling_speechclip_plus.audio_utils import load_audio
 from .collator import GOLD_SUBWORDS
 from .data_facts import dataset_name
-from .evaluation import join_outputs, split_intervals
-from .spoken_keywords import spoken_keywords
+from .evaluation.chance import chance_keyword_hit_rate, chance_recall
+from .evaluation.evaluate import join_outputs, split_intervals
+from .evaluation.spoken_keywords import spoken_keywords
 
 EXAMPLES = 5
 

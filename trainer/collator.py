@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE, load_audio
-from ..modeling_speechclip_plus.image_loading import load_image
+from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
+from ..modeling_speechclip_plus.image_utils import load_image
 
 # Keys of a batch that the model's forward does not take: what evaluation compares its keywords with.
 GOLD_SUBWORDS = "gold_subwords"

@@ -8,7 +8,7 @@ import datasets
 
 from ..hub_cards.known_sources import DATASETS
 from ..hub_cards.model_card import SplitSize
-from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE
+from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from .sampler import utterance_lengths
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Z]{2})?")

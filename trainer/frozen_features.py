@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..modeling_speechclip_plus.audio_loading import load_audio
+from ..modeling_speechclip_plus.audio_utils import load_audio
 from ..modeling_speechclip_plus.modeling_speechclip_plus import is_frozen
 from .batched_embedding import batches_by_length, embed_pixels, picture_pixels, speech_inputs
 from .memory import release_memory

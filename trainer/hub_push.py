@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from ..hub_cards.publishing import push_folder
+from ..hub_cards.push import push_folder
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from torch.utils.data import IterableDataset, Sampler
 
-from ..modeling_speechclip_plus.audio_loading import SAMPLING_RATE
+from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 
 _BATCHES_SORTED_TOGETHER = 16
 

@@ -21,21 +21,21 @@ from transformers.trainer_utils import (
     seed_worker,
 )
 
+from ..atomic_files import write_text
+from ..hub_cards.hub_commit import open_repository
+from ..hub_cards.hub_pushing import card_with_tags
 from ..hub_cards.model_card import save_model_card
-from ..modeling_speechclip_plus.hub_commit import open_repository
-from ..modeling_speechclip_plus.hub_pushing import card_with_tags
+from ..hub_cards.plain_card import generated_card, is_generated_card
 from ..modeling_speechclip_plus.keywords import perplexity
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel, is_frozen
-from ..modeling_speechclip_plus.output_files import write_text
-from ..modeling_speechclip_plus.plain_card import generated_card, is_generated_card
-from .card_facts import trainer_card_facts
+from .card_data import trainer_card_facts
 from .checkpoints import UNFINISHED, finish_checkpoint, last_complete_checkpoint, remove_unfinished
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
 from .distributed import average_gradients, one_global_batch
-from .evaluation import join_outputs, kept_outputs, split_metrics
+from .evaluation.evaluate import join_outputs, kept_outputs, split_metrics
+from .feature_cache import cache_image_embeddings
 from .gradient_cache import backward_in_chunks, check_chunks_are_exact
 from .hub_push import HubPushes
-from .image_cache import cache_image_embeddings
 from .sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, StreamShare, utterance_lengths
 from .sharding import is_sharded, prepare_sharding
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay

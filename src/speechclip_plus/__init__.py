@@ -11,40 +11,40 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .configuration.presets import load_preset, preset_names
-from .modeling_speechclip_plus.classification_pipeline import ZeroShotSpeechClassificationPipeline
 from .modeling_speechclip_plus.embedding_index import EmbeddingIndex
-from .modeling_speechclip_plus.feature_pipeline import SpeechFeatureExtractionPipeline
-from .modeling_speechclip_plus.keyword_pipeline import SpeechKeywordExtractionPipeline
 from .modeling_speechclip_plus.modeling_speechclip_plus import (
     SpeechClipPlusModel,
     SpeechClipPlusPreTrainedModel,
 )
 from .modeling_speechclip_plus.outputs import Keyword, Neighbour, SpeechClipPlusOutput
-from .modeling_speechclip_plus.pipelines import register_pipelines
+from .modeling_speechclip_plus.pipelines.feature_extraction import SpeechFeatureExtractionPipeline
+from .modeling_speechclip_plus.pipelines.image_retrieval import SpeechImageRetrievalPipeline
+from .modeling_speechclip_plus.pipelines.keyword_extraction import SpeechKeywordExtractionPipeline
+from .modeling_speechclip_plus.pipelines.registry import register_pipelines
+from .modeling_speechclip_plus.pipelines.zero_shot_classification import ZeroShotSpeechClassificationPipeline
 from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from .modeling_speechclip_plus.retrieval_pipeline import SpeechImageRetrievalPipeline
 
 if TYPE_CHECKING:
-    from .convert import convert_checkpoint
-    from .hub_cards.publishing import push_folder
-    from .import_clip import import_open_clip
+    from .conversion.convert import convert_checkpoint
+    from .conversion.import_clip import import_open_clip
+    from .hub_cards.push import push_folder
     from .trainer.collator import SpeechImageCollator
-    from .trainer.data import load_speech_image_dataset
-    from .trainer.index_building import build_index
+    from .trainer.data.load import load_speech_image_dataset
+    from .trainer.search.build import build_index
     from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
     from .trainer.training_arguments import SpeechClipPlusTrainingArguments
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "convert_checkpoint": ".convert",
-    "import_open_clip": ".import_clip",
+    "convert_checkpoint": ".conversion.convert",
+    "import_open_clip": ".conversion.import_clip",
     "SpeechClipPlusTrainer": ".trainer.trainer_speechclip_plus",
     "SpeechClipPlusTrainingArguments": ".trainer.training_arguments",
     "SpeechImageCollator": ".trainer.collator",
-    "build_index": ".trainer.index_building",
-    "load_speech_image_dataset": ".trainer.data",
-    "push_folder": ".hub_cards.publishing",
+    "build_index": ".trainer.search.build",
+    "load_speech_image_dataset": ".trainer.data.load",
+    "push_folder": ".hub_cards.push",
 }
 
 AutoConfig.register(SpeechClipPlusConfig.model_type, SpeechClipPlusConfig, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Small backbones that stand in for the large ones offline, and the scripts that trained them."""
+"""Tiny backbones that stand in for the large ones offline: weights, cards, and where they lie."""
 
 from pathlib import Path
 
@@ -22,8 +22,5 @@ def tiny_backbone(name: str) -> str:
         raise ValueError(f"There is no tiny backbone {name!r}: choose one of {', '.join(TINY_BACKBONES)}.")
     folder = Path(__file__).resolve().parent / name
     if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no model.safetensors: reinstall the package, or train it anew with "
-            f"`python -m speechclip_plus.trainer.tiny_backbones.train_{name} {folder}`."
-        )
+        raise FileNotFoundError(f"{folder} holds no model.safetensors: reinstall the package.")
     return str(folder)

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import torch
 
-from speechclip_plus.trainer.metrics import retrieval_recall
+from speechclip_plus.trainer.evaluation.retrieval_metrics import retrieval_recall
 
 _DESCRIPTION = """
 Recall at k, median and mean rank between utterances and images, in both directions. Every image counts once; ties

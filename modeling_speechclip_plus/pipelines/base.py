@@ -1,0 +1,160 @@
+"""What the pipelines share: inputs, windows, batches, devices, saving."""
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.pipelines.base import ChunkPipeline
+
+from ..audio_utils import SAMPLING_RATE
+from ..image_utils import load_image
+from .inputs import PipelineInput, pipeline_inputs, recording_of
+from .windows import CHUNK_LENGTH_S, Windowing, read_windows
+
+MODEL_TYPE = "speechclip_plus"
+_LOADING_ARGUMENTS = ("local_files_only",)  # which transformers.pipeline passes on to the pipeline
+
+# Of `save_pretrained`, what concerns model and processor alike.
+_SHARED_ARGUMENTS = ("remote_code", "push_to_hub", "repo_id", "token", "private", "revision", "commit_message")
+
+
+class SpeechClipPlusPipeline(ChunkPipeline):
+    """Base of the pipelines of a `SpeechClipPlusModel`.
+
+    Recordings are read in windows, and batches are made of windows, padded and masked, so that `batch_size` changes
+    the time that an answer takes and not the answer. The model is set to evaluation mode.
+
+    Args:
+        model: A `SpeechClipPlusModel`.
+        processor: Its `SpeechClipPlusProcessor`.
+        **kwargs: `device`, `batch_size`, `num_workers`, and defaults for the arguments of a call.
+
+    Raises:
+        ValueError: If the model is another one, or there is no processor.
+        TypeError: If an argument is unknown.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+    _load_video_processor = False
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **kwargs: Any) -> None:
+        model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        if model_type != MODEL_TYPE:  # by name: a class that came as remote code is another one of the same name
+            raise ValueError(f"{type(self).__name__} needs a SpeechClipPlusModel, but the model is a {model_type!r}.")
+        if processor is None:
+            raise ValueError(f"{type(self).__name__} needs the model's processor: pass processor=.")
+        self._check_model(model)
+        # transformers.pipeline hands the model's dtype to the processor, whose tokenizer would keep and save it.
+        processor.tokenizer.init_kwargs.pop("dtype", None)
+        model.eval()
+        super().__init__(model=model, processor=processor, **kwargs)
+
+    def _check_model(self, model: PreTrainedModel) -> None:
+        """Raise a ValueError if the variant cannot do what the pipeline does."""
+
+    def _reject_unknown(self, unknown: dict[str, Any]) -> None:
+        wrong = [name for name in unknown if name not in _LOADING_ARGUMENTS]
+        if wrong:
+            signature = inspect.signature(self._sanitize_parameters).parameters.values()
+            known = [parameter.name for parameter in signature if parameter.kind != parameter.VAR_KEYWORD]
+            raise TypeError(
+                f"{type(self).__name__} does not know {', '.join(map(repr, wrong))}; it knows {', '.join(known)}."
+            )
+
+    def _answer(self, kind: str, given: Any, **kwargs: Any) -> Any:
+        inputs, as_list = pipeline_inputs(kind, given)
+        answers = super().__call__(inputs, **kwargs)
+        return list(answers) if as_list else answers
+
+    def preprocess(
+        self,
+        input_: PipelineInput,
+        chunk_length_s: float = CHUNK_LENGTH_S,
+        stride_length_s: float | Sequence[float] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Make the model's inputs: one of an image or a text, one of each window of a recording."""
+        if input_.kind == "images":
+            picture = load_image(input_.item, input_.name)
+            yield {"is_last": True, **self.processor(images=picture, return_tensors="pt")}
+        elif input_.kind == "text":
+            if not isinstance(input_.item, str):
+                raise TypeError(f"{input_.name}: expected a string, got {type(input_.item).__name__}.")
+            yield {"is_last": True, **self.processor(text=[input_.item], return_tensors="pt")}
+        else:
+            windowing = self._windowing(chunk_length_s, stride_length_s)
+            recording, rate = recording_of(input_, SAMPLING_RATE)
+            for window in read_windows(recording, windowing, rate, input_.name):
+                # The mask is what keeps the padding of a batch out of an utterance.
+                features = self.processor(
+                    audio=window.samples, sampling_rate=SAMPLING_RATE, return_tensors="pt", return_attention_mask=True
+                )
+                yield {"is_last": window.is_last, "span": window.span, "core": window.core, **features}
+
+    def _windowing(
+        self, chunk_length_s: float = CHUNK_LENGTH_S, stride_length_s: float | Sequence[float] | None = None
+    ) -> Windowing:
+        return Windowing.from_seconds(self.model.config.speech_config, chunk_length_s, stride_length_s)
+
+    def _embed(self, model_inputs: dict[str, Any], branch: str | None = None) -> Tensor:
+        """Embed a batch of images, texts or windows: (B, P) float32, unit length."""
+        if "pixel_values" in model_inputs:
+            embeds = self.model.get_image_features(model_inputs["pixel_values"])
+        elif "input_ids" in model_inputs:
+            embeds = self.model.get_text_features(model_inputs["input_ids"])
+        else:
+            embeds = self.model.get_speech_features(**waveforms(model_inputs), branch=branch)
+        return torch.nn.functional.normalize(embeds.float(), dim=-1)  # half precision is not quite unit length
+
+    def _check_branch(self, branch: str) -> str:
+        config = self.model.config
+        known = [name for name in ("parallel", "cascaded") if getattr(config, f"has_{name}")]
+        if branch not in known:
+            raise ValueError(f"branch={branch!r}: this {config.variant} model has {' and '.join(known)}.")
+        return branch
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model and processor, so that `pipeline(task, model=save_directory)` makes the same pipeline.
+
+        Args:
+            save_directory: Folder to write.
+            **kwargs: See the model's `save_pretrained`, for instance `save_backbones=False`.
+
+        Raises:
+            ValueError: If it is a file.
+        """
+        if os.path.isfile(save_directory):
+            raise ValueError(f"{os.fspath(save_directory)} is a file; name a folder.")
+        self.model.save_pretrained(save_directory, **kwargs)
+        shared = {name: kwargs[name] for name in _SHARED_ARGUMENTS if name in kwargs}
+        self.processor.save_pretrained(save_directory, **shared)
+
+
+def window_parameters(chunk_length_s: float | None, stride_length_s: float | Sequence[float] | None) -> dict[str, Any]:
+    """The arguments of windows that were given, as `preprocess` takes them."""
+    given = {"chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def one_of(**given: Any) -> tuple[str, Any]:
+    """Name and value of the one argument that was given.
+
+    Raises:
+        TypeError: If there is none, or more than one.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if len(chosen) != 1:
+        what = " and ".join(chosen) if chosen else "nothing"
+        raise TypeError(f"Expected one of {', '.join(given)}, got {what}.")
+    return chosen.popitem()
+
+
+def waveforms(model_inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The part of a batch that the model reads."""
+    return {name: model_inputs[name] for name in ("input_values", "attention_mask")}

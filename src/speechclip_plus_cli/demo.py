@@ -1,0 +1,187 @@
+"""`speechclip-plus demo`: a saved model in the browser, on this machine or as a folder for a Space of the Hub."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import transformers
+from huggingface_hub import RepoCard
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_text
+from speechclip_plus.hub_cards import __file__ as _hub_cards
+
+from .saved_model import QUICKSTART_MODEL, model_source
+
+SPACE = Path(_hub_cards).resolve().parent / "space"
+SCENES = "drawn scenes"
+NUM_SCENES = 48
+SPACE_SCENES = 24
+PICTURE_SIZE = 256  # pixels: larger than what the model sees, for people
+_MODEL_LINE = 'MODEL_ID = ""'
+_SCENE_SEED = 1  # not the quickstart's own scenes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
+    parser.add_argument(
+        "--model", metavar="DIR", help=f"folder of a saved model, or a repository (default: {QUICKSTART_MODEL})"
+    )
+    parser.add_argument(
+        "--gallery",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="folders of pictures and recordings to search (default: drawn scenes, described by espeak-ng)",
+    )
+    parser.add_argument("--port", type=int, help="port to serve on (default: the first free one from 7860)")
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.add_argument(
+        "--share", action="store_true", help="also make a public address, through the servers of Gradio's makers"
+    )
+    space = parser.add_argument_group("as a Space")
+    space.add_argument(
+        "--write-space", type=Path, metavar="OUT", help="write a Space for the repository --model instead of serving"
+    )
+    space.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until interrupted, or write a Space; returns the exit code."""
+    if args.write_space is not None:
+        write_space(args.write_space, args.model or "", args.gallery, force=args.force)
+        print(f"{args.write_space}: a Space that answers with {args.model}")
+        return 0
+    model = model_source(args.model)
+    for folder in args.gallery:
+        if not folder.is_dir():
+            raise ValueError(f"--gallery {folder} is no folder.")
+    app = load_app()
+    transformers.logging.disable_progress_bar()
+    with ExitStack() as stack:
+        galleries = args.gallery or [
+            write_scenes(Path(stack.enter_context(tempfile.TemporaryDirectory())) / SCENES, NUM_SCENES)
+        ]
+        print(f"Loading {model} and embedding what can be searched.", flush=True)
+        demo = app.Demo(app.Searcher(model), galleries)
+        counts = ", ".join(
+            f"{sum(len(shelf.labels) for shelf in shelves.values()):,} {kind}"
+            for kind, shelves in demo.shelves.items()
+        )
+        page = app.launch(
+            demo,
+            server_name="127.0.0.1",
+            server_port=args.port,
+            share=args.share,
+            inbrowser=not args.no_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+        stack.callback(page.close, verbose=False)
+        print(f"Serving {counts} at {page.local_url}", flush=True)
+        if page.share_url:
+            print(f"and, for everybody who knows it, at {page.share_url}", flush=True)
+        print("Ctrl-C ends it.", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print("Ended; nothing was kept.", flush=True)
+    return 0
+
+
+def load_app() -> ModuleType:
+    """Import the Space's app, which is a file that runs without this package.
+
+    Raises:
+        ImportError: If gradio is not installed.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ImportError('The demo needs gradio, which is not installed: pip install "speechclip-plus[demo]".')
+    name = f"{__package__}.space_app"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, SPACE / "app.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # where its dataclasses look for themselves
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def write_scenes(folder: Path, count: int) -> Path:
+    """Make a gallery of drawn scenes and their descriptions, spoken by espeak-ng, of the test split.
+
+    Args:
+        folder: To make; returned.
+        count: Of pictures, and of recordings.
+
+    Raises:
+        SpeechSynthesisError: If espeak-ng is not installed.
+    """
+    import soundfile
+
+    from speechclip_plus.trainer.spoken_scenes.dataset import random_voice
+    from speechclip_plus.trainer.spoken_scenes.espeak import SAMPLING_RATE, TEST_VOICES, synthesise
+    from speechclip_plus.trainer.spoken_scenes.scenes import sample_scenes
+
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "recordings").mkdir()
+    rng = np.random.default_rng(_SCENE_SEED)
+    for scene in sample_scenes("test", count, seed=_SCENE_SEED):
+        caption = scene.caption(rng)
+        voice = random_voice(TEST_VOICES[int(rng.integers(len(TEST_VOICES)))], rng)
+        scene.draw(PICTURE_SIZE).save(folder / "pictures" / f"{caption}.png")
+        soundfile.write(folder / "recordings" / f"{caption}.flac", synthesise(caption, voice), SAMPLING_RATE)
+    return folder
+
+
+def write_space(folder: Path, model: str, galleries: Sequence[Path] = (), *, force: bool = False) -> None:
+    """Write a Space that answers with a model of the Hub; push it as a repository of the type "space".
+
+    Args:
+        folder: To make.
+        model: The model's repository, with the code that `push` adds to it.
+        galleries: Folders of pictures and recordings, copied into it; none: drawn scenes.
+        force: Replace `folder` if it exists.
+
+    Raises:
+        ValueError: If `model` is no repository's name, or a folder is not to be used.
+    """
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        model = ""
+    if model.count("/") != 1 or Path(model).exists():
+        raise ValueError("A Space loads its model from the Hub: give the repository, as in --model USER/NAME.")
+    names = [gallery.resolve().name for gallery in galleries]
+    for gallery in galleries:
+        if not gallery.is_dir() or names.count(gallery.resolve().name) > 1:
+            raise ValueError(f"--gallery {gallery} is no folder, or another one has the same name.")
+    check_new_folder(folder, force)
+    with finished_folder(folder) as work:
+        for file in SPACE.iterdir():
+            if file.is_file():
+                shutil.copy(file, work)
+        source = (work / "app.py").read_text(encoding="utf-8")
+        write_text(work / "app.py", source.replace(_MODEL_LINE, f"MODEL_ID = {model!r}".replace("'", '"'), 1))
+        card = RepoCard.load(work / "README.md")
+        card.data["models"] = [model]
+        card.save(work / "README.md")
+        for gallery, name in zip(galleries, names, strict=True):
+            shutil.copytree(gallery, work / "galleries" / name)
+        if not galleries:
+            write_scenes(work / "galleries" / SCENES, SPACE_SCENES)

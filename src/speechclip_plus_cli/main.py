@@ -1,0 +1,141 @@
+"""The command line: `speechclip-plus COMMAND ...`.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> int` (the exit code); it is imported only when it
+is asked for, so that `--help` answers at once. Exit codes: 0 success, 1 the command failed, 2 wrong usage.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module, metadata
+from typing import Any, NamedTuple, NoReturn
+
+
+class Command(NamedTuple):
+    """A subcommand: the module that implements it (relative to this package) and its line in `--help`."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "quickstart": Command(
+        ".quickstart.command",
+        "make data, train a small model, evaluate it and write a report to look at and listen to",
+    ),
+    "train": Command(".train", "train a preset's model on a data set, with one GPU or many"),
+    "convert": Command(
+        "speechclip_plus.conversion.convert", "turn a checkpoint of the original research code into a folder to load"
+    ),
+    "import-clip": Command(
+        "speechclip_plus.conversion.import_clip", "turn an open_clip model into a folder that serves as a backbone"
+    ),
+    "data": Command(".data", "check a data set of recordings and pictures, and write a copy of it"),
+    "push": Command(".push", "send a model, a data set or a Space to a repository on the Hub"),
+    "evaluate": Command(".evaluate", "measure a model on a split; write results and a report"),
+    "demo": Command(".demo", "search with a model in the browser, or write a Space of it for the Hub"),
+    "index": Command(".index", "make a gallery of pictures or recordings searchable, and search it"),
+}
+
+# What our own checks and those of the libraries below us raise for wrong input: the message alone says what to do.
+# Anything else is shown with its type, and the way to see where it came from.
+_EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; only `command`'s own arguments are known to it.
+
+    Args:
+        command: Name of the subcommand whose module is imported for its arguments; None imports nothing.
+    """
+    parser = _Parser(prog="speechclip-plus", description="Visually grounded speech: SpeechCLIP+ models.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, entry in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=entry.help, description=entry.help)
+        if name == command:
+            import_module(entry.module, __package__).add_arguments(subparser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; default: those of this process.
+
+    Returns:
+        The exit code: 0 success, 1 an error (printed as one line on standard error), 2 wrong usage, 130 interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    # The options before the command take no value, so the first word without a dash is the command.
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    show_traceback = "--traceback" in arguments[: arguments.index(command)] if command else False
+    try:
+        parser = build_parser(command)
+        args = parser.parse_args(arguments)
+        if args.version:
+            print(f"speechclip-plus {metadata.version('speechclip-plus')}")
+            return 0
+        if args.command is None:
+            parser.error(f"a command is needed: {', '.join(COMMANDS)}")
+        with _unwinding_when_killed():
+            return import_module(COMMANDS[args.command].module, __package__).run(args)
+    except SystemExit as stop:  # argparse: --help (0) and wrong usage (2)
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return _report("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except argparse.ArgumentError as error:
+        return _report(str(error), 2)
+    except Exception as error:
+        if show_traceback:
+            raise
+        return _report(_describe(error), 1)
+
+
+@contextmanager
+def _unwinding_when_killed() -> Iterator[None]:
+    """Let `kill` unwind like Ctrl-C, so that temporary folders go."""
+    own_process = os.getpid()
+
+    def stop(*_: Any) -> None:
+        if os.getpid() != own_process:
+            # A forked worker of some pool, which is told to end in this way: an exception could get lost in whatever
+            # it is doing, and the pool would wait for it for ever.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: whoever runs us there decides about signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _describe(error: Exception) -> str:
+    message = " ".join(str(error).split())  # one line
+    if isinstance(error, _EXPECTED_ERRORS) and message:
+        return message
+    return f"{type(error).__name__}: {message} (`speechclip-plus --traceback COMMAND ...` shows where)"
+
+
+def _report(message: str, exit_code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return exit_code

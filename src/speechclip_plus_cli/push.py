@@ -1,0 +1,71 @@
+"""`speechclip-plus push`: a folder to a repository on the Hub, checked first and in one commit."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from speechclip_plus.hub_cards.push import REPO_TYPES, prepare_publication, send_publication
+from speechclip_plus.hub_cards.push_checks import NotPublishableError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what to push, such as quickstart/model")
+    parser.add_argument("repo_id", metavar="OWNER/NAME", help="repository; made if it is not there")
+    parser.add_argument("--type", choices=REPO_TYPES, default="model", help="kind of repository (default: model)")
+    parser.add_argument("--private", action="store_true", help="a new repository can be seen by its owner alone")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to; made if it is not there")
+    parser.add_argument("--tag", help="name for this version, by which it can be loaded (revision=TAG)")
+    parser.add_argument("--message", help="what this version is (default: Upload model)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="leave files out; may be given again"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check and list, but send nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Push; returns 1 if the folder holds what must not be published."""
+    try:
+        publication = prepare_publication(args.folder, args.repo_id, args.type, args.exclude)
+    except NotPublishableError as error:
+        print(f"error: {args.folder} cannot be published, nothing was sent:", file=sys.stderr)
+        for finding in error.findings:
+            print(f"  {finding}", file=sys.stderr)
+        return 1
+    sizes = {
+        name: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for name, content in publication.files.items()
+    }
+    width = max(map(len, sizes))
+    for name, size in sizes.items():
+        print(f"{name.ljust(width)}  {_readable(size):>9}")
+    print(f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_readable(sum(sizes.values()))}")
+    for note in publication.notes:
+        print(note)
+    if publication.left_out:
+        print(f"left out: {', '.join(publication.left_out)}")
+    if args.dry_run:
+        print("nothing was sent (--dry-run)")
+        return 0
+    done = send_publication(
+        publication,
+        args.repo_id,
+        repo_type=args.type,
+        private=args.private or None,
+        revision=args.revision,
+        tag=args.tag,
+        commit_message=args.message or f"Upload {args.type}",
+        create_pr=args.create_pr,
+    )
+    print(done.pr_url if args.create_pr else done.repo_url)
+    return 0
+
+
+def _readable(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

@@ -1,1 +1,0 @@
-"""The corpora that are read from files: one module each."""

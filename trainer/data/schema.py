@@ -1,0 +1,159 @@
+"""What the corpora share: one kind of table, and an account of what did not become a row of it."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ...modeling_speechclip_plus.audio_utils import load_audio
+from ...modeling_speechclip_plus.image_utils import load_image
+from ..spoken_scenes.dataset import FEATURES
+
+AUDIO = datasets.Audio(sampling_rate=16_000, decode=False)
+IMAGE = datasets.Image(decode=False)
+
+
+class NoSuchSplitError(ValueError):
+    """The data set is there, but not this split of it."""
+
+
+@dataclass
+class Findings:
+    """What was found in a corpus and did not become a row as it should.
+
+    Attributes:
+        raises: whether a missing file is an error; otherwise it is taken down in `broken`.
+        noted: what a corpus is known for (missing recordings, stray files), names by kind.
+        broken: files that should be there and whole, each with what is wrong with it.
+    """
+
+    raises: bool = True
+    noted: dict[str, list[str]] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+    def note(self, kind: str, name: str) -> None:
+        """Take down something that the corpus is known for."""
+        self.noted.setdefault(kind, []).append(name)
+
+    def missing(self, message: str) -> None:
+        """Raise FileNotFoundError, or take the file down as left out."""
+        if self.raises:
+            raise FileNotFoundError(message)
+        self.broken.append(message)
+
+    def lines(self, shown: int = 20) -> list[str]:
+        """One line per kind: how many, and the first `shown` of them by name."""
+        lines = [f"{kind}: {len(names)} ({some(names, ', ', shown)})" for kind, names in self.noted.items()]
+        if self.broken:
+            lines.append(f"broken or missing: {len(self.broken)} ({some(self.broken, ' | ', shown)})")
+        return lines
+
+
+def some(names: list[str], between: str, shown: int) -> str:
+    """The first names, and how many more there are."""
+    more = f"{between}and {len(names) - shown} more" if len(names) > shown else ""
+    return between.join(names[:shown]) + more
+
+
+def make_dataset(rows: Iterable[Mapping[str, Any]], split: str) -> datasets.Dataset:
+    """Make a data set of rows whose `audio` and `image` are paths."""
+    import pyarrow
+
+    features = datasets.Features({**FEATURES, "audio": AUDIO})
+    schema = features.arrow_schema
+    # Part by part and straight to arrow: lists of dictionaries of half a million rows take gigabytes.
+    parts = []
+    remaining = iter(rows)
+    while part := list(islice(remaining, 20_000)):
+        arrays = []
+        for name, kind in zip(schema.names, schema.types, strict=True):
+            values = [row[name] for row in part]
+            if name in ("audio", "image"):
+                empty = pyarrow.nulls(len(part), pyarrow.binary())
+                arrays.append(pyarrow.StructArray.from_arrays([empty, pyarrow.array(values)], ["bytes", "path"]))
+            else:
+                arrays.append(pyarrow.array(values, kind))
+        parts.append(pyarrow.record_batch(arrays, schema=schema))
+    table = pyarrow.Table.from_batches(parts, schema)
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features), datasets.NamedSplit(split))
+
+
+def keep_readable(data: datasets.Dataset, findings: Findings) -> datasets.Dataset:
+    """Read every recording and every picture, and keep the rows of which both are whole.
+
+    What is left out is taken down in `findings`, each file once.
+
+    Raises:
+        ValueError: if nothing is left.
+    """
+    pictures: dict[int, bool] = {}
+    kept = []
+    for index, row in enumerate(data):
+        if row["image_id"] not in pictures:
+            pictures[row["image_id"]] = _readable(load_image, row, "image", findings)
+        # The recording is read even if its picture is broken: the summary names all broken files.
+        if _readable(load_audio, row, "audio", findings) and pictures[row["image_id"]]:
+            kept.append(index)
+    if not kept:
+        raise ValueError(f"None of the {len(data)} rows can be read: {some(findings.broken, ' | ', 5)}")
+    return data if len(kept) == len(data) else data.select(kept)
+
+
+def _readable(load: Any, row: Mapping[str, Any], column: str, findings: Findings) -> bool:
+    try:
+        load(row[column], name=f"{column} of {row['caption_id']}")
+    except (ValueError, TypeError, OSError) as error:
+        findings.broken.append(str(error))
+        return False
+    return True
+
+
+def stable_id(content: str | bytes) -> int:
+    """A number of 63 bits that follows from the content alone."""
+    content = content.encode("utf-8") if isinstance(content, str) else content
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+class Files:
+    """Whether files exist, asked of half a million of them: every folder is listed once."""
+
+    def __init__(self) -> None:
+        self.names = cache(self._list)
+
+    @staticmethod
+    def _list(folder: str) -> frozenset[str]:
+        try:
+            return frozenset(entry.name for entry in os.scandir(folder) if not entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return frozenset()
+
+    def has(self, path: str | Path) -> bool:
+        """Whether there is a file of this path."""
+        folder, name = os.path.split(path)
+        return name in self.names(folder)
+
+
+def given_folder(name: str, data_dir: str | Path | None, wanted: str) -> Path:
+    """Return `data_dir` as an absolute path.
+
+    Raises:
+        ValueError: if none was given.
+        FileNotFoundError: if there is no such folder.
+    """
+    if data_dir is None:
+        raise ValueError(f"The data set {name!r} needs data_dir: {wanted}")
+    root = Path(data_dir).expanduser().absolute()
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder {root}. The data set {name!r} needs {wanted}")
+    return root
+
+
+def first_existing(candidates: Iterable[Path]) -> Path | None:
+    """Return the first path that exists."""
+    return next((path for path in candidates if path.exists()), None)
