@@ -196,7 +196,7 @@ def bench_memory(fast, slow):
     print(f"{'trained weights; their gradients and Adam: three times that':<60} {trained:10.1f}")
     for name, function in (
         ("speech encoder, forward, peak", lambda: model.encode_speech_frames(**speech)),
-        ("CLIP's image tower, forward, peak", lambda: model.get_image_features(pixels)),
+        ("CLIP's image tower, forward, peak", lambda: model.get_image_features(pixels).pooler_output),
         ("branch, keywords, text tower, losses, with backward, peak", rest),
         ("whole step without the optimiser, peak", whole),
     ):

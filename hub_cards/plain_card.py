@@ -32,7 +32,9 @@ _CALLED = """\
 speech = processor(audio="query.wav", return_tensors="pt")
 images = processor(images=["first.png", "second.png"], return_tensors="pt")
 with torch.no_grad():
-    similarity = model.get_speech_features(**speech) @ model.get_image_features(**images).T  # (1, 2) cosines
+    speech_embeds = model.get_audio_features(**speech).pooler_output  # (1, P)
+    image_embeds = model.get_image_features(**images).pooler_output  # (2, P)
+similarity = speech_embeds @ image_embeds.T  # (1, 2) cosines
 """
 
 _KEYWORDS = """\

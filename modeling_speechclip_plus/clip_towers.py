@@ -1,4 +1,4 @@
-"""What CLIP is asked for: image and text embeddings, and the reading of keywords that are no token ids."""
+"""CLIP's text encoder over keyword embeddings instead of token ids."""
 
 from __future__ import annotations
 
@@ -6,19 +6,6 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 from transformers.masking_utils import create_causal_mask
-
-
-def embed_images(clip: CLIPModel, pixel_values: Tensor) -> Tensor:
-    """Project images `(B, 3, H, W)` into CLIP's joint space: `(B, P)`, not scaled to unit length."""
-    return clip.get_image_features(pixel_values=pixel_values).pooler_output
-
-
-def embed_texts(clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Project texts `(B, L)` of subword ids into CLIP's joint space: `(B, P)`, not scaled to unit length.
-
-    Padding on the right needs no mask: what stands behind the end subword is invisible under the causal mask.
-    """
-    return clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
 
 def read_keywords(

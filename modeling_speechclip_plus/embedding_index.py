@@ -65,7 +65,7 @@ class EmbeddingIndex:
     Example:
     ```python
     index = EmbeddingIndex.load("gallery")
-    scores, rows = index.search(model.get_speech_features(**speech), top_k=5)
+    scores, rows = index.search(model.get_audio_features(**speech).pooler_output, top_k=5)
     print(index.items[rows[0, 0]]["path"])
     ```
     """

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, CLIPModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file, can_return_tuple, extract_commit_hash, logging
 
 from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, SpeechClipPlusConfig
 from ..hub_cards.hub_pushing import push_model, pushing_options
 from .branches import BranchEncoder
 from .cif import CifOutput, ContinuousIntegrateAndFire, keyword_times
-from .clip_towers import embed_images, embed_texts, read_keywords
+from .clip_towers import read_keywords
 from .input_checks import check_pairs, check_waveforms
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
 from .losses import contrastive_loss, quantity_loss
@@ -100,7 +101,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     >>> import torch
     >>> from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel
     >>> model = SpeechClipPlusModel(SpeechClipPlusConfig.from_preset("hybrid_plus-tiny")).eval()
-    >>> model.get_speech_features(torch.randn(2, 16_000)).shape
+    >>> model.get_audio_features(torch.randn(2, 16_000)).pooler_output.shape
     torch.Size([2, 128])
 
     ```
@@ -450,15 +451,16 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         hidden_states, frame_lengths, _ = self._run_speech_encoder(input_values, attention_mask)
         return torch.stack(hidden_states, dim=1), frame_lengths
 
-    def get_speech_features(
+    @can_return_tuple
+    def get_audio_features(
         self,
         input_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         branch: str | None = None,
         speech_hidden_states: Tensor | None = None,
         frame_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """Embed speech.
+    ) -> BaseModelOutputWithPooling:
+        """Embed audio.
 
         Args:
             input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right.
@@ -468,7 +470,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             frame_lengths: The same.
 
         Returns:
-            `(B, P)`, unit length.
+            `pooler_output` `(B, P)`, the embedding at unit length, and `last_hidden_state` `(B, T, D)`, the last
+            hidden state of the speech encoder.
 
         Raises:
             ValueError: If the model has no such branch, or the input does not fit.
@@ -479,20 +482,35 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         hidden_states, frame_lengths, _ = self._speech_states(
             input_values, attention_mask, speech_hidden_states, frame_lengths
         )
-        return self._embed_speech(hidden_states, frame_lengths, branches=(branch,))[f"{branch}_embeds"]
+        embeds = self._embed_speech(hidden_states, frame_lengths, branches=(branch,))[f"{branch}_embeds"]
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states[-1], pooler_output=embeds)
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Embed images `(B, 3, H, W)`, as the processor makes them: `(B, P)`, unit length."""
-        with no_grad_if_frozen(self.clip):
-            return F.normalize(embed_images(self.clip, pixel_values), dim=-1)
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """Embed images `(B, 3, H, W)`, as the processor makes them.
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Embed texts `(B, L)` of subword ids, as the processor makes them: `(B, P)`, unit length.
-
-        An `attention_mask` `(B, L)`, which a tokenizer gives, matters only if texts are padded on the left.
+        Returns:
+            What CLIP's `get_image_features` returns, with `pooler_output` `(B, P)` at unit length.
         """
         with no_grad_if_frozen(self.clip):
-            return F.normalize(embed_texts(self.clip, input_ids, attention_mask), dim=-1)
+            output = self.clip.get_image_features(pixel_values=pixel_values)
+            output.pooler_output = F.normalize(output.pooler_output, dim=-1)
+        return output
+
+    @can_return_tuple
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+        """Embed texts `(B, L)` of token ids, as the processor makes them.
+
+        An `attention_mask` `(B, L)`, which a tokenizer gives, matters only if texts are padded on the left: what
+        stands behind the end token is invisible under CLIP's causal mask.
+
+        Returns:
+            What CLIP's `get_text_features` returns, with `pooler_output` `(B, P)` at unit length.
+        """
+        with no_grad_if_frozen(self.clip):
+            output = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+            output.pooler_output = F.normalize(output.pooler_output, dim=-1)
+        return output
 
     @can_return_tuple
     def forward(
@@ -545,7 +563,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if pixel_values is not None and image_embeds is not None:
             raise ValueError("Give pixel_values or image_embeds, not both.")
         if pixel_values is not None:
-            image_embeds = self.get_image_features(pixel_values)
+            image_embeds = self.get_image_features(pixel_values).pooler_output
         elif image_embeds is not None:
             image_embeds = F.normalize(image_embeds.to(self.dtype), dim=-1)
         check_pairs(len(frame_lengths), image_embeds, image_ids, return_loss)

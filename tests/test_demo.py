@@ -114,8 +114,8 @@ def test_a_recording_finds_pictures_in_the_order_of_the_models_own_similarities(
     files = sorted((gallery / "pictures").iterdir())
     model, processor = demo.searcher.model, demo.searcher.processor
     with torch.no_grad():
-        speech = model.get_speech_features(**processor(audio=query))
-        images = model.get_image_features(**processor(images=files))
+        speech = model.get_audio_features(**processor(audio=query)).pooler_output
+        images = model.get_image_features(**processor(images=files)).pooler_output
     expected = (speech @ images.T)[0]
     names, scores = names_in(answer)
     assert cleared is None
@@ -147,9 +147,9 @@ def test_words_and_pictures_find_recordings_in_the_order_of_the_models_own_simil
     picture = sorted((gallery / "pictures").iterdir())[2]
     model, processor = demo.searcher.model, demo.searcher.processor
     with torch.no_grad():
-        speech = model.get_speech_features(**processor(audio=files))
-        text = model.get_text_features(**processor(text="a red star"))
-        image = model.get_image_features(**processor(images=picture))
+        speech = model.get_audio_features(**processor(audio=files)).pooler_output
+        text = model.get_text_features(**processor(text="a red star")).pooler_output
+        image = model.get_image_features(**processor(images=picture)).pooler_output
     (value,) = upload_of(picture, folder=tmp_path)
     for query, answer in (
         (text, demo.find_by_text(" a red  star ", "six scenes", VISITOR)),

@@ -131,7 +131,7 @@ def embedded(repo_id, **where):
     model = AutoModel.from_pretrained(repo_id, **where)
     assert type(model) is SpeechClipPlusModel
     with torch.no_grad():
-        return model.get_speech_features(**speech)[0].tolist()
+        return model.get_audio_features(**speech).pooler_output[0].tolist()
 
 def refused(call, *arguments, **options):
     try:
@@ -178,7 +178,7 @@ def test_a_new_process_with_an_empty_cache_loads_all_that_was_pushed(on_hub, bac
     def pushed(repo_id, model, **options):
         model.push_to_hub(repo_id, **options)
         with torch.no_grad():
-            return model.get_speech_features(**speech)[0].tolist()
+            return model.get_audio_features(**speech).pooler_output[0].tolist()
 
     def new_model(*sources):
         return SpeechClipPlusModel.from_backbones(*sources, config="hybrid_plus-tiny")

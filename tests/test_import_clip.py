@@ -59,7 +59,7 @@ def test_an_open_clip_model_becomes_a_backbone_that_computes_the_same(name, open
         )
     assert CLIPImageProcessor.from_pretrained(tmp_path / "out").crop_size["height"] == 32
     model = SpeechClipPlusModel.from_backbones(tiny_backbone("hubert"), tmp_path / "out", "parallel-tiny")
-    assert model.get_image_features(pixels).shape == (2, 40)
+    assert model.get_image_features(pixels).pooler_output.shape == (2, 40)
 
 
 @pytest.mark.parametrize(

@@ -114,14 +114,14 @@ def search(*arguments):
 def image_embeds(loaded, files):
     model, processor = loaded
     with torch.no_grad():
-        return model.get_image_features(processor(images=[str(file) for file in files])["pixel_values"])
+        return model.get_image_features(processor(images=[str(file) for file in files])["pixel_values"]).pooler_output
 
 
 def speech_embeds(loaded, files, branch=None):
     model, processor = loaded
     with torch.no_grad():
         inputs = processor(audio=[load_audio(file) for file in files], sampling_rate=16_000)
-        return model.get_speech_features(**inputs, branch=branch)
+        return model.get_audio_features(**inputs, branch=branch).pooler_output
 
 
 def content(folder):
@@ -385,7 +385,7 @@ def test_speech_texts_and_pictures_find_what_is_nearest(picture_index, pictures,
         capsys, picture_index, "--speech", speech, "--text", "a dog", "a cat", "--image", image, "--top", 3
     )
     with torch.no_grad():
-        texts = model.get_text_features(processor(text=["a dog", "a cat"])["input_ids"])
+        texts = model.get_text_features(processor(text=["a dog", "a cat"])["input_ids"]).pooler_output
     queries = torch.cat([speech_embeds(loaded, [speech]), texts, image_embeds(loaded, [image])])
     index = EmbeddingIndex.load(picture_index)
     scores, rows = (queries @ torch.tensor(index.embeddings).T).sort(dim=1, descending=True)

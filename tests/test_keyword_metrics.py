@@ -1,6 +1,7 @@
 """Keyword measures against counts by hand; alignments in the forms that Praat and aligners write; zero-shot."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -347,7 +348,8 @@ def test_class_embeddings_average_their_templates():
         device = "cpu"
 
         def get_text_features(self, input_ids):
-            return torch.nn.functional.normalize(input_ids.float(), dim=-1)
+            embeds = torch.nn.functional.normalize(input_ids.float(), dim=-1)
+            return SimpleNamespace(pooler_output=embeds)
 
     def processor(text, return_tensors):
         return {"input_ids": torch.tensor([[len(item), item.count("a") + 1] for item in text])}

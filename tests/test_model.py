@@ -74,9 +74,9 @@ def make_pairs() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_speech_images_and_texts_embed_into_one_space_at_unit_length(variant):
     model = make_model(variant)
-    speech = model.get_speech_features(**make_inputs())
-    images = model.get_image_features(torch.randn(2, 3, 16, 16))
-    texts = model.get_text_features(torch.tensor([[58, 4, 5, 59], [58, 7, 59, 59]]))
+    speech = model.get_audio_features(**make_inputs()).pooler_output
+    images = model.get_image_features(torch.randn(2, 3, 16, 16)).pooler_output
+    texts = model.get_text_features(torch.tensor([[58, 4, 5, 59], [58, 7, 59, 59]])).pooler_output
     for embeds, count in ((speech, 3), (images, 2), (texts, 2)):
         assert embeds.shape == (count, 20)
         torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(count))
@@ -85,10 +85,12 @@ def test_speech_images_and_texts_embed_into_one_space_at_unit_length(variant):
 def test_a_hybrid_lets_the_caller_choose_the_branch():
     model, inputs = make_model("hybrid_plus"), make_inputs()
     output = model(**inputs)
-    torch.testing.assert_close(model.get_speech_features(**inputs, branch="cascaded"), output.cascaded_embeds)
-    torch.testing.assert_close(model.get_speech_features(**inputs), output.parallel_embeds)
+    torch.testing.assert_close(
+        model.get_audio_features(**inputs, branch="cascaded").pooler_output, output.cascaded_embeds
+    )
+    torch.testing.assert_close(model.get_audio_features(**inputs).pooler_output, output.parallel_embeds)
     with pytest.raises(ValueError, match="has no 'cascaded' branch"):
-        make_model("parallel").get_speech_features(**inputs, branch="cascaded")
+        make_model("parallel").get_audio_features(**inputs, branch="cascaded")
 
 
 def test_texts_of_a_published_clip_configuration_end_at_the_right_subword():
@@ -431,7 +433,7 @@ def test_backbones_are_joined_with_their_weights_and_statistics(backbones):
     torch.testing.assert_close(model.keyword_norm.bias, table.mean(0))
     pixels = torch.randn(1, 3, 16, 16)
     features = clip.get_image_features(pixels).pooler_output
-    torch.testing.assert_close(model.get_image_features(pixels), features / features.norm())
+    torch.testing.assert_close(model.get_image_features(pixels).pooler_output, features / features.norm())
     speech = HubertModel.from_pretrained(backbones[0]).eval()
     waveform = torch.randn(1, 5000)
     torch.testing.assert_close(

@@ -178,7 +178,8 @@ def test_a_batch_without_its_mask_would_be_seen(make, speech, model):
     batch = features.processor(audio=speech[:2], sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
         masked, unmasked = (
-            model.get_speech_features(batch["input_values"], mask)[1] for mask in (batch["attention_mask"], None)
+            model.get_audio_features(batch["input_values"], mask).pooler_output[1]
+            for mask in (batch["attention_mask"], None)
         )
     assert (masked - unmasked).abs().max() > 1e-3
 
@@ -313,8 +314,10 @@ def test_full_windows_are_told_of(make, speech, caplog, monkeypatch):
 def test_images_are_ranked_by_their_similarity_with_speech(make, model, processor, pictures, speech):
     searcher = make(RETRIEVAL, candidate_images=pictures)
     with torch.no_grad():
-        query = model.get_speech_features(**processor(audio=speech[0], sampling_rate=RATE, return_tensors="pt"))
-        scores = (query @ model.get_image_features(**processor(images=pictures)).T)[0]
+        query = model.get_audio_features(
+            **processor(audio=speech[0], sampling_rate=RATE, return_tensors="pt")
+        ).pooler_output
+        scores = (query @ model.get_image_features(**processor(images=pictures)).pooler_output.T)[0]
     found = searcher(speech[0], top_k=3)
     assert [one["index"] for one in found] == scores.argsort(descending=True).tolist()[:3]
     assert [one["score"] for one in found] == pytest.approx(scores.sort(descending=True).values.tolist()[:3], abs=1e-5)
@@ -411,7 +414,9 @@ def test_labels_are_scored_by_softmax_of_scaled_similarities(make, model, proces
     inputs = processor(audio=speech[1], sampling_rate=RATE, return_tensors="pt")
     texts = processor(text=[template.format(label) for label in labels])
     with torch.no_grad():
-        similarities = model.get_speech_features(**inputs) @ model.get_text_features(**texts).T
+        similarities = (
+            model.get_audio_features(**inputs).pooler_output @ model.get_text_features(**texts).pooler_output.T
+        )
         scores = (model.logit_scale.exp() * similarities)[0].softmax(0).tolist()
     classifier = make(CLASSIFICATION)
     found = classifier(speech[1], candidate_labels=labels, hypothesis_template=template)
@@ -427,13 +432,17 @@ def test_features_are_frames_or_one_embedding(make, model, processor, pictures, 
     with torch.no_grad():
         states, _ = model.encode_speech_frames(**inputs)
         expected = model.layer_sum(states.unbind(1))
-        embeds = {name: model.get_speech_features(**inputs, branch=name) for name in ("parallel", "cascaded")}
+        embeds = {
+            name: model.get_audio_features(**inputs, branch=name).pooler_output for name in ("parallel", "cascaded")
+        }
     torch.testing.assert_close(features(speech[0], return_tensors=True), expected)
     assert features(speech[0]) == features(speech[0], return_tensors=True).tolist()
     for branch, right in embeds.items():
         torch.testing.assert_close(features(speech[0], pool=True, branch=branch, return_tensors=True), right)
     image = features(images=pictures[:3], batch_size=2, return_tensors=True)
-    torch.testing.assert_close(torch.cat(image), model.get_image_features(**processor(images=pictures[:3])).detach())
+    torch.testing.assert_close(
+        torch.cat(image), model.get_image_features(**processor(images=pictures[:3])).pooler_output.detach()
+    )
     text = features(text=["red", "a blue circle"], batch_size=2, return_tensors=True)
     torch.testing.assert_close(
         torch.cat(text), torch.cat([features(text=t, return_tensors=True) for t in ("red", "a blue circle")])

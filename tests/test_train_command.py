@@ -62,7 +62,7 @@ def test_the_best_model_is_saved_with_its_processor_and_a_card(finished, data_di
     model = SpeechClipPlusModel.from_pretrained(finished / "model")
     processor = SpeechClipPlusProcessor.from_pretrained(finished / "model")
     inputs = processor(audio=np.zeros(16_000, dtype=np.float32) + 0.1, sampling_rate=16_000)
-    assert model.get_speech_features(**inputs).shape == (1, 128)
+    assert model.get_audio_features(**inputs).pooler_output.shape == (1, 128)
     card = (finished / "model" / "README.md").read_text()
     metrics = json.loads((finished / "results.json").read_text())["metrics"]
     assert f"### Validation split of {data_dir.name}\n" in card

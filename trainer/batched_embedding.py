@@ -58,4 +58,4 @@ def picture_pixels(processor: Any, source: Any, name: str) -> Tensor:
 @torch.no_grad()
 def embed_pixels(model: Any, pixels: Sequence[Tensor]) -> Tensor:
     """Embed pictures from `picture_pixels`: (B, P) float32 on the CPU, unit length."""
-    return model.get_image_features(torch.cat(list(pixels)).to(model.device, model.dtype)).float().cpu()
+    return model.get_image_features(torch.cat(list(pixels)).to(model.device, model.dtype)).pooler_output.float().cpu()

@@ -129,7 +129,7 @@ def _losses(
         for name in ("cascaded_embeds", "keyword_ids", "keyword_lengths"):
             output[name] = keywords[name]
     if inputs.get("pixel_values") is not None:
-        output.image_embeds = model.get_image_features(inputs["pixel_values"])
+        output.image_embeds = model.get_image_features(inputs["pixel_values"]).pooler_output
     else:
         output.image_embeds = F.normalize(inputs["image_embeds"].to(model.dtype), dim=-1)
     for name, value in model.compute_global_losses(output, inputs.get("image_ids")).items():

@@ -141,7 +141,7 @@ class Searcher:
         if self.model.config.has_cascaded:
             near = min(4, int(self.model.is_keyword.sum()))
             keywords = self.model.extract_keywords(**speech, tokenizer=self.processor, top_k=near)[0]
-        embed = self.model.get_speech_features(**speech)[0].float().cpu()
+        embed = self.model.get_audio_features(**speech).pooler_output[0].float().cpu()
         return Heard(waveform / max(float(np.abs(waveform).max()), 1e-4) * 0.9, embed, keywords)
 
     @torch.no_grad()
@@ -149,7 +149,9 @@ class Searcher:
         """Embed (samples, rate) pairs: (N, P)."""
         audio = [{"array": samples, "sampling_rate": rate} for samples, rate in recordings]
         parts = [
-            self.model.get_speech_features(**self.processor(audio=part).to(self.model.device)).float().cpu()
+            self.model.get_audio_features(**self.processor(audio=part).to(self.model.device))
+            .pooler_output.float()
+            .cpu()
             for part in _batches(audio)
         ]
         return torch.cat(parts)
@@ -158,7 +160,9 @@ class Searcher:
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Embed RGB pictures: (N, P)."""
         parts = [
-            self.model.get_image_features(**self.processor(images=part).to(self.model.device)).float().cpu()
+            self.model.get_image_features(**self.processor(images=part).to(self.model.device))
+            .pooler_output.float()
+            .cpu()
             for part in _batches(pictures)
         ]
         return torch.cat(parts)
@@ -167,7 +171,7 @@ class Searcher:
     def embed_text(self, text: str) -> torch.Tensor:
         """Embed a text: (P,)."""
         inputs = self.processor(text=[text]).to(self.model.device)
-        return self.model.get_text_features(**inputs)[0].float().cpu()
+        return self.model.get_text_features(**inputs).pooler_output[0].float().cpu()
 
     def shelf(self, kind: str, files: Sequence[Path], labels: Sequence[str] | None = None) -> Shelf:
         """Read and embed files.

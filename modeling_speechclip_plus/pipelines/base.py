@@ -105,11 +105,11 @@ class SpeechClipPlusPipeline(ChunkPipeline):
     def _embed(self, model_inputs: dict[str, Any], branch: str | None = None) -> Tensor:
         """Embed a batch of images, texts or windows: (B, P) float32, unit length."""
         if "pixel_values" in model_inputs:
-            embeds = self.model.get_image_features(model_inputs["pixel_values"])
+            embeds = self.model.get_image_features(model_inputs["pixel_values"]).pooler_output
         elif "input_ids" in model_inputs:
-            embeds = self.model.get_text_features(model_inputs["input_ids"])
+            embeds = self.model.get_text_features(model_inputs["input_ids"]).pooler_output
         else:
-            embeds = self.model.get_speech_features(**waveforms(model_inputs), branch=branch)
+            embeds = self.model.get_audio_features(**waveforms(model_inputs), branch=branch).pooler_output
         return torch.nn.functional.normalize(embeds.float(), dim=-1)  # half precision is not quite unit length
 
     def _check_branch(self, branch: str) -> str:

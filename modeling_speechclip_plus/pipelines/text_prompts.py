@@ -15,7 +15,7 @@ def embed_texts(model: Any, processor: Any, texts: Sequence[str], batch_size: in
     parts = []
     for start in range(0, len(texts), batch_size):
         ids = processor(text=list(texts[start : start + batch_size]), return_tensors="pt")["input_ids"]
-        parts.append(model.get_text_features(ids.to(model.device)).float().cpu())
+        parts.append(model.get_text_features(ids.to(model.device)).pooler_output.float().cpu())
     return torch.cat(parts)
 
 

@@ -188,7 +188,7 @@ def _embed(model: Any, processor: Any, index: EmbeddingIndex, query: Query) -> t
     if query.kind == "image":
         return embed_pixels(model, [picture_pixels(processor, query.content, query.value)])
     inputs = speech_inputs(model, processor, [(0, query.content)])
-    return model.get_speech_features(**inputs, branch=index.branch).float().cpu()
+    return model.get_audio_features(**inputs, branch=index.branch).pooler_output.float().cpu()
 
 
 def _title(query: Query) -> str:

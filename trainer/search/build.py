@@ -211,7 +211,7 @@ def _embed_pictures(model: Any, processor: Any, media: list[Any], branch: str | 
 def _embed_recordings(model: Any, processor: Any, media: list[Any], branch: str | None, batch_size: int) -> np.ndarray:
     embeds = np.empty((len(media), model.config.clip_config.projection_dim), np.float32)
     for batch in batches_by_length(enumerate(media), batch_size, _batch_samples(batch_size)):
-        found = model.get_speech_features(**speech_inputs(model, processor, batch), branch=branch)
+        found = model.get_audio_features(**speech_inputs(model, processor, batch), branch=branch).pooler_output
         embeds[[number for number, _ in batch]] = found.float().cpu().numpy()
     release_memory()
     return embeds

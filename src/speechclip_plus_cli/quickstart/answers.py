@@ -193,7 +193,7 @@ def _embed_images(model: SpeechClipPlusModel, processor: Any, sources: Sequence[
     for start in range(0, len(sources), batch_size):
         images = [load_image(source, name="picture") for source in sources[start : start + batch_size]]
         inputs = processor(images=images)
-        parts.append(model.get_image_features(inputs["pixel_values"]).float())
+        parts.append(model.get_image_features(inputs["pixel_values"]).pooler_output.float())
     return torch.cat(parts)
 
 
