@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 PROJECT := pyproject.toml setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo test lint types doctest bench build clean
+.PHONY: help quickstart demo test lint types doctest bench gpu gpu-wheels build clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.installed-quickstart ## set up, then make data, train, evaluate and write quickstart/report.html
 	$(BIN)/speechclip-plus quickstart $(ARGS)
@@ -38,6 +38,12 @@ doctest: $(VENV)/.installed-dev ## run the examples in docstrings alone
 
 bench: $(VENV)/.installed-quickstart ## run the benchmarks, one after the other
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+gpu: $(VENV)/.installed-dev ## measure on a GPU, or run the same at toy size on the CPU; writes runs/gpu/gpu.md
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+gpu-wheels: $(VENV)/.installed-dev ## collect in .wheels/ what benchmarks/gpu.py needs on a bare machine
+	$(BIN)/python benchmarks/gpu.py --collect-wheels .wheels
 
 build: $(VENV)/.installed-dev ## build the source distribution and the wheel into dist/
 	$(BIN)/python -m build

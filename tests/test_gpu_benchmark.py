@@ -1,0 +1,69 @@
+"""benchmarks/gpu.py at toy size on the CPU: results of every part, whatever becomes of the others."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+
+@pytest.fixture
+def gpu(repository_root):
+    spec = importlib.util.spec_from_file_location("gpu", repository_root / "benchmarks" / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(repository_root, output, *options):
+    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--output", str(output), *options]
+    subprocess.run(command, cwd=repository_root, check=True)
+    return json.loads((output / "gpu.json").read_text(encoding="utf-8"))
+
+
+def test_a_part_writes_its_rows_and_the_table_says_that_they_are_a_cpus(repository_root, tmp_path):
+    results = run(repository_root, tmp_path, "--parts", "kernels")
+    assert list(results["parts"]) == ["kernels"]
+    assert all(row["times faster"] > 0 for row in results["parts"]["kernels"]["rows"][1:])
+    table = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert "**A CPU with tiny models" in table and "| quantisation" in table
+
+
+@pytest.mark.slow
+def test_every_part_runs_at_toy_size(repository_root, gpu, tmp_path):
+    parts = run(repository_root, tmp_path)["parts"]
+    assert list(parts) == list(gpu.PARTS)
+    assert {name: part["end"] for name, part in parts.items()} == dict.fromkeys(gpu.PARTS, "finished")
+    golden = parts["numerics"]["rows"][0]
+    assert golden["passed"] > 50 and golden["failed"] == 0
+    failed = {row["case"] for part in parts.values() for row in part["rows"] if "result" in row}
+    assert failed <= {"flash_attention_2", "flex_attention"}  # need a GPU
+
+
+def test_a_part_that_fails_or_hangs_is_reported_and_ended(gpu):
+    environment = gpu.make_environment(None, None)
+    assert gpu.run_part("no such part", "cpu", 60, environment) == ("ended with exit code 1", [])
+    assert gpu.run_part("kernels", "cpu", 0, environment) == ("stopped after 0 s", [])
+
+
+def test_results_are_shown_with_what_went_wrong(gpu, tmp_path):
+    facts = {"device": "NVIDIA", "gpu": True, "torch": "2", "date": "2026-01-01"}
+    rows = [{"case": "a", "ms": 1.23456}, {"case": "b", "result": "OutOfMemoryError: 80 | GB"}]
+    gpu.write(tmp_path, facts, {"steps": {"end": "finished", "seconds": 1.0, "rows": rows}})
+    table = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert "| a | 1.235 |  |" in table
+    assert "| b |  | OutOfMemoryError: 80 / GB |" in table
+    assert "CPU" not in table
+
+
+def test_wheels_come_first_on_the_path(gpu, tmp_path):
+    with zipfile.ZipFile(tmp_path / "transformers-9-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("transformers/__init__.py", "__version__ = 'carried'")
+    environment = gpu.make_environment(tmp_path, tmp_path / "unpacked")
+    command = [sys.executable, "-c", "import transformers; print(transformers.__version__)"]
+    printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert printed.strip() == "carried"
+    assert environment["PYTHONPATH"].split(os.pathsep)[1].endswith("src")
