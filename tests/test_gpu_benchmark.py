@@ -5,17 +5,23 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import pytest
+import torch
+
+
+def load(repository_root, name):
+    spec = importlib.util.spec_from_file_location(name, repository_root / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def gpu(repository_root):
-    spec = importlib.util.spec_from_file_location("gpu", repository_root / "benchmarks" / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(repository_root, "gpu")
 
 
 def run(repository_root, output, *options):
@@ -67,3 +73,16 @@ def test_wheels_come_first_on_the_path(gpu, tmp_path):
     printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert printed.strip() == "carried"
     assert environment["PYTHONPATH"].split(os.pathsep)[1].endswith("src")
+
+
+def test_waits_for_the_device_are_counted_where_the_package_causes_them(repository_root, monkeypatch):
+    for name in ("synchronize", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *mode: None)
+
+    def wait():
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+
+    line = wait.__code__.co_firstlineno + 2
+    counted = load(repository_root, "gpu_parts").synchronisations(wait)
+    assert counted == f"3 (test_gpu_benchmark.py:{line} x3)"
