@@ -444,7 +444,7 @@ def train_scenes(report):
 
     train(few)  # computes the image embeddings
     start, longer = train(few)[1], train(more)[1]
-    step_seconds = (longer - start) / (more - few)
+    step_seconds = max(1e-3, (longer - start) / (more - few))
     budget = min(most, report.seconds_left() - reserve) - (start - few * step_seconds)
     trainer, seconds = train(max(2, int(0.97 * budget / step_seconds)))
     done = trainer.state.global_step
