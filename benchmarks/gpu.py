@@ -149,9 +149,9 @@ def main():
         for part in (part for part in PARTS if part in options.parts):
             begun = time.monotonic()
             print(f"[{begun - started:5.1f} s] {part}", flush=True)
-            seconds = TOTAL_SECONDS - (begun - started)
-            if facts["gpu"]:  # toy sizes need no limits, and a CPU may be a slow one
-                seconds = min(PARTS[part], seconds)
+            seconds = min(PARTS[part], TOTAL_SECONDS - (begun - started))
+            if not facts["gpu"]:
+                seconds = TOTAL_SECONDS  # toy sizes take a minute or two in all, but a CPU may be a busy one
             end, rows = "left out: no time", []
             if seconds > 10:
                 end, rows = run_part(part, "cuda" if facts["gpu"] else "cpu", seconds, environment)
