@@ -9,8 +9,7 @@ import time
 import torch
 from bench_core import PeakMemory
 
-from speechclip_plus.trainer.evaluation.retrieval_metrics import retrieval_recall
-from speechclip_plus.trainer.evaluation.retrieval_statistics import retrieval_statistics
+from speechclip_plus.trainer.evaluation.retrieval_metrics import retrieval_recall, retrieval_statistics
 
 
 def sorted_recalls(speech, images, speech_ids, image_ids, ks=(1, 5, 10)):

@@ -23,8 +23,7 @@ from speechclip_plus import (
     SpeechImageCollator,
     load_speech_image_dataset,
 )
-from speechclip_plus.trainer.evaluation.split_embeddings import embed_split
-from speechclip_plus.trainer.evaluation.split_evaluation import evaluate_split
+from speechclip_plus.trainer.evaluation.evaluate import embed_split, evaluate
 from speechclip_plus.trainer.frozen_features import compute_frozen_features
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
@@ -88,7 +87,7 @@ if __name__ == "__main__":
     if options.save:
         model.save_pretrained(options.save)
         processor.save_pretrained(options.save)
-    result = evaluate_split(model, processor, embed_split(model, processor, splits["test"]))
+    result = evaluate(embed_split(model, processor, splits["test"]), model, processor.tokenizer)
     for direction in ("speech_to_image", "image_to_speech"):
         for branch in ("parallel", "cascaded"):
             names = [f"{branch}_{direction}_{recall}" for recall in RECALLS]

@@ -14,7 +14,6 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from ..atomic_files import write_bytes, write_text
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .known_sources import BACKBONES, DATASETS, Source
-from .measured_results import MeasuredResults, eval_results, render_results
 from .plain_card import (
     card_metadata,
     generated_card,
@@ -22,6 +21,7 @@ from .plain_card import (
     is_local_path,
     render_usage,
 )
+from .results import Results, eval_results, render_results
 from .training_chart import Series, training_picture
 from .versions import versions
 
@@ -111,7 +111,7 @@ class ModelCardFacts:
     seconds: float | None = None
     energy_kwh: float | None = None
     energy_source: str = ""
-    results: Sequence[MeasuredResults] = ()
+    results: Sequence[Results] = ()
     examples: Sequence[KeywordExample] = ()
     examples_split: str = ""
     limits: str = ""

@@ -14,17 +14,16 @@ from PIL import Image
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import load_preset, published_results
 from speechclip_plus.hub_cards.evaluation_charts import bar_chart, principal_components, rank_histogram
-from speechclip_plus.hub_cards.results import Measured, ScoreRow, ScoreTable, result_tables
+from speechclip_plus.hub_cards.results import Results, ScoreRow, ScoreTable, markdown_table, result_tables
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from speechclip_plus.trainer.collator import GOLD_SUBWORDS, SpeechImageCollator
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
-from speechclip_plus.trainer.evaluation.chance import chance_recall
-from speechclip_plus.trainer.evaluation.evaluate import split_metrics
-from speechclip_plus.trainer.evaluation.retrieval_statistics import retrieval_statistics
+from speechclip_plus.trainer.evaluation.evaluate import SplitOutputs, evaluate, kept_outputs
+from speechclip_plus.trainer.evaluation.retrieval_metrics import chance_recall, retrieval_statistics
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus_cli import main as cli
-from speechclip_plus_cli.evaluate import format_results, presets_of_model, published_figures
+from speechclip_plus_cli.evaluate import presets_of_model, published_figures
 from speechclip_plus_cli.saved_model import model_source
 
 CAPTIONS = ["a red circle", "a red circle", "a blue star above a moon", "the big green ring", "a pink heart", "a moon"]
@@ -78,9 +77,11 @@ def write_alignments(folder, seconds=SECONDS):
     for number, (caption, length) in enumerate(zip(CAPTIONS, seconds, strict=True)):
         words = caption.split()
         edges = np.linspace(0, length, len(words) + 1)
-        lines = [f'{start} {end} "{word}"' for word, start, end in zip(words, edges, edges[1:], strict=False)]
-        head = f'"ooTextFile"\n"TextGrid"\n0 {length} <exists> 1\n"IntervalTier" "words" 0 {length} {len(words)}\n'
-        (folder / f"u{number}.TextGrid").write_text(head + "\n".join(lines))
+        lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", 0, length, "<exists>", 1]
+        lines += ['"IntervalTier"', '"words"', 0, length, len(words)]
+        for word, start, end in zip(words, edges, edges[1:], strict=False):
+            lines += [start, end, f'"{word}"']
+        (folder / f"u{number}.TextGrid").write_text("".join(f"{line}\n" for line in lines))
     return folder
 
 
@@ -103,10 +104,12 @@ def test_the_figures_are_those_of_the_trainers_evaluation(evaluated, models, dat
     processor = SpeechClipPlusProcessor.from_pretrained(models("hybrid_plus"))
     rows = load_speech_image_dataset(data, split="test")
     batch = SpeechImageCollator(processor)(list(rows))
-    gold = batch.pop(GOLD_SUBWORDS)
+    labels = {name: batch[name] for name in ("image_ids", GOLD_SUBWORDS)}
+    del batch[GOLD_SUBWORDS]
     with torch.no_grad():
         outputs = model(**batch, return_loss=True)
-    expected = split_metrics(outputs, batch["image_ids"], gold, model.config, model.get_input_embeddings().weight)
+    expected = evaluate(SplitOutputs.from_predictions(kept_outputs(outputs), labels), model, resamples=0).metrics
+    assert {"parallel_mean_R@1", "mean_R@10", "keyword_hit_rate_original@5", "cif_length_error"} <= expected.keys()
     got = read(evaluated)["metrics"]
     assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-4)
 
@@ -220,8 +223,8 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(models, data, tmp
     (tmp_path / "words").mkdir()
     words = ("--alignments", tmp_path / "words")
     assert "holds no alignment" in failing(capsys, model, *given, *words)
-    (tmp_path / "words" / "other.TextGrid").write_text('"ooTextFile" "TextGrid" 0 1 <exists> 0')
-    assert "it has none" in failing(capsys, model, *given, *words)
+    (tmp_path / "words" / "other.TextGrid").write_text("no alignment")
+    assert "other.TextGrid cannot be read as a TextGrid" in failing(capsys, model, *given, *words)
     (tmp_path / "words" / "other.TextGrid").unlink()
     (tmp_path / "words" / "all.ctm").write_text("other 1 0 1 cat\nother 1 1 1 dog\n")
     assert "None of the 6 utterances has an alignment" in failing(capsys, model, *given, *words)
@@ -245,7 +248,7 @@ def test_results_go_into_the_models_card_in_the_place_of_earlier_ones(models, da
         assert cli.main(command) == 0
         card = (model / "README.md").read_text()
         assert "Nothing yet" not in card and card.count("### Test split of") == 1
-        assert "first 3 recordings" in card and card.endswith("## Licence\n\nMIT\n") and not card.startswith("---")
+        assert "first 3 utterances" in card and card.endswith("## Licence\n\nMIT\n") and not card.startswith("---")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     low, high = results["intervals"]["parallel_speech_to_image_R@1"]
     assert f"| {results['metrics']['parallel_speech_to_image_R@1']:.1f} [{low:.1f} to {high:.1f}] |" in card
@@ -309,21 +312,23 @@ def test_published_figures_are_a_row_of_the_table_beside_the_measured_ones():
     values = retrieval_statistics(*data, resamples=5).values
     metrics = {f"{branch}_{name}": value for branch in ("parallel", "cascaded") for name, value in values.items()}
     published = published_results("parallel-large-flickr8k")["test"]
-    measured = Measured(metrics, {}, chance_recall(range(4), range(4)), published, "parallel")
+    measured = Results(
+        metrics, chance=chance_recall(range(4), range(4)), published=published, retrieval_branch="parallel"
+    )
     (table,) = result_tables(measured)
     rows = [(row.name, row.cells[0]) for row in table.rows]
-    assert rows[:3] == [("parallel branch, speech to pictures", "100.0"), ("published", "39.1"), ("guessing", "25.0")]
+    assert rows[:3] == [("parallel branch, speech to images", "100.0"), ("published", "39.1"), ("chance", "25.0")]
     assert [name for name, _ in rows].count("published") == 2  # both directions of the branch it was published for
 
 
-def test_a_printed_table_has_its_intervals_in_brackets():
+def test_intervals_stand_in_brackets_behind_their_figures():
     rows = [
         ScoreRow("model", ["61.2", "2"], ["60.0 to 62.4", ""]),
-        ScoreRow("guessing", ["0.2", ""], is_baseline=True),
+        ScoreRow("chance", ["0.2", ""], is_baseline=True),
     ]
-    lines = format_results(ScoreTable("Scores (percent; intervals below)", ["R@1", "rank"], rows)).splitlines()
-    assert lines[0] == "Scores (percent; intervals in brackets)"
-    assert lines[2] == "model       61.2 [60.0 to 62.4]     2" and lines[3].startswith("  guessing")
+    lines = markdown_table(ScoreTable("Scores (percent)", ["R@1", "rank"], rows)).splitlines()
+    assert lines[0] == "| | R@1 | rank |"
+    assert lines[2:] == ["| model | 61.2 [60.0 to 62.4] | 2 |", "| *chance* | 0.2 |  |"]
 
 
 def test_the_rank_histogram_adds_up():

@@ -1,4 +1,4 @@
-"""Keyword measures against counts by hand; alignments in the forms that Praat and aligners write; zero-shot."""
+"""Keyword measures against counts by hand; alignments in the forms that Praat and aligners write."""
 
 import math
 from types import SimpleNamespace
@@ -9,6 +9,8 @@ import torch
 from speechclip_plus.modeling_speechclip_plus.pipelines.text_prompts import class_embeddings
 from speechclip_plus.trainer.evaluation.alignments import (
     AlignedWord,
+    boundary_agreement,
+    even_boundaries,
     match_alignments,
     read_alignments,
     read_ctm,
@@ -17,14 +19,11 @@ from speechclip_plus.trainer.evaluation.alignments import (
 )
 from speechclip_plus.trainer.evaluation.keyword_metrics import (
     Spelling,
-    boundary_agreement,
     cloud_counts,
-    even_boundaries,
     keyword_statistics,
     semantic_similarities,
     stop_words,
 )
-from speechclip_plus.trainer.evaluation.zero_shot import classify, speech_text_retrieval
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 
@@ -45,7 +44,8 @@ def statistics(tokenizer, spoken, captions, usable=None, **options):
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=-1)
     table = torch.eye(len(tokenizer))
     usable = range(len(tokenizer)) if usable is None else usable
-    return keyword_statistics(ids, lengths, captions, tokenizer, usable, table, resamples=20, **options)
+    gold = [ids_of(tokenizer, caption) if caption else None for caption in captions]
+    return keyword_statistics(ids, lengths, gold, tokenizer, usable, table, resamples=20, **options)
 
 
 def test_precision_recall_and_f1_are_those_worked_out_on_paper(tokenizer):
@@ -81,7 +81,10 @@ def test_coverage_counts_usable_subwords_alone(tokenizer):
 def test_utterances_without_caption_are_left_out_of_what_needs_one(tokenizer):
     got = statistics(tokenizer, ["red", "blue"], ["red", ""])
     assert got.values["subword_precision"] == 100 and "semantic_similarity_shuffled" not in got.values
-    assert statistics(tokenizer, ["red", "blue"], None).values.keys() == {"vocabulary_coverage", "keyword_duplicates"}
+    assert statistics(tokenizer, ["red", "blue"], ["", ""]).values.keys() == {
+        "vocabulary_coverage",
+        "keyword_duplicates",
+    }
 
 
 def test_a_caption_of_stop_words_has_no_content_to_find(tokenizer):
@@ -246,12 +249,13 @@ def test_a_textgrid_is_read_in_both_forms_and_encodings(tmp_path, text, encoding
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LONG[:400], "a.TextGrid ends where .* was cut short"),
-        ("hello", "a.TextGrid ends where the file type should be"),
-        (LONG.replace('"TextGrid"', '"Pitch 1"'), "is no TextGrid"),
-        (LONG.replace("xmin = 0.4", 'xmin = "early"'), 'beginning, a number, got "early"'),
-        (LONG.replace("xmax = 0.4", "xmax = 0.7"), "overlaps the next"),
-        (LONG.replace('"IntervalTier"', '"TextTier"').split("        intervals:")[0] + "points: size = 0 " +
+        (LONG[:520], "a.TextGrid cannot be read"),
+        (LONG[: LONG.index("        intervals [4]")], "a.TextGrid was cut short: its tier 'words' should last 1.5 s"),
+        (SHORT[: SHORT.index("0.9\n1.5")], "a.TextGrid was cut short: its tier 'words' should last 1.5 s"),
+        ("hello", "a.TextGrid cannot be read"),
+        (LONG.replace("xmin = 0.4", 'xmin = "early"'), "a.TextGrid cannot be read"),
+        (LONG.replace("xmax = 0.4", "xmax = 0.7"), "a.TextGrid cannot be read .* overlap"),
+        (LONG.replace('"IntervalTier"', '"TextTier"').split("        intervals:")[0] + "points: size = 0 \n" +
          LONG[LONG.index("    item [2]"):], "it has none"),
     ],
 )  # fmt: skip
@@ -321,26 +325,7 @@ def test_neighbouring_words_share_a_boundary():
     assert word_boundaries(rounded) == [0.30, 0.61]
 
 
-# ---- zero-shot
-
-
-def test_captions_that_are_the_same_are_one_text():
-    speech = torch.eye(3)[[0, 1, 0]]
-    got = speech_text_retrieval(speech, ["a cat", "a dog", "a cat"], torch.eye(3)[:2], resamples=5)
-    assert got.values["speech_to_text_R@1"] == 100 and got.values["text_to_speech_R@1"] == 100
-    assert got.values["mean_text_R@1"] == 100
-    with pytest.raises(ValueError, match="Utterance 1 has no caption"):
-        speech_text_retrieval(speech, ["a cat", "", "a cat"], torch.eye(3)[:2])
-
-
-def test_classes_are_told_by_the_nearest_and_ties_are_errors():
-    speech = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.1]])
-    got = classify(speech, torch.eye(2), torch.tensor([0, 1, 1, 1]), ["cat", "dog"], resamples=50)
-    assert got.accuracy == 50 and got.by_class == {"cat": 100.0, "dog": pytest.approx(100 / 3)}
-    assert got.mean_class_accuracy == pytest.approx((100 + 100 / 3) / 2)
-    assert got.interval[0] <= 50 <= got.interval[1]
-    with pytest.raises(ValueError, match="Labels must lie in 0..1"):
-        classify(speech, torch.eye(2), torch.tensor([0, 1, 1, 2]), ["cat", "dog"])
+# ---- classes
 
 
 def test_class_embeddings_average_their_templates():

@@ -7,17 +7,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speechclip_plus.trainer.evaluation import bootstrap
 from speechclip_plus.trainer.evaluation import retrieval_metrics as metrics
-from speechclip_plus.trainer.evaluation.bootstrap import mean_interval, resampled_means, resampled_medians
-from speechclip_plus.trainer.evaluation.chance import chance_keyword_hit_rate, chance_recall
-from speechclip_plus.trainer.evaluation.retrieval_metrics import (
+from speechclip_plus.trainer.evaluation.keyword_metrics import (
+    CONVENTIONS,
+    chance_keyword_hit_rate,
     keyword_hit_rate,
     nearest_subwords,
+)
+from speechclip_plus.trainer.evaluation.retrieval_metrics import (
+    chance_recall,
+    mean_statistics,
+    recall_curve,
+    resampled_means,
+    resampled_medians,
     retrieval_ranks,
     retrieval_recall,
+    retrieval_statistics,
 )
-from speechclip_plus.trainer.evaluation.retrieval_statistics import retrieval_statistics
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -150,7 +156,7 @@ def brute_force_hit_rate(keywords, lengths, gold, special, convention):
     return 100 * sum(shares) / len(shares)
 
 
-@pytest.mark.parametrize("convention", metrics.CONVENTIONS)
+@pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("seed", range(4))
 def test_hit_rate_equals_a_count_by_hand(seed, convention):
     generator = torch.Generator().manual_seed(seed)
@@ -262,20 +268,25 @@ def test_average_precision_and_the_share_of_all_answers_equal_a_count_by_hand(se
     for k in (1, 5, 10):
         shares = [sum(rank <= k for rank in ranks) / len(ranks) for ranks in lists.values()]
         assert got.values[f"image_to_speech_mteb_R@{k}"] == pytest.approx(100 * sum(shares) / len(shares))
-    assert got.item_ranks.tolist() == [lists[image][0] for image in sorted(lists)]
+    assert got.ranks["image_to_speech"].tolist() == [lists[image][0] for image in sorted(lists)]
 
 
 def test_statistics_agree_with_the_plain_recalls():
     data = small_whole_numbers(seed=1, num_images=40, captions=2)
     plain, got = retrieval_recall(*data), retrieval_statistics(*data, resamples=10)
     assert {name: got.values[name] for name in plain} == pytest.approx(plain)
-    assert got.curves["speech_to_image"][4] == pytest.approx(plain["speech_to_image_R@5"])
-    assert len(got.curves["image_to_speech"]) == 100 and got.curves["image_to_speech"][-1] == 100.0
+    curves = {direction: recall_curve(ranks) for direction, ranks in got.ranks.items()}
+    assert curves["speech_to_image"][4] == pytest.approx(plain["speech_to_image_R@5"])
+    assert len(curves["image_to_speech"]) == 100 and curves["image_to_speech"][-1] == 100.0
 
 
 def test_with_one_utterance_per_image_both_recalls_are_one():
     data = small_whole_numbers(seed=1, num_images=9, captions=1)
     assert not any("mteb" in name for name in retrieval_statistics(*data, resamples=10).values)
+
+
+def mean_interval(values, resamples, seed):
+    return mean_statistics({"mean": values}, resamples, seed).intervals["mean"]
 
 
 def test_bootstrap_means_spread_as_theory_says():
@@ -299,8 +310,16 @@ def test_bootstrap_medians_are_medians_of_what_was_drawn():
 def test_bootstrap_draws_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
     values = torch.rand(30, 2)
     whole = resampled_means(values, resamples=40)
-    monkeypatch.setattr(bootstrap, "_CHUNK_ITEMS", 90)
+    monkeypatch.setattr(metrics, "_CHUNK_ITEMS", 90)
     assert torch.equal(resampled_means(values, resamples=40), whole)
+
+
+def test_an_utterance_without_a_figure_is_left_out_of_its_mean_and_interval():
+    values = torch.tensor([1.0, torch.nan, 3.0])
+    got = mean_statistics({"some": values, "all": torch.ones(3), "none": torch.full((3,), torch.nan)}, resamples=50)
+    assert got.values == {"some": 2.0, "all": 1.0} and got.intervals["all"] == (1.0, 1.0)
+    assert got.intervals["some"] == mean_interval(values[[0, 2]], 50, 0)
+    assert mean_statistics({"all": torch.ones(3)}, resamples=0).intervals == {}
 
 
 def test_intervals_contain_their_values():

@@ -14,7 +14,6 @@ from PIL import Image
 
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import published_results
-from speechclip_plus.hub_cards.measured_results import MeasuredResults, eval_results, results_of_file, update_card
 from speechclip_plus.hub_cards.model_card import (
     KeywordExample,
     ModelCardFacts,
@@ -25,6 +24,7 @@ from speechclip_plus.hub_cards.model_card import (
 )
 from speechclip_plus.hub_cards.plain_card import generated_card, is_generated_card
 from speechclip_plus.hub_cards.push import prepare_publication
+from speechclip_plus.hub_cards.results import Results, eval_results, update_card
 from speechclip_plus.hub_cards.training_chart import training_picture
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -53,7 +53,7 @@ def make_results(branches=("parallel", "cascaded"), **given):
     }
     chance |= {"keyword_hit_rate@1": 1.19, "keyword_hit_rate_most_common@1": 33.44}
     values = {"dataset": "spoken_scenes", "split": "test", "how": "a test", "date": "2026-01-31"}
-    return MeasuredResults(metrics, intervals, chance, **{"retrieval_branch": "parallel", **values, **given})
+    return Results(metrics, intervals, chance, **{"retrieval_branch": "parallel", **values, **given})
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +117,20 @@ def test_every_number_of_the_results_is_the_metric_of_its_row_and_column(facts):
     prefix, direction = "", ""
     assert retrieval[0][1:] == list(COLUMNS)
     for name, *cells in retrieval[1:]:
-        if name == "*guessing*":
+        if name == "*chance*":
             for column, cell in zip(COLUMNS.values(), cells, strict=True):
                 assert numbers(cell) == [shown(results.chance[f"{direction}_{column}"], 1)]
                 checked += 1
             continue
         branch, _, way = name.partition(" branch, ")
-        prefix, direction = branch, {"s": "speech_to_image", "p": "image_to_speech"}[way[0]]
+        prefix, direction = branch, {"s": "speech_to_image", "i": "image_to_speech"}[way[0]]
         for column, cell in zip(COLUMNS.values(), cells, strict=True):
             metric = f"{prefix}_{direction}_{column}"
             low, high = results.intervals[metric]
             digits = 4 if column == "median_rank" else 1
             assert numbers(cell) == [shown(results.metrics[metric], digits), shown(low, digits), shown(high, digits)]
             checked += 3
-    assert hits[0][1:] == ["measured", "guessing"]
+    assert hits[0][1:] == ["measured", "chance"]
     for row, metric, chance in zip(
         hits[1:],
         ("keyword_hit_rate@1", "keyword_hit_rate_original@1", None),
@@ -307,20 +307,19 @@ MIT
 """
 
 
-def test_results_go_in_and_leave_every_other_byte_alone(tmp_path):
+def test_results_go_in_and_leave_the_text_and_the_other_metadata_alone(tmp_path):
     file = tmp_path / "README.md"
     file.write_text(CARD)
     update_card(file, make_results())
     once = file.read_text()
     update_card(file, make_results())
     assert file.read_text() == once  # and the same again changes nothing
-    start, end = once.index("model-index:"), once.index("# a remark")
-    assert once[:start] == CARD[: CARD.index("model-index:")]
-    begin, stop = once.index("<!-- measured"), once.index("<!-- /measured -->")
-    assert once[end:begin] == CARD[CARD.index("# a remark") : CARD.index("<!-- measured")]
-    assert once[stop:] == CARD[CARD.index("<!-- /measured -->") :]
-    data = ModelCard(once).data
-    assert data.model_name == "my model" and data.license == "mit"
+    card, before = ModelCard(once), ModelCard(CARD)
+    begin, stop = card.text.index("<!-- measured"), card.text.index("<!-- /measured -->")
+    assert card.text[:begin] == before.text[: before.text.index("<!-- measured")]
+    assert card.text[stop:] == before.text[before.text.index("<!-- /measured -->") :]
+    data = card.data
+    assert data.model_name == "my model" and data.license == "mit" and data.tags == ["a", "b"]
     splits = [entry.dataset_split for entry in data.eval_results]
     assert splits.count("validation") == 1 and splits.count("test") == 13
 
@@ -348,7 +347,7 @@ def test_a_part_of_a_split_and_options_have_sections_of_their_own(tmp_path):
         update_card(file, make_results(**given))
     text = file.read_text()
     assert text.count("### Test split of spoken_scenes") == 3
-    assert text.count("(first 3 recordings)\n") == 1 and text.count("(languages=fr)\n") == 1
+    assert text.count("(first 3 utterances)\n") == 1 and text.count("(languages=fr)\n") == 1
     assert len(ModelCard(text).data.eval_results) == 2 * 13
 
 
@@ -356,24 +355,15 @@ def test_metadata_that_cannot_be_read_are_an_error_and_the_card_stays(tmp_path):
     file = tmp_path / "README.md"
     file.write_text("---\nmodel-index:\n- results: [\n---\n# a\n")
     before = file.read_text()
-    with pytest.raises(ValueError, match="metadata of .*README.md .* cannot be read"):
+    with pytest.raises(ValueError, match="README.md: the metadata .* cannot be read"):
         update_card(file, make_results())
     assert file.read_text() == before
 
 
-def test_a_results_file_says_which_data_without_their_folder():
-    content = {
-        "model": {"retrieval_branch": "parallel"},
-        "data": {"name": "folder", "data_dir": "/home/me/huts", "split": "test", "options": {}, "limit": None},
-        "metrics": {"utterances": 3},
-        "intervals": {},
-        "chance": {},
-        "published": None,
-        "date": "2026-01-31T10:00:00+00:00",
-    }
-    assert results_of_file(content).title == "test split of huts" and results_of_file(content).date == "2026-01-31"
-    content["data"] |= {"name": "me/pairs", "data_dir": None}
-    assert results_of_file(content).title == "test split of me/pairs"
+def test_a_card_says_which_data_without_their_folder():
+    assert Results(dataset="folder", data_dir="/home/me/huts").title == "test split of huts"
+    assert Results(dataset="/home/me/huts").title == "test split of huts"
+    assert Results(dataset="me/pairs").title == "test split of me/pairs"
 
 
 # ---- the picture, and the card in a folder

@@ -66,7 +66,7 @@ def test_the_best_model_is_saved_with_its_processor_and_a_card(finished, data_di
     card = (finished / "model" / "README.md").read_text()
     metrics = json.loads((finished / "results.json").read_text())["metrics"]
     assert f"### Validation split of {data_dir.name}\n" in card
-    assert f"| parallel branch, speech to pictures | {metrics['parallel_speech_to_image_R@1']:.1f} [" in card
+    assert f"| parallel branch, speech to images | {metrics['parallel_speech_to_image_R@1']:.1f} [" in card
     assert str(data_dir) not in card and (finished / "model" / "training.png").is_file()
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.trainer.collator import SpeechImageCollator
-from speechclip_plus.trainer.evaluation.retrieval_metrics import keyword_hit_rate, retrieval_recall
+from speechclip_plus.trainer.evaluation.keyword_metrics import keyword_hit_rate
+from speechclip_plus.trainer.evaluation.retrieval_metrics import retrieval_recall
 from speechclip_plus.trainer.feature_cache import cache_image_embeddings, image_identity
 from speechclip_plus.trainer.frozen_features import compute_frozen_features
 from speechclip_plus.trainer.gradient_cache import backward_in_chunks

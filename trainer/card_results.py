@@ -1,23 +1,22 @@
 """What a training run measured, for its model card: results of a split, and keywords of its first recordings."""
 
+from dataclasses import replace
 from typing import Any
 
 import datasets
 
-from ..hub_cards.measured_results import MeasuredResults
 from ..hub_cards.model_card import KeywordExample
+from ..hub_cards.results import Results
 from ..modeling_speechclip_plus.audio_utils import load_audio
-from .collator import GOLD_SUBWORDS
 from .data_facts import dataset_name
-from .evaluation.chance import chance_keyword_hit_rate, chance_recall
-from .evaluation.evaluate import join_outputs, split_intervals
-from .evaluation.spoken_keywords import spoken_keywords
+from .evaluation.evaluate import SplitOutputs, evaluate, spoken_keywords
+from .evaluation.retrieval_metrics import chance_recall
 
 EXAMPLES = 5
 
 
-def predicted_results(trainer: Any, output: Any, dataset: str, split: str, how: str = "") -> MeasuredResults:
-    """Return what `trainer.predict` measured, with intervals and what guessing gives.
+def predicted_results(trainer: Any, output: Any, dataset: str, split: str, how: str = "") -> Results:
+    """Return what `trainer.predict` measured, with intervals and chance.
 
     Args:
         trainer: the `SpeechClipPlusTrainer`.
@@ -27,33 +26,13 @@ def predicted_results(trainer: Any, output: Any, dataset: str, split: str, how: 
         how: by what it was measured, for the card.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    predictions, labels = join_outputs(output.predictions), join_outputs(output.label_ids)
-    image_ids, gold = labels["image_ids"], labels.get(GOLD_SUBWORDS)
-    chance = chance_recall(image_ids.tolist(), image_ids.tolist())
-    if gold is not None and "keyword_ids" in predictions:
-        captions = [[subword for subword in row if subword >= 0] for row in gold.tolist()]
-        captions = [caption for caption in captions if caption]
-        if captions:
-            chance |= chance_keyword_hit_rate(captions, model.vocabulary_ids[model.is_keyword].tolist())
-    return MeasuredResults(
-        metrics={name.removeprefix(f"{split}_"): value for name, value in output.metrics.items()},
-        intervals=split_intervals(
-            predictions,
-            image_ids,
-            gold,
-            model.config,
-            model.get_input_embeddings().weight,
-            trainer.args.hit_rate_neighbours,
-        ),
-        chance=chance,
-        dataset=dataset,
-        split=split,
-        how=how,
-        retrieval_branch=model.config.retrieval_branch,
-    )
+    outputs = SplitOutputs.from_predictions(output.predictions, output.label_ids)
+    results = evaluate(outputs, model, hit_rate_neighbours=trainer.args.hit_rate_neighbours)
+    metrics = {name.removeprefix(f"{split}_"): value for name, value in output.metrics.items()}
+    return replace(results, metrics=metrics | results.metrics, dataset=dataset, split=split, how=how)
 
 
-def history_results(trainer: Any, dataset: str, steps: int | None) -> list[MeasuredResults]:
+def history_results(trainer: Any, dataset: str, steps: int | None) -> list[Results]:
     """Return what was evaluated during training of the weights that have seen so many steps; else the last of all."""
     results = []
     for split, (prefix, data) in named_splits(trainer).items():
@@ -63,7 +42,7 @@ def history_results(trainer: Any, dataset: str, steps: int | None) -> list[Measu
             continue
         ids = data["image_id"] if isinstance(data, datasets.Dataset) else getattr(data, "columns", {}).get("image_id")
         results.append(
-            MeasuredResults(
+            Results(
                 metrics={name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)},
                 chance={} if ids is None else chance_recall(list(ids), list(ids)),
                 dataset=dataset_name(data) or dataset or "unnamed data",

@@ -32,7 +32,7 @@ from .card_data import trainer_card_facts
 from .checkpoints import UNFINISHED, finish_checkpoint, last_complete_checkpoint, remove_unfinished
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
 from .distributed import average_gradients, one_global_batch
-from .evaluation.evaluate import join_outputs, kept_outputs, split_metrics
+from .evaluation.evaluate import SplitOutputs, evaluate, kept_outputs
 from .feature_cache import cache_image_embeddings
 from .gradient_cache import backward_in_chunks, check_chunks_are_exact
 from .hub_push import HubPushes
@@ -49,7 +49,7 @@ class SpeechClipPlusTrainer(Trainer):
 
     Logs, beside the loss, each of its parts, the temperature, the mean number of keywords per utterance, the error of
     CIF's length, and of the subwords chosen since the last log how many are different and their perplexity. Evaluates
-    retrieval over the whole split: see `evaluation.split_metrics` for the names. CIF's scaling ends at a global step,
+    retrieval over the whole split: docs/metrics.md has the names. CIF's scaling ends at a global step,
     which a resumed run knows.
 
     Several processes (`torchrun`) train as one would with their batches joined: all pairs are negatives of each
@@ -575,16 +575,9 @@ class SpeechClipPlusTrainer(Trainer):
         return output
 
     def _split_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        predictions, labels = join_outputs(prediction.predictions), join_outputs(prediction.label_ids)
+        split = SplitOutputs.from_predictions(prediction.predictions, prediction.label_ids)
         model = self.accelerator.unwrap_model(self.model)
-        return split_metrics(
-            predictions,
-            labels["image_ids"],
-            labels.get(GOLD_SUBWORDS),
-            model.config,
-            model.get_input_embeddings().weight,
-            self.args.hit_rate_neighbours,
-        )
+        return evaluate(split, model, hit_rate_neighbours=self.args.hit_rate_neighbours, resamples=0).metrics
 
 
 class _Unaligned:

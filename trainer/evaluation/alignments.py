@@ -1,6 +1,6 @@
-"""Word alignments: Praat's TextGrid (long and short) and NIST's CTM."""
+"""Word alignments (Praat's TextGrid, NIST's CTM), and how well CIF's boundaries agree with them."""
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,11 +10,11 @@ WORD_TIERS = ("words", "word")
 # What aligners write where nobody speaks.
 SILENCES = frozenset({"", "sil", "sp", "silence", "<sil>", "<eps>", "<p>", "[sil]"})
 SUFFIXES = (".textgrid", ".ctm")
+TOLERANCES_MS = (20, 50, 100)
 
-# TextGrid's rule for both forms: only strings in quotes, numbers that stand alone and <flags> mean something.
-_TOKEN = re.compile(r'"(?:[^"]|"")*"|(?<!\S)<[^<>\s]+>(?!\S)|(?<!\S)[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?(?!\S)')
 # Seconds between words that are rounding (CTM often has two decimals, of the start and of the duration) and no pause.
 _ROUNDING = 0.02
+_AT_THE_TOLERANCE = 1e-6  # seconds: a boundary exactly at the tolerance is within it
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,36 @@ class AlignedWord:
 
 
 def read_textgrid(path: str | Path) -> list[AlignedWord]:
-    """Read the words of a TextGrid, in either form, as UTF-8 or UTF-16.
+    """Read the words of a TextGrid, long or short, as UTF-8 or UTF-16.
 
     They are on the interval tier called "words" or "word" (in whatever case, also behind a speaker's name as in
     "Ann - words"), or on the only interval tier. Silences are left out.
 
     Raises:
-        ValueError: if the file is no TextGrid, is cut short, holds times that run backwards, or does not tell which
-            tier has the words; the message names the file.
+        ValueError: if praatio cannot read the file, it is cut short, holds times that run backwards, or does not tell
+            which tier has the words; the message names the file.
         OSError: if it cannot be read.
     """
+    from praatio import textgrid
+    from praatio.utilities.errors import PraatioException
+
     path = Path(path)
-    tiers = _interval_tiers(_Tokens(_decoded(path), path))
-    named = [name for name in tiers if name.strip().lower().rpartition(" - ")[2] in WORD_TIERS]
-    if len(named) != 1:
-        named = list(tiers)
+    try:
+        # With empty intervals: Praat's intervals fill their tier, so the last one tells whether the file is whole.
+        grid = textgrid.openTextgrid(str(path), True, reportingMode="silence", duplicateNamesMode="rename")
+    except (PraatioException, ValueError, LookupError) as error:
+        raise ValueError(f"{path} cannot be read as a TextGrid: {error}") from error
+    tiers = {tier.name: tier for tier in grid.tiers if isinstance(tier, textgrid.IntervalTier)}
+    named = [name for name in tiers if name.strip().lower().rpartition(" - ")[2] in WORD_TIERS] or list(tiers)
     if len(named) != 1:
         listed = ", ".join(map(repr, tiers)) or "none"
         raise ValueError(
             f"{path}: expected one interval tier called 'words', or a single interval tier; it has {listed}."
         )
-    return _checked(tiers[named[0]], path)
+    tier = tiers[named[0]]
+    if not tier.entries or tier.entries[-1].end < tier.maxTimestamp - _ROUNDING:
+        raise ValueError(f"{path} was cut short: its tier {tier.name!r} should last {tier.maxTimestamp:g} s.")
+    return _checked([AlignedWord(entry.label, entry.start, entry.end) for entry in tier.entries], path)
 
 
 def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
@@ -63,7 +72,7 @@ def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
     path = Path(path)
     words: dict[str, list[AlignedWord]] = {}
     channels: dict[str, str] = {}
-    for number, line in enumerate(_decoded(path).splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith(";;"):
             continue
         fields = line.split()
@@ -81,7 +90,7 @@ def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
         words.setdefault(name, []).append(AlignedWord(text, start, start + duration))
     if not words:
         raise ValueError(f"{path} holds no words.")
-    return {name: _checked(sorted(found, key=lambda word: word.start), path) for name, found in words.items()}
+    return {name: _checked(sorted(own, key=lambda word: word.start), path) for name, own in words.items()}
 
 
 def read_alignments(folder: str | Path) -> dict[str, list[AlignedWord]]:
@@ -157,55 +166,82 @@ def word_boundaries(words: Sequence[AlignedWord]) -> list[float]:
     return times
 
 
-class _Tokens:
-    """The meaningful pieces of a TextGrid, one after the other."""
+def boundary_agreement(
+    found: Sequence[Sequence[float]],
+    reference: Sequence[Sequence[float]],
+    tolerances_ms: Sequence[int] = TOLERANCES_MS,
+) -> dict[str, float]:
+    """Compare boundaries in time, as unsupervised word segmentation is scored.
 
-    def __init__(self, text: str, path: Path) -> None:
-        self._found = iter(_TOKEN.findall(text))
-        self._path = path
+    Boundaries are matched one to one within the tolerance, and counted over all utterances together. The beginnings
+    and ends of utterances, which everybody knows, should be in neither list.
 
-    def next(self, what: str) -> str:
-        token = next(self._found, None)
-        if token is None:
-            raise ValueError(f"{self._path} ends where {what} should be: it is no TextGrid or was cut short.")
-        return token
+    Args:
+        found: boundaries of each utterance, in seconds.
+        reference: the true ones.
+        tolerances_ms: how far apart a matched pair may be, in milliseconds.
 
-    def string(self, what: str) -> str:
-        token = self.next(what)
-        if not token.startswith('"'):
-            raise ValueError(f"{self._path}: expected {what} in quotes, got {token}; it is no TextGrid.")
-        return token[1:-1].replace('""', '"')
+    Returns:
+        `boundary_{precision|recall|f1|r_value}@{tolerance}ms` in percent for each tolerance (the R-value of Rasanen et
+        al., 2009), and `boundaries_found` and `boundaries_reference`, the counts.
 
-    def number(self, what: str) -> float:
-        token = self.next(what)
-        try:
-            return float(token)
-        except ValueError:
-            raise ValueError(f"{self._path}: expected {what}, a number, got {token}.") from None
+    Raises:
+        ValueError: if the lists are not equally long, or hold no boundaries.
+
+    Example:
+        >>> scores = boundary_agreement([[0.50, 1.00]], [[0.52, 0.80, 1.30]], tolerances_ms=(50,))
+        >>> round(scores["boundary_precision@50ms"], 1), round(scores["boundary_recall@50ms"], 1)
+        (50.0, 33.3)
+    """
+    if len(found) != len(reference):
+        raise ValueError(f"{len(found)} utterances have boundaries, but {len(reference)} have reference boundaries.")
+    num_found, num_reference = sum(map(len, found)), sum(map(len, reference))
+    if num_reference == 0:
+        raise ValueError("The reference has no boundary inside any utterance, so there is nothing to compare with.")
+    scores: dict[str, float] = {}
+    for tolerance in tolerances_ms:
+        hits = sum(
+            _matched(sorted(one), sorted(other), tolerance / 1000) for one, other in zip(found, reference, strict=True)
+        )
+        precision = hits / num_found if num_found else 0.0
+        recall = hits / num_reference
+        over = num_found / num_reference - 1  # over-segmentation
+        off_target = math.hypot(1 - recall, over)
+        off_line = (recall - 1 - over) / math.sqrt(2)
+        for name, score in (
+            ("precision", precision),
+            ("recall", recall),
+            ("f1", 2 * hits / (num_found + num_reference)),
+            ("r_value", 1 - (off_target + abs(off_line)) / 2),
+        ):
+            scores[f"boundary_{name}@{tolerance}ms"] = 100.0 * score
+    return scores | {"boundaries_found": num_found, "boundaries_reference": num_reference}
 
 
-def _interval_tiers(tokens: _Tokens) -> dict[str, list[AlignedWord]]:
-    if not tokens.string("the file type").startswith("ooTextFile") or tokens.string("the object class") != "TextGrid":
-        raise ValueError(f"{tokens._path} is no TextGrid (ooTextFile of class TextGrid).")
-    tokens.number("the beginning"), tokens.number("the end")
-    if tokens.next("the flag <exists>") != "<exists>":
-        return {}
-    tiers: dict[str, list[AlignedWord]] = {}
-    for _ in range(int(tokens.number("the number of tiers"))):
-        kind, name = tokens.string("a tier's class"), tokens.string("a tier's name")
-        tokens.number("a tier's beginning"), tokens.number("a tier's end")
-        count = int(tokens.number("a tier's size"))
-        if kind == "IntervalTier":
-            tiers[name] = [_interval(tokens) for _ in range(count)]
+def _matched(one: Sequence[float], other: Sequence[float], tolerance: float) -> int:
+    """Most pairs of two sorted lists that lie within the tolerance, each boundary in one pair."""
+    i = j = count = 0
+    while i < len(one) and j < len(other):
+        if abs(one[i] - other[j]) <= tolerance + _AT_THE_TOLERANCE:
+            i, j, count = i + 1, j + 1, count + 1
+        elif one[i] < other[j]:
+            i += 1
         else:
-            for _ in range(count):
-                tokens.number("a point"), tokens.string("its mark")
-    return tiers
+            j += 1
+    return count
 
 
-def _interval(tokens: _Tokens) -> AlignedWord:
-    start, end = tokens.number("an interval's beginning"), tokens.number("an interval's end")
-    return AlignedWord(tokens.string("an interval's text").strip(), start, end)
+def even_boundaries(counts: Sequence[int], seconds: Sequence[float]) -> list[list[float]]:
+    """Divide utterances evenly by as many boundaries as given: what CIF's boundaries should be better than.
+
+    Example:
+        >>> even_boundaries([3], [2.0])
+        [[0.5, 1.0, 1.5]]
+    """
+    return [
+        [length * (place + 1) / (count + 1) for place in range(count)]
+        for count, length in zip(counts, seconds, strict=True)
+    ]
 
 
 def _checked(words: Sequence[AlignedWord], path: Path) -> list[AlignedWord]:
@@ -221,12 +257,3 @@ def _checked(words: Sequence[AlignedWord], path: Path) -> list[AlignedWord]:
                 "overlaps the next."
             )
     return kept
-
-
-def _decoded(path: Path) -> str:
-    content = path.read_bytes()
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is neither UTF-8 nor UTF-16 with its mark: {error}.") from error

@@ -1,16 +1,34 @@
-"""Metrics of a whole split, from what the model gave for it."""
+"""Evaluation of a split: what a model gives for it, collected once, and every metric that this allows.
 
-from collections.abc import Mapping, Sequence
+The Trainer, `speechclip-plus evaluate` and the quickstart all measure by `evaluate`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...hub_cards.results import BRANCHES
-from .bootstrap import mean_interval
-from .retrieval_metrics import CONVENTIONS, keyword_hits, nearest_subwords, retrieval_recall
-from .retrieval_statistics import retrieval_statistics
+from ...hub_cards.report import SpokenKeyword
+from ...hub_cards.results import BRANCHES, Results
+from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
+from ...modeling_speechclip_plus.cif import keyword_times
+from ...modeling_speechclip_plus.embedding import audio_batches, embed_texts, image_batches
+from ..collator import GOLD_SUBWORDS
+from .alignments import AlignedWord, boundary_agreement, even_boundaries, match_alignments, word_boundaries
+from .keyword_metrics import chance_keyword_hit_rate, hit_rate_shares, keyword_statistics, keyword_usage
+from .retrieval_metrics import (
+    CONFIDENCE,
+    RESAMPLES,
+    Statistics,
+    chance_recall,
+    mean_statistics,
+    recall_curve,
+    retrieval_statistics,
+)
 
 # What evaluation keeps of the model's output, with the padding value of its second dimension.
 KEPT_OUTPUTS = {
@@ -22,10 +40,55 @@ KEPT_OUTPUTS = {
     "alpha_sums": 0,
     "target_lengths": 0,
 }
+_AT_THE_END = 1e-3  # frames
+
+
+@dataclass
+class SplitOutputs:
+    """What a model gave for a split of S utterances and I images, on the CPU.
+
+    Attributes:
+        outputs: `(S, ...)` each, under the names of `KEPT_OUTPUTS` without `image_embeds`; padded.
+        image_embeds: `(I, P)`; an image may be there several times, with equal rows.
+        image_ids: `(I,)` int64.
+        speech_image_ids: `(S,)` int64, the image of each utterance.
+        gold_subwords: Subword ids of each utterance's caption, `None` where it has none; `None` if nothing is known.
+        captions: S texts, "" where there is none; empty if nothing is known.
+        text_embeds: `(T, P)`, of the different captions in the order in which they first occur; `None` without any.
+        image_rows: The first row of the data set with each image.
+        names: What each utterance's alignment may be called: its caption id, the name of its file.
+        seconds: Length of each utterance.
+        boundaries: The times, in seconds, at which CIF fires before each utterance's end; `None` without CIF.
+    """
+
+    outputs: dict[str, Tensor]
+    image_embeds: Tensor
+    image_ids: Tensor
+    speech_image_ids: Tensor
+    gold_subwords: list[list[int] | None] | None = None
+    captions: list[str] = field(default_factory=list)
+    text_embeds: Tensor | None = None
+    image_rows: list[int] = field(default_factory=list)
+    names: list[list[str]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    boundaries: list[list[float]] | None = None
+
+    @classmethod
+    def from_predictions(cls, predictions: Any, label_ids: Any) -> "SplitOutputs":
+        """Join what the Trainer's evaluation loop collected: batches of `kept_outputs` and of its labels."""
+        outputs, labels = join_outputs(predictions), join_outputs(label_ids)
+        gold = labels.get(GOLD_SUBWORDS)
+        return cls(
+            image_embeds=outputs.pop("image_embeds"),
+            outputs=outputs,
+            image_ids=labels["image_ids"],
+            speech_image_ids=labels["image_ids"],
+            gold_subwords=None if gold is None else [[i for i in row if i >= 0] or None for row in gold.tolist()],
+        )
 
 
 def kept_outputs(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Select from a batch's output what `split_metrics` needs, in a type that any device can gather."""
+    """Select from a batch's output what `evaluate` needs, in a type that any device can gather."""
     kept = {name: outputs.get(name) for name in KEPT_OUTPUTS}
     return {
         name: value.detach().float() if value.is_floating_point() else value.detach()
@@ -64,105 +127,278 @@ def join_outputs(batches: Any) -> dict[str, Tensor]:
     return {name: join_batches([batch[name] for batch in batches], KEPT_OUTPUTS.get(name, -1)) for name in names}
 
 
-def split_metrics(
-    outputs: Mapping[str, Tensor],
-    image_ids: Tensor,
-    gold_subwords: Tensor | None,
-    config: Any,
-    token_embeddings: Tensor,
-    hit_rate_neighbours: Sequence[int] = (1, 5),
-) -> dict[str, float]:
-    """Retrieval in both directions for each branch, keyword hit rates, and how CIF and the codebook were used.
+@torch.no_grad()
+def embed_split(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    batch_size: int = 16,
+    progress: Callable[[int], None] | None = None,
+) -> SplitOutputs:
+    """Run a model over a split: every utterance, every image and every caption once; no waveform is kept.
 
     Args:
-        outputs: the joined outputs of all utterances, S rows each, under the names of `KEPT_OUTPUTS`.
-        image_ids: (S,) the image of each utterance. Every image is scored once.
-        gold_subwords: (S, L) subword ids of the captions padded with -1. Utterances without any are left out of the
-            hit rates; None leaves the hit rates out.
-        config: the model's `SpeechClipPlusConfig`.
-        token_embeddings: (V, E) CLIP's subword embeddings.
-        hit_rate_neighbours: the k of the hit rates.
+        model: a `SpeechClipPlusModel` in evaluation mode.
+        processor: its processor.
+        dataset: a `datasets.Dataset` with the columns of this package.
+        batch_size: utterances, or images, at a time.
+        progress: called after every batch with the number of utterances or images in it.
+
+    Raises:
+        ValueError: if the data set is empty or lacks a column, or an utterance or image cannot be read (it is named).
+    """
+    missing = [name for name in ("audio", "image", "image_id") if name not in dataset.column_names]
+    if missing or len(dataset) == 0:
+        raise ValueError(
+            f"The data set has {len(dataset)} rows of {', '.join(dataset.column_names)}; expected at least one row, "
+            f"with audio, image and image_id{' (missing: ' + ', '.join(missing) + ')' if missing else ''}."
+        )
+    columns, count = set(dataset.column_names), len(dataset)
+    progress = progress or (lambda done: None)
+    captions = [text or "" for text in dataset["text"]] if "text" in columns else [""] * count
+    texts = list(dict.fromkeys(filter(None, captions)))
+    gold = processor.tokenizer(captions, add_special_tokens=False)["input_ids"]
+    names = list(dataset["caption_id"]) if "caption_id" in columns else [f"row {row}" for row in range(count)]
+    ids = [int(image_id) for image_id in dataset["image_id"]]
+    first: dict[int, int] = {}
+    for row, image_id in enumerate(ids):
+        first.setdefault(image_id, row)
+    rows = list(first.values())
+    split = SplitOutputs(
+        outputs={},
+        image_embeds=torch.empty(len(rows), model.config.clip_config.projection_dim),
+        image_ids=torch.tensor(list(first)),
+        speech_image_ids=torch.tensor(ids),
+        gold_subwords=[own if caption else None for own, caption in zip(gold, captions, strict=True)],
+        captions=captions,
+        text_embeds=embed_texts(model, processor, texts) if texts else None,
+        image_rows=rows,
+        names=[[str(name)] for name in names],
+        seconds=[0.0] * count,
+        boundaries=[[] for _ in range(count)] if model.config.has_cif else None,
+    )
+    images = (item["image"] for item in dataset.select_columns(["image"]).select(rows))
+    for batch in image_batches(model, processor, images, batch_size, lambda row: f"image of {names[rows[row]]}"):
+        split.image_embeds[batch.rows] = model.get_image_features(**batch.inputs).pooler_output.float().cpu()
+        progress(len(batch.rows))
+    _collect_speech(model, processor, dataset, split, batch_size, progress)
+    return split
+
+
+def _collect_speech(
+    model: Any, processor: Any, dataset: Any, split: SplitOutputs, batch_size: int, progress: Callable[[int], None]
+) -> None:
+    def recordings() -> Iterator[Any]:
+        for row, item in enumerate(dataset.select_columns(["audio"])):
+            audio = item["audio"]
+            if isinstance(audio, dict) and audio.get("path"):
+                split.names[row].append(Path(audio["path"]).stem)
+            yield audio
+
+    order: list[int] = []
+    kept: dict[str, list[Tensor]] = {}
+    for batch in audio_batches(
+        model, processor, recordings(), batch_size, name=lambda row: f"audio of {split.names[row][0]}"
+    ):
+        outputs = model(**batch.inputs)
+        if model.config.has_cif and model.config.cif_config.target_length == "frames":
+            outputs["target_lengths"] = model._target_lengths(outputs.frame_lengths, None)
+        for name, value in kept_outputs(outputs).items():
+            kept.setdefault(name, []).append(value.cpu())
+        for row, samples in zip(batch.rows, batch.lengths, strict=True):
+            split.seconds[row] = samples / SAMPLING_RATE
+        if split.boundaries is not None:
+            for row, times in zip(batch.rows, _firing_times(model, outputs), strict=True):
+                split.boundaries[row] = times
+        order += batch.rows
+        progress(len(batch.rows))
+    place = torch.tensor(order).argsort()
+    split.outputs = {name: join_batches(parts, KEPT_OUTPUTS[name])[place] for name, parts in kept.items()}
+
+
+def _firing_times(model: Any, outputs: Any) -> list[list[float]]:
+    spans = keyword_times(outputs.alphas, outputs.frame_lengths, outputs.keyword_lengths, model.cif.threshold)
+    seconds = frame_seconds(model)
+    return [
+        [end * seconds for end in ends[:count] if end < frames - _AT_THE_END]
+        for ends, count, frames in zip(
+            spans[..., 1].tolist(), outputs.keyword_lengths.tolist(), outputs.frame_lengths.tolist(), strict=True
+        )
+    ]
+
+
+def evaluate(
+    split: SplitOutputs,
+    model: Any,
+    tokenizer: Any = None,
+    alignments: Mapping[str, list[AlignedWord]] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    hit_rate_neighbours: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Results:
+    """Measure retrieval of images and texts by each branch, keywords, and where CIF fires.
+
+    Args:
+        split: from `embed_split`, or joined from the Trainer's predictions.
+        model: the `SpeechClipPlusModel` that gave it, for its configuration and its subword embeddings.
+        tokenizer: CLIP's. Without it keywords are not compared with captions beyond the hit rates.
+        alignments: words of the utterances, from `read_alignments`.
+        ks: cut-offs of the recalls.
+        hit_rate_neighbours: cut-offs of the hit rates; 1 and 5, if the vocabulary has so many, by default.
+        resamples: how many times queries are drawn for the confidence intervals; 0 for none.
+        seed: seed of all that is drawn.
 
     Returns:
-        `{branch}_{name}` for every name of `metrics.retrieval_recall`; `mean_R@k` of the configured
-        `retrieval_branch`; `keyword_hit_rate@k` (start, end and padding excluded from the caption) and
-        `keyword_hit_rate_original@k` (included, as the authors' code does), in percent; `keywords_per_utterance`;
-        `cif_length_error`, the mean absolute difference between CIF's sum and the target length;
-        `distinct_keywords`, the number of different subwords chosen; `utterances` and `images`, the counts.
+        The metrics (docs/metrics.md has their names), intervals, chance, recall curves, ranks and notes.
+
+    Raises:
+        ValueError: if alignments are given, but match no utterance or the model has no CIF.
     """
-    metrics: dict[str, float] = {}
+    if alignments is not None and split.boundaries is None:
+        raise ValueError(
+            f"Alignments are compared with where CIF fires, and a {model.config.variant} model has no CIF."
+        )
+    results = Results(
+        variant=model.config.variant,
+        retrieval_branch=model.config.retrieval_branch,
+        bootstrap={"resamples": resamples, "confidence": CONFIDENCE, "seed": seed},
+    )
+    gold = split.gold_subwords or [None] * len(split.speech_image_ids)
+    if all(row is None for row in gold):
+        results.notes.append("The data have no captions: retrieval of texts and keywords in captions are left out.")
+    elif missing := gold.count(None):
+        results.notes.append(
+            f"{missing} of {len(gold)} utterances have no caption and are left out of what compares with captions."
+        )
+    _add_retrieval(results, split, ks, resamples, seed)
+    if "keyword_ids" in split.outputs:
+        _add_keywords(results, split, model, tokenizer, hit_rate_neighbours, resamples, seed)
+    if alignments is not None:
+        _add_boundaries(results, split, alignments)
+    results.metrics["utterances"] = len(split.speech_image_ids)
+    results.metrics["images"] = len(torch.unique(split.image_ids))
+    return results
+
+
+def _add_retrieval(results: Results, split: SplitOutputs, ks: Sequence[int], resamples: int, seed: int) -> None:
+    speech_ids = split.speech_image_ids
+    captioned = [row for row, caption in enumerate(split.captions) if caption]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(split.captions[row] for row in captioned))}
+    own_text = torch.tensor([numbers[split.captions[row]] for row in captioned])
     for branch in BRANCHES:
-        if f"{branch}_embeds" in outputs:
-            recall = retrieval_recall(outputs[f"{branch}_embeds"], outputs["image_embeds"], image_ids, image_ids)
-            metrics.update({f"{branch}_{name}": value for name, value in recall.items()})
-            if branch == config.retrieval_branch:
-                metrics.update({name: value for name, value in recall.items() if name.startswith("mean_R@")})
-    if "keyword_ids" in outputs:
-        if gold_subwords is not None:
-            shares = keyword_shares(outputs, gold_subwords, config, token_embeddings, hit_rate_neighbours)
-            metrics |= {name: values.mean().item() for name, values in shares.items()}
-        metrics |= keyword_usage(outputs)
-    metrics["utterances"] = len(image_ids)
-    metrics["images"] = len(torch.unique(image_ids))
-    return metrics
+        embeds = split.outputs.get(f"{branch}_embeds")
+        if embeds is None:
+            continue
+        by_item = [
+            retrieval_statistics(
+                embeds, split.image_embeds, speech_ids, split.image_ids, ks, resamples=resamples, seed=seed
+            )
+        ]
+        if split.text_embeds is not None:
+            text_ids = torch.arange(len(numbers))
+            by_item.append(
+                retrieval_statistics(
+                    embeds[captioned], split.text_embeds, own_text, text_ids, ks, "text", resamples, seed
+                )
+            )
+        for statistics in by_item:
+            _add(results, statistics, f"{branch}_")
+            results.ranks |= {f"{branch}_{direction}": ranks for direction, ranks in statistics.ranks.items()}
+        if branch == results.retrieval_branch:
+            for values in (results.metrics, results.intervals):
+                names = [f"mean_R@{k}" for k in ks if f"{branch}_mean_R@{k}" in values]
+                values.update({name: values[f"{branch}_{name}"] for name in names})
+    results.curves = {name: [round(value, 4) for value in recall_curve(r)] for name, r in results.ranks.items()}
+    results.chance = chance_recall(speech_ids.tolist(), split.image_ids.tolist(), ks)
+    if split.text_embeds is not None:
+        chance = chance_recall(own_text.tolist(), range(len(numbers)), ks)
+        results.chance |= {
+            name.replace("mean_", "mean_text_").replace("image", "text"): value for name, value in chance.items()
+        }
 
 
-def split_intervals(
-    outputs: Mapping[str, Tensor],
-    image_ids: Tensor,
-    gold_subwords: Tensor | None,
-    config: Any,
-    token_embeddings: Tensor,
-    hit_rate_neighbours: Sequence[int] = (1, 5),
-) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals (low, high) of those of `split_metrics` that have one, by the same names."""
-    intervals: dict[str, tuple[float, float]] = {}
-    for branch in BRANCHES:
-        if f"{branch}_embeds" in outputs:
-            found = retrieval_statistics(outputs[f"{branch}_embeds"], outputs["image_embeds"], image_ids, image_ids)
-            intervals |= {f"{branch}_{name}": ends for name, ends in found.intervals.items()}
-    if "keyword_ids" in outputs and gold_subwords is not None:
-        shares = keyword_shares(outputs, gold_subwords, config, token_embeddings, hit_rate_neighbours)
-        intervals |= {name: mean_interval(values) for name, values in shares.items()}
-    return intervals
+def _add_keywords(
+    results: Results,
+    split: SplitOutputs,
+    model: Any,
+    tokenizer: Any,
+    neighbours: Sequence[int] | None,
+    resamples: int,
+    seed: int,
+) -> None:
+    ids, lengths = split.outputs["keyword_ids"], split.outputs["keyword_lengths"]
+    table = model.get_input_embeddings().weight
+    usable = model.vocabulary_ids[model.is_keyword].tolist()
+    gold = split.gold_subwords or [None] * len(ids)
+    captioned = [row for row in gold if row is not None]
+    results.metrics |= keyword_usage(split.outputs)
+    if captioned:
+        results.chance |= chance_keyword_hit_rate(captioned, usable)
+        ks = [k for k in (1, 5) if k <= len(usable)] if neighbours is None else neighbours
+        _add(results, mean_statistics(hit_rate_shares(ids, lengths, gold, model.config, table, ks), resamples, seed))
+    if tokenizer is not None:
+        _add(results, keyword_statistics(ids, lengths, gold, tokenizer, usable, table, resamples, seed))
 
 
-def keyword_usage(outputs: Mapping[str, Tensor]) -> dict[str, float]:
-    """How CIF and the codebook were used, by the names of `split_metrics`."""
-    ids, lengths = outputs["keyword_ids"], outputs["keyword_lengths"]
-    metrics = {
-        "keywords_per_utterance": lengths.double().mean().item(),
-        "distinct_keywords": len(torch.unique(ids[ids >= 0])),
-    }
-    if "alpha_sums" in outputs and "target_lengths" in outputs:
-        error = (outputs["alpha_sums"].double() - outputs["target_lengths"].double()).abs()
-        metrics["cif_length_error"] = error.mean().item()
-    return metrics
+def _add_boundaries(results: Results, split: SplitOutputs, alignments: Mapping[str, list[AlignedWord]]) -> None:
+    assert split.boundaries is not None
+    words = match_alignments(alignments, split.names, split.seconds)
+    rows = [row for row, aligned in enumerate(words) if aligned]
+    fired = [split.boundaries[row] for row in rows]
+    reference = [word_boundaries(words[row] or ()) for row in rows]
+    results.metrics |= boundary_agreement(fired, reference)
+    results.metrics["aligned_utterances"] = len(rows)
+    even = even_boundaries([len(times) for times in fired], [split.seconds[row] for row in rows])
+    chance = boundary_agreement(even, reference)
+    results.chance |= {name: value for name, value in chance.items() if "@" in name}
+    if len(rows) < len(words):
+        results.notes.append(f"{len(words) - len(rows)} of {len(words)} utterances have no alignment.")
 
 
-def keyword_shares(
-    outputs: Mapping[str, Tensor],
-    gold_subwords: Tensor,
-    config: Any,
-    token_embeddings: Tensor,
-    ks: Sequence[int] = (1, 5),
-) -> dict[str, Tensor]:
-    """Share of the keywords that hit of each captioned utterance, in percent, under the names of the hit rates.
+def _add(results: Results, statistics: Statistics, prefix: str = "") -> None:
+    results.metrics |= {f"{prefix}{name}": value for name, value in statistics.values.items()}
+    results.intervals |= {f"{prefix}{name}": ends for name, ends in statistics.intervals.items()}
 
-    Empty if no utterance has a caption. See `split_metrics` for the arguments.
+
+@torch.no_grad()
+def spoken_keywords(
+    model: Any, processor: Any, waveform: np.ndarray, caption: str | None
+) -> tuple[list[SpokenKeyword], np.ndarray | None]:
+    """Read the keywords out of an utterance, as the reports show them.
+
+    Args:
+        model: a `SpeechClipPlusModel`.
+        processor: its processor.
+        waveform: (S,) samples at 16 kHz.
+        caption: what is said, if known.
+
+    Returns:
+        The keywords (none if the model has none), and CIF's weight of each frame (T,), or None without CIF.
     """
-    special = {0, config.start_token_id, config.end_token_id}
-    captions = [[i for i in row if i >= 0] or None for row in gold_subwords.tolist()]
-    if not any(captions):
-        return {}
-    vocabulary = config.keyword_config.vocabulary_ids
-    allowed = None if vocabulary is None else torch.tensor(vocabulary)
-    ids, lengths = outputs["keyword_ids"].long(), outputs["keyword_lengths"].long()
-    neighbours = nearest_subwords(ids, token_embeddings, max(ks), allowed).cpu()  # (S, N, k)
-    shares = {}
-    for k in ks:
-        for convention in CONVENTIONS:
-            name = "keyword_hit_rate" if convention == "content" else f"keyword_hit_rate_{convention}"
-            hits, _ = keyword_hits(neighbours[..., :k], lengths, captions, special, convention)
-            shares[f"{name}@{k}"] = 100.0 * hits
-    return shares
+    if not model.config.has_cascaded:
+        return [], None
+    inputs = processor(audio=waveform, sampling_rate=SAMPLING_RATE)
+    speech = {name: inputs[name].to(model.device) for name in ("input_values", "attention_mask")}
+    gold = None if caption is None else set(processor.tokenizer(caption, add_special_tokens=False)["input_ids"])
+    top_k = min(4, int(model.is_keyword.sum()))
+    keywords = [
+        SpokenKeyword(
+            text=keyword.text or str(keyword.id),
+            similarity=keyword.similarity,
+            start=keyword.start,
+            end=keyword.end,
+            in_caption=None if gold is None else keyword.id in gold,
+            neighbours=[
+                neighbour.text or str(neighbour.id) for neighbour in keyword.neighbours if neighbour.id != keyword.id
+            ],
+        )
+        for keyword in model.extract_keywords(**speech, tokenizer=processor, top_k=top_k)[0]
+    ]
+    alphas = model(**speech).alphas
+    return keywords, None if alphas is None else alphas[0].cpu().numpy()
+
+
+def frame_seconds(model: Any) -> float:
+    """Seconds from one frame of the model's speech encoder to the next."""
+    return float(np.prod(model.config.speech_config.conv_stride)) / SAMPLING_RATE

@@ -1,11 +1,11 @@
-"""This package's own measures of keywords; docs/metrics.md has the formulas.
+"""Keyword metrics: hit rates as the papers define them, and this package's own; docs/metrics.md has the formulas.
 
 The papers name word-level and subword-level extraction and duplicate keywords, but no published code defines them.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -13,68 +13,263 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bootstrap import RESAMPLES, interval, resampled_means
+from .retrieval_metrics import RESAMPLES, Statistics, mean_statistics
 
-TOLERANCES_MS = (20, 50, 100)
-_ROUNDING = 1e-6  # seconds: a boundary exactly at the tolerance is within it
+CONVENTIONS = ("content", "original")
+_CHUNK_BYTES = 32 * 2**20
 
 
-@dataclass(frozen=True)
-class KeywordStatistics:
-    """What is reported of keywords.
+def keyword_hit_rate(
+    keyword_ids: Tensor,
+    keyword_lengths: Tensor,
+    gold_ids: Sequence[Collection[int] | None] | Tensor,
+    special_ids: Collection[int],
+    convention: str = "content",
+) -> dict[str, float | list[float]]:
+    """How many of the keywords are in the caption.
 
-    Attributes:
-        values: by name, see `keyword_statistics`.
-        intervals: bootstrap intervals (low, high) of those values that are means over utterances.
+    A keyword hits if it, or any of its nearest subwords when several are given, is one of the caption's subwords.
+    Every utterance contributes the share of its keywords that hit, averaged over utterances; with a fixed number of
+    keywords this equals the mean over places of the share of utterances with a hit.
+
+    Args:
+        keyword_ids: (B, N) subword ids, or (B, N, k) ids of each keyword's k nearest subwords.
+        keyword_lengths: (B,) number of keywords, each between 1 and N; what follows is ignored.
+        gold_ids: per utterance the subword ids of its caption, or None where there is no caption (left out); or a
+            (B, L) tensor padded with negative ids.
+        special_ids: ids of start, end and padding.
+        convention: "content" never counts a special subword as gold; "original" always does, as the authors' code.
+
+    Returns:
+        `hit_rate` in percent, and `hit_rate_by_place`, in percent for each of the N places over the utterances that
+        have a keyword there.
+
+    Raises:
+        ValueError: for shapes that do not agree, lengths outside 1..N, an unknown convention, or no caption at all.
+
+    Example:
+        >>> ids = torch.tensor([[320, 7], [11, 9]])
+        >>> keyword_hit_rate(ids, torch.tensor([2, 1]), [{320, 5}, {9}], special_ids={7})
+        {'hit_rate': 25.0, 'hit_rate_by_place': [50.0, 0.0]}
+        >>> keyword_hit_rate(ids, torch.tensor([2, 1]), [{320, 5}, {9}], special_ids={7}, convention="original")
+        {'hit_rate': 50.0, 'hit_rate_by_place': [50.0, 100.0]}
     """
+    shares, by_place = keyword_hits(keyword_ids, keyword_lengths, gold_ids, special_ids, convention)
+    return {
+        "hit_rate": 100.0 * shares.mean().item(),
+        "hit_rate_by_place": [100.0 * share for share in by_place.tolist()],
+    }
 
-    values: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+
+def keyword_hits(
+    keyword_ids: Tensor,
+    keyword_lengths: Tensor,
+    gold_ids: Sequence[Collection[int] | None] | Tensor,
+    special_ids: Collection[int],
+    convention: str = "content",
+) -> tuple[Tensor, Tensor]:
+    """What `keyword_hit_rate`, which takes the same arguments and raises the same errors, is the mean of.
+
+    Returns:
+        The share of keywords that hit of each utterance that has a caption (B',), and for each place the share of
+        utterances with a keyword there that hit (N,); float64, from 0 to 1.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}.")
+    neighbours = keyword_ids.unsqueeze(-1) if keyword_ids.dim() == 2 else keyword_ids  # (B, N, k)
+    if neighbours.dim() != 3 or len(neighbours) == 0:
+        raise ValueError(f"keyword_ids must be (B, N) or (B, N, k) with B > 0; got shape {tuple(keyword_ids.shape)}.")
+    num_utterances, num_places, _ = neighbours.shape
+    if len(keyword_lengths) != num_utterances or len(gold_ids) != num_utterances:
+        raise ValueError(
+            f"{num_utterances} utterances have keywords, {len(keyword_lengths)} have lengths and {len(gold_ids)} have "
+            "captions; all three must be the same utterances."
+        )
+    lengths = keyword_lengths.cpu()
+    if int(lengths.min()) < 1 or int(lengths.max()) > num_places:
+        raise ValueError(
+            f"keyword_lengths must lie in 1..{num_places}; got {int(lengths.min())}..{int(lengths.max())}."
+        )
+
+    if isinstance(gold_ids, Tensor):
+        gold_ids = [[i for i in row if i >= 0] for row in gold_ids.tolist()]
+    captioned = torch.tensor([gold is not None for gold in gold_ids])
+    if not captioned.any():
+        raise ValueError("No utterance has a caption, so there is nothing to compare its keywords with.")
+    special = set(special_ids)
+    gold_sets = [
+        set(gold or ()) | special if convention == "original" else set(gold or ()) - special for gold in gold_ids
+    ]
+
+    # Membership in the utterance's own set, for all at once: an (utterance, subword) pair becomes one integer.
+    width = 1 + max(int(neighbours.max()), max((max(gold, default=0) for gold in gold_sets), default=0))
+    pairs = torch.tensor([row * width + i for row, gold in enumerate(gold_sets) for i in gold], dtype=torch.long)
+    neighbours = neighbours.cpu().long()
+    keys = torch.arange(num_utterances)[:, None, None] * width + neighbours  # (B, N, k)
+    hits = (torch.isin(keys, pairs) & (neighbours >= 0)).any(-1)  # (B, N)
+    real = torch.arange(num_places) < lengths[:, None]  # (B, N)
+
+    hits, real = (hits & real)[captioned], real[captioned]
+    shares = hits.sum(1).double() / real.sum(1)
+    by_place = hits.sum(0).double() / real.sum(0).clamp(min=1)
+    return shares, by_place[: int(lengths[captioned].max())]
 
 
-@cache
-def stop_words() -> frozenset[str]:
-    """Words that `english_stop_words.txt` of this package lists."""
-    file = resources.files(__package__) / "english_stop_words.txt"
-    return frozenset(file.read_text(encoding="utf-8").split())
+def nearest_subwords(subword_ids: Tensor, table: Tensor, k: int, vocabulary_ids: Tensor | None = None) -> Tensor:
+    """The k subwords whose embeddings have the highest cosine with those of the given subwords.
+
+    Args:
+        subword_ids: integers of any shape (...), negative at padding.
+        table: (V, E) CLIP's subword embeddings.
+        k: number of neighbours, the subword itself first.
+        vocabulary_ids: (R,) ids to choose among; all V if None.
+
+    Returns:
+        int64 of shape (..., k), -1 where the given id is negative.
+
+    Example:
+        >>> table = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+        >>> nearest_subwords(torch.tensor([0, 2, -1]), table, k=2)
+        tensor([[ 0,  1],
+                [ 2,  1],
+                [-1, -1]])
+    """
+    candidates = torch.arange(len(table), device=table.device) if vocabulary_ids is None else vocabulary_ids
+    candidates = candidates.to(table.device).long()
+    if not 1 <= k <= len(candidates):
+        raise ValueError(f"k must be between 1 and the {len(candidates)} subwords of the vocabulary; got {k}.")
+    distinct, where = torch.unique(subword_ids.to(table.device).clamp(min=0), return_inverse=True)
+    units = torch.nn.functional.normalize(table[candidates].detach().float(), dim=-1)  # (R, E)
+    chunk = max(1, _CHUNK_BYTES // (4 * len(candidates)))
+    found = []
+    for part in distinct.split(chunk):
+        queries = torch.nn.functional.normalize(table[part].detach().float(), dim=-1)
+        cosines = queries @ units.T  # (chunk, R)
+        cosines[part[:, None] == candidates] = 2.0  # the subword itself is first, also among equal embeddings
+        found.append(candidates[cosines.topk(k, dim=-1).indices])
+    neighbours = torch.cat(found)[where]  # (..., k)
+    return neighbours.masked_fill((subword_ids.to(table.device) < 0).unsqueeze(-1), -1)
+
+
+def hit_rate_shares(
+    keyword_ids: Tensor,
+    keyword_lengths: Tensor,
+    gold_subwords: Sequence[Sequence[int] | None],
+    config: Any,
+    token_embeddings: Tensor,
+    ks: Sequence[int],
+) -> dict[str, Tensor]:
+    """Share of the keywords that hit of each captioned utterance, in percent, for each k and convention.
+
+    Args:
+        keyword_ids: (S, N) subword ids, -1 at padding.
+        keyword_lengths: (S,) keywords of each utterance.
+        gold_subwords: per utterance the subword ids of its caption; empty or None where there is none.
+        config: the model's `SpeechClipPlusConfig`.
+        token_embeddings: (V, E) CLIP's subword embeddings.
+        ks: how many of the subwords nearest to a keyword may hit.
+
+    Returns:
+        (S',) float64 under `keyword_hit_rate@{k}` and `keyword_hit_rate_original@{k}`; empty without any caption.
+    """
+    captions = [list(gold) if gold else None for gold in gold_subwords]
+    if not any(captions):
+        return {}
+    special = {0, config.start_token_id, config.end_token_id}
+    vocabulary = config.keyword_config.vocabulary_ids
+    allowed = None if vocabulary is None else torch.tensor(vocabulary)
+    neighbours = nearest_subwords(keyword_ids.long(), token_embeddings, max(ks), allowed).cpu()  # (S, N, k)
+    shares = {}
+    for k in ks:
+        for convention in CONVENTIONS:
+            name = "keyword_hit_rate" if convention == "content" else f"keyword_hit_rate_{convention}"
+            hits, _ = keyword_hits(neighbours[..., :k], keyword_lengths.long(), captions, special, convention)
+            shares[f"{name}@{k}"] = 100.0 * hits
+    return shares
+
+
+def keyword_usage(outputs: Mapping[str, Tensor]) -> dict[str, float]:
+    """How CIF and the vocabulary were used.
+
+    Args:
+        outputs: of the model, (S, ...) each: `keyword_ids`, `keyword_lengths`, and with CIF `alpha_sums` and
+            `target_lengths`.
+
+    Returns:
+        `keywords_per_utterance`, the mean; `distinct_keywords`, the number of different subwords that were chosen;
+        `cif_length_error`, the mean absolute difference between CIF's sum and the target length, in keywords.
+    """
+    ids, lengths = outputs["keyword_ids"], outputs["keyword_lengths"]
+    metrics: dict[str, float] = {
+        "keywords_per_utterance": lengths.double().mean().item(),
+        "distinct_keywords": len(torch.unique(ids[ids >= 0])),
+    }
+    if "alpha_sums" in outputs and "target_lengths" in outputs:
+        error = (outputs["alpha_sums"].double() - outputs["target_lengths"].double()).abs()
+        metrics["cif_length_error"] = error.mean().item()
+    return metrics
+
+
+def chance_keyword_hit_rate(gold_ids: Sequence[Collection[int]], keyword_ids: Collection[int]) -> dict[str, float]:
+    """Expected keyword hit rate (k=1) in percent of two ways to guess.
+
+    Args:
+        gold_ids: per utterance the subword ids of its caption.
+        keyword_ids: the subwords that may become keywords.
+
+    Returns:
+        `keyword_hit_rate@1` for subwords drawn uniformly at random, and `keyword_hit_rate_most_common@1` for always
+        giving the subword that the most captions have.
+
+    Example:
+        >>> chance_keyword_hit_rate([{1, 2}, {2}], {1, 2, 3, 4})
+        {'keyword_hit_rate@1': 37.5, 'keyword_hit_rate_most_common@1': 100.0}
+    """
+    allowed = set(keyword_ids)
+    gold_sets = [set(gold) & allowed for gold in gold_ids]
+    common = Counter(subword for gold in gold_sets for subword in gold).most_common(1)
+    return {
+        "keyword_hit_rate@1": 100.0 * sum(map(len, gold_sets)) / (len(gold_sets) * len(allowed)),
+        "keyword_hit_rate_most_common@1": 100.0 * (common[0][1] if common else 0) / len(gold_sets),
+    }
 
 
 def keyword_statistics(
     keyword_ids: Tensor,
     keyword_lengths: Tensor,
-    captions: Sequence[str | None] | None,
+    gold_subwords: Sequence[Sequence[int] | None],
     tokenizer: Any,
     usable_ids: Collection[int],
     table: Tensor,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> KeywordStatistics:
+) -> Statistics:
     """Compare keywords with captions, and measure how they repeat themselves.
 
     Args:
         keyword_ids: (S, N) CLIP subword ids of the keywords in spoken order.
         keyword_lengths: (S,) keywords of each utterance; what follows is ignored.
-        captions: of the utterances; None or "" where there is none. None if there are none at all.
+        gold_subwords: per utterance the subword ids of its caption, or None where there is no caption.
         tokenizer: CLIP's.
         usable_ids: subwords that may become keywords.
         table: (V, E) CLIP's subword embeddings.
-        resamples: how many times utterances are drawn for the intervals.
-        seed: of the draws, and of the shuffled captions.
+        resamples: how many times utterances are drawn for the intervals; 0 for none.
+        seed: seed of the draws, and of the shuffled captions.
 
     Returns:
         In percent `keyword_duplicates` and `vocabulary_coverage`; over the utterances with a caption
         `{subword|word}_{precision|recall|f1}` and the same without stop words under `content_{...}`;
         `caption_coverage`; and the cosines `semantic_similarity` and `semantic_similarity_shuffled` (the latter from
-        two captioned utterances on).
+        two captioned utterances on). Means over utterances have intervals.
 
     Raises:
         ValueError: if utterances, lengths and captions are not equally many, or an utterance has no keyword.
     """
     lengths = keyword_lengths.tolist()
-    if len(keyword_ids) != len(lengths) or (captions is not None and len(captions) != len(lengths)):
+    if len(keyword_ids) != len(lengths) or len(gold_subwords) != len(lengths):
         raise ValueError(
-            f"{len(keyword_ids)} utterances have keywords, {len(lengths)} have lengths and "
-            f"{len(lengths) if captions is None else len(captions)} have captions; all must be the same utterances."
+            f"{len(keyword_ids)} utterances have keywords, {len(lengths)} have lengths and {len(gold_subwords)} have "
+            "captions; all must be the same utterances."
         )
     if not lengths or min(lengths) < 1:
         raise ValueError("Every utterance needs at least one keyword; there are none, or one has none.")
@@ -82,37 +277,30 @@ def keyword_statistics(
     usable = set(usable_ids)
     chosen = {i for row in keywords for i in row}
     values = {"vocabulary_coverage": 100.0 * len(chosen & usable) / len(usable)}
-    per_utterance: dict[str, list[float]] = {
-        "keyword_duplicates": [100.0 * (1 - len(set(row)) / len(row)) for row in keywords]
-    }
-    captioned = [row for row, caption in enumerate(captions or ()) if caption]
-    if captioned and captions is not None:
-        keywords = [keywords[row] for row in captioned]
-        gold = tokenizer([captions[row] for row in captioned], add_special_tokens=False)["input_ids"]
+    per_utterance = {"keyword_duplicates": [100.0 * (1 - len(set(row)) / len(row)) for row in keywords]}
+    pairs = [(row, gold) for row, gold in zip(keywords, gold_subwords, strict=True) if gold is not None]
+    if pairs:
+        keywords, gold = [row for row, _ in pairs], [list(gold) for _, gold in pairs]
         said = {i for row in gold for i in row} & usable
         values["caption_coverage"] = 100.0 * len(chosen & said) / len(said) if said else 0.0
         per_utterance |= _agreement(keywords, gold, Spelling(tokenizer))
         per_utterance["semantic_similarity"] = semantic_similarities(keywords, gold, table)
-        if len(captioned) > 1:
+        if len(gold) > 1:
             order = torch.randperm(len(gold), generator=torch.Generator().manual_seed(seed)).tolist()
             shuffled: list[list[int]] = [[]] * len(gold)
             for place, row in enumerate(order):  # a permutation of one cycle: nobody keeps their own caption
                 shuffled[row] = gold[order[place - 1]]
             per_utterance["semantic_similarity_shuffled"] = semantic_similarities(keywords, shuffled, table)
-    intervals = {}
-    together: dict[bytes, dict[str, Tensor]] = {}  # figures of the same utterances, drawn together
-    for name, figures in per_utterance.items():
-        column = torch.tensor(figures, dtype=torch.float64)
-        known = ~column.isnan()
-        if known.any():
-            together.setdefault(known.numpy().tobytes(), {})[name] = column[known]
-    for columns in together.values():
-        table = torch.stack(list(columns.values()), dim=1)  # (utterances, figures)
-        drawn = resampled_means(table, resamples, seed)
-        for place, name in enumerate(columns):
-            values[name] = table[:, place].mean().item()
-            intervals[name] = interval(drawn[:, place])
-    return KeywordStatistics(values, intervals)
+    columns = {name: torch.tensor(figures, dtype=torch.float64) for name, figures in per_utterance.items()}
+    means = mean_statistics(columns, resamples, seed)
+    return Statistics(values | means.values, means.intervals)
+
+
+@cache
+def stop_words() -> frozenset[str]:
+    """Words that `english_stop_words.txt` of this package lists."""
+    file = resources.files(__package__) / "english_stop_words.txt"
+    return frozenset(file.read_text(encoding="utf-8").split())
 
 
 class Spelling:
@@ -208,84 +396,6 @@ def semantic_similarities(
         cosines = units[[place[i] for i in given]] @ units[[place[i] for i in wanted]].T  # (N, L)
         found.append(cosines.amax(1).mean().item())
     return found
-
-
-def boundary_agreement(
-    found: Sequence[Sequence[float]],
-    reference: Sequence[Sequence[float]],
-    tolerances_ms: Sequence[int] = TOLERANCES_MS,
-) -> dict[str, float]:
-    """Compare boundaries in time, as unsupervised word segmentation is scored.
-
-    Boundaries are matched one to one within the tolerance, and counted over all utterances together. The beginnings
-    and ends of utterances, which everybody knows, should be in neither list.
-
-    Args:
-        found: boundaries of each utterance, in seconds.
-        reference: the true ones.
-        tolerances_ms: how far apart a matched pair may be, in milliseconds.
-
-    Returns:
-        `boundary_{precision|recall|f1|r_value}@{tolerance}ms` in percent for each tolerance (the R-value of Rasanen et
-        al., 2009), and `boundaries_found` and `boundaries_reference`, the counts.
-
-    Raises:
-        ValueError: if the lists are not equally long, or hold no boundaries.
-
-    Example:
-        >>> scores = boundary_agreement([[0.50, 1.00]], [[0.52, 0.80, 1.30]], tolerances_ms=(50,))
-        >>> round(scores["boundary_precision@50ms"], 1), round(scores["boundary_recall@50ms"], 1)
-        (50.0, 33.3)
-    """
-    if len(found) != len(reference):
-        raise ValueError(f"{len(found)} utterances have boundaries, but {len(reference)} have reference boundaries.")
-    num_found, num_reference = sum(map(len, found)), sum(map(len, reference))
-    if num_reference == 0:
-        raise ValueError("The reference has no boundary inside any utterance, so there is nothing to compare with.")
-    scores: dict[str, float] = {}
-    for tolerance in tolerances_ms:
-        hits = sum(
-            _matched(sorted(one), sorted(other), tolerance / 1000) for one, other in zip(found, reference, strict=True)
-        )
-        precision = hits / num_found if num_found else 0.0
-        recall = hits / num_reference
-        over = num_found / num_reference - 1  # over-segmentation
-        off_target = math.hypot(1 - recall, over)
-        off_line = (recall - 1 - over) / math.sqrt(2)
-        for name, score in (
-            ("precision", precision),
-            ("recall", recall),
-            ("f1", 2 * hits / (num_found + num_reference)),
-            ("r_value", 1 - (off_target + abs(off_line)) / 2),
-        ):
-            scores[f"boundary_{name}@{tolerance}ms"] = 100.0 * score
-    return scores | {"boundaries_found": num_found, "boundaries_reference": num_reference}
-
-
-def _matched(one: Sequence[float], other: Sequence[float], tolerance: float) -> int:
-    """Most pairs of two sorted lists that lie within the tolerance, each boundary in one pair."""
-    i = j = count = 0
-    while i < len(one) and j < len(other):
-        if abs(one[i] - other[j]) <= tolerance + _ROUNDING:
-            i, j, count = i + 1, j + 1, count + 1
-        elif one[i] < other[j]:
-            i += 1
-        else:
-            j += 1
-    return count
-
-
-def even_boundaries(counts: Sequence[int], seconds: Sequence[float]) -> list[list[float]]:
-    """Divide utterances evenly by as many boundaries as given: what CIF's boundaries should be better than.
-
-    Example:
-        >>> even_boundaries([3], [2.0])
-        [[0.5, 1.0, 1.5]]
-    """
-    return [
-        [length * (place + 1) / (count + 1) for place in range(count)]
-        for count, length in zip(counts, seconds, strict=True)
-    ]
 
 
 def cloud_counts(

@@ -21,14 +21,12 @@ from ...hub_cards.report import (
     image_data_uri,
 )
 from ...hub_cards.report_charts import line_chart
-from ...hub_cards.results import ITEMS, ScoreTable
+from ...hub_cards.results import ITEMS, Results, ScoreTable
 from ...modeling_speechclip_plus.audio_utils import load_audio
 from ...modeling_speechclip_plus.image_utils import load_image
+from .evaluate import SplitOutputs, frame_seconds, spoken_keywords
 from .keyword_metrics import cloud_counts
-from .retrieval_statistics import CURVE_KS
-from .split_embeddings import SplitEmbeddings
-from .split_evaluation import SplitEvaluation
-from .spoken_keywords import frame_seconds, spoken_keywords
+from .retrieval_metrics import CURVE_KS
 
 NUM_EXAMPLES = 5
 NUM_FOUND = 5
@@ -40,8 +38,8 @@ def evaluation_report(
     model: Any,
     processor: Any,
     dataset: Any,
-    split: SplitEmbeddings,
-    evaluation: SplitEvaluation,
+    split: SplitOutputs,
+    evaluation: Results,
     tables: Sequence[ScoreTable],
     facts: Sequence[tuple[str, str]],
 ) -> Report:
@@ -75,17 +73,14 @@ def evaluation_report(
     )
 
 
-def _figures(model: Any, processor: Any, split: SplitEmbeddings, evaluation: SplitEvaluation) -> list[Figure]:
+def _figures(model: Any, processor: Any, split: SplitOutputs, evaluation: Results) -> list[Figure]:
     figures = []
     for item, items in ITEMS.items():
-        curves, ranks = {}, {}
-        for (branch, what), statistics in evaluation.retrievals.items():
-            if what == item:
-                for direction, values in statistics.curves.items():
-                    name = f"{branch}, {direction.replace('_', ' ')}"
-                    curves[name] = (CURVE_KS, values)
-                    to_item = direction.startswith("speech")
-                    ranks[name] = statistics.speech_ranks if to_item else statistics.item_ranks
+        titles = {
+            name: name.replace("_", ", ", 1).replace("_", " ") for name in evaluation.curves if item in name.split("_")
+        }
+        curves = {title: (CURVE_KS, evaluation.curves[name]) for name, title in titles.items()}
+        ranks = {title: evaluation.ranks[name] for name, title in titles.items()}
         if curves:
             figures.append(Figure(f"Recall of {items} at k", line_chart(curves, unit="%", top=100.0)))
             figures.append(
@@ -114,7 +109,7 @@ def _figures(model: Any, processor: Any, split: SplitEmbeddings, evaluation: Spl
     return figures
 
 
-def _clouds(processor: Any, split: SplitEmbeddings) -> list[Figure]:
+def _clouds(processor: Any, split: SplitOutputs) -> list[Figure]:
     keywords = [
         row[:length]
         for row, length in zip(
@@ -143,11 +138,9 @@ def _clouds(processor: Any, split: SplitEmbeddings) -> list[Figure]:
     return figures
 
 
-def _examples(
-    model: Any, processor: Any, dataset: Any, split: SplitEmbeddings, evaluation: SplitEvaluation
-) -> list[SpeechQuery]:
+def _examples(model: Any, processor: Any, dataset: Any, split: SplitOutputs, evaluation: Results) -> list[SpeechQuery]:
     branch = model.config.retrieval_branch
-    ranks = evaluation.retrievals[branch, "image"].speech_ranks
+    ranks = evaluation.ranks[f"{branch}_speech_to_image"]
     queries = []
     for row in range(min(NUM_EXAMPLES, len(split.captions))):
         record, caption = dataset[row], split.captions[row]
@@ -178,5 +171,5 @@ def _examples(
     return queries
 
 
-def _picture(dataset: Any, split: SplitEmbeddings, place: int) -> str:
+def _picture(dataset: Any, split: SplitOutputs, place: int) -> str:
     return image_data_uri(load_image(dataset[split.image_rows[place]]["image"], name="picture"))

@@ -1,20 +1,113 @@
-"""Retrieval and keyword metrics, exact and in bounded memory.
+"""Retrieval metrics of a split: ranks, recalls and average precision, with chance and confidence intervals.
 
 Nothing here knows about models or data sets: embeddings and ids go in, percentages come out. The full similarity
 matrix is never held: 25,000 utterances against 5,000 images take seconds and well under 1 GB.
 """
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import comb
 
 import torch
 from torch import Tensor
 
-CONVENTIONS = ("content", "original")
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+CURVE_KS = tuple(range(1, 101))
 
 # Scores are accumulated in float64, where equal vectors may still differ in the last bit (a matrix product sums in
 # another order at the edges of its blocks). Scores this close, relative to the vectors' lengths, are ties.
 _TIE_MARGIN = 1e-12
 _CHUNK_BYTES = 32 * 2**20
+_CHUNK_ITEMS = 4_000_000  # drawn at a time for the intervals
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Metrics with their confidence intervals.
+
+    Attributes:
+        values: by name.
+        intervals: bootstrap confidence intervals (low, high) of those values that have one, by the same names.
+        ranks: of a retrieval, by direction: (Q,) int64, rank of each query's best right answer, from 1.
+    """
+
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    ranks: dict[str, Tensor] = field(default_factory=dict)
+
+
+def retrieval_statistics(
+    speech_embeds: Tensor,
+    item_embeds: Tensor,
+    speech_item_ids: Tensor,
+    item_ids: Tensor,
+    ks: Sequence[int] = (1, 5, 10),
+    item: str = "image",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Statistics:
+    """Score a retrieval between utterances and items (images or texts) in both directions.
+
+    From speech, every utterance has one right item. To speech, an item is found at the rank of the best of its
+    utterances; items without an utterance are searched among but are no queries. A rank is 1 plus the number of wrong
+    answers that score *at least* as high, so ties count against the model. docs/metrics.md has the formulas.
+
+    Args:
+        speech_embeds: (S, P), one row per utterance. Scores are dot products: give unit-length rows for cosines.
+        item_embeds: (I, P). An item may be given several times (once per caption); its rows must then be equal, and
+            it is counted once.
+        speech_item_ids: (S,) integers, the id of each utterance's item.
+        item_ids: (I,) integers, the id of each item.
+        ks: the cut-offs.
+        item: what the items are called in the names.
+        resamples: how many times the queries are drawn for the intervals; 0 for none.
+        seed: seed of the draws.
+
+    Returns:
+        Values for the directions `speech_to_ITEM` and `ITEM_to_speech`: `{direction}_R@{k}`, the share of queries with
+        a right answer among the first k; `{direction}_median_rank`, `{direction}_mean_rank`; `{direction}_mAP`; all
+        but the ranks in percent. `mean_{ITEM}_R@{k}` is the mean of both directions (`mean_R@{k}` for images). If an
+        item has several utterances also `ITEM_to_speech_mteb_R@{k}`, the share of *all* its utterances among the
+        first k. Intervals draw utterances for the first direction, items for the second. The ranks of the items that
+        have an utterance are in ascending order of their ids.
+
+    Raises:
+        ValueError: for empty or mismatched input, values that are not finite, an utterance whose item is missing,
+            and an id that stands for two different items.
+    """
+    ks, speech_embeds, item_embeds, speech_item_ids, item_ids = _checked_pairs(
+        speech_embeds, item_embeds, speech_item_ids, item_ids, ks
+    )
+    item_embeds, item_ids = unique_images(item_embeds, item_ids)
+    ranks = all_ranks(speech_embeds, item_embeds, speech_item_ids, item_ids)
+    to_item, to_speech = f"speech_to_{item}", f"{item}_to_speech"
+    best = {to_item: ranks.speech, to_speech: ranks.best_own}
+    per_query = {way: {f"R@{k}": 100.0 * (own <= k) for k in ks} | {"mean_rank": own} for way, own in best.items()}
+    per_query[to_item]["mAP"] = 100.0 / ranks.speech
+    per_query[to_speech]["mAP"] = _group_means(100.0 * ranks.place / ranks.own, ranks.group)
+    if len(ranks.best_own) < len(ranks.speech):
+        per_query[to_speech] |= {f"mteb_R@{k}": _group_means(100.0 * (ranks.own <= k), ranks.group) for k in ks}
+
+    values: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    drawn_recalls = []
+    for draw, (way, columns) in enumerate(per_query.items(), seed):
+        table = torch.stack([column.double() for column in columns.values()], dim=1)  # (Q, M)
+        values |= {f"{way}_{name}": mean for name, mean in zip(columns, table.mean(0).tolist(), strict=True)}
+        values[f"{way}_median_rank"] = torch.quantile(best[way].double(), 0.5).item()
+        if resamples:
+            drawn = resampled_means(table, resamples, draw)  # (R, M)
+            intervals |= {f"{way}_{name}": interval(drawn[:, m]) for m, name in enumerate(columns)}
+            intervals[f"{way}_median_rank"] = interval(resampled_medians(best[way], resamples, draw))
+            drawn_recalls.append(drawn[:, : len(ks)])
+    for m, k in enumerate(ks):
+        mean = f"mean_R@{k}" if item == "image" else f"mean_{item}_R@{k}"
+        values[mean] = (values[f"{to_item}_R@{k}"] + values[f"{to_speech}_R@{k}"]) / 2
+        if resamples:
+            intervals[mean] = interval((drawn_recalls[0][:, m] + drawn_recalls[1][:, m]) / 2)
+    return Statistics(values, intervals, best)
 
 
 def retrieval_recall(
@@ -26,25 +119,7 @@ def retrieval_recall(
 ) -> dict[str, float]:
     """Recall at k, median and mean rank, from speech to images and from images to speech.
 
-    Speech to image: every utterance has one right image. Image to speech: an image is found at the rank of the best
-    of its utterances; images without an utterance are searched among but are no queries. A rank is 1 plus the number
-    of wrong items that score *at least* as high, so ties count against the model.
-
-    Args:
-        speech_embeds: (S, P), one row per utterance. Scores are dot products: give unit-length rows for cosines.
-        image_embeds: (I, P), one row per image. An image may be given several times (once per caption); its rows
-            must then be equal, and it is counted once.
-        speech_image_ids: (S,) integers, the id of each utterance's image.
-        image_ids: (I,) integers, the id of each image.
-        ks: the cut-offs.
-
-    Returns:
-        `{direction}_R@{k}` in percent, `{direction}_median_rank` and `{direction}_mean_rank` (from 1) for the
-        directions `speech_to_image` and `image_to_speech`, and `mean_R@{k}`, the mean of both directions.
-
-    Raises:
-        ValueError: for empty or mismatched input, values that are not finite, an utterance whose image is missing,
-            and an image id that stands for two different images.
+    The recalls and ranks of `retrieval_statistics`, which has the same arguments, errors and names.
 
     Example:
         >>> speech = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -53,61 +128,49 @@ def retrieval_recall(
         >>> round(scores["speech_to_image_R@1"], 1), scores["image_to_speech_R@1"]
         (66.7, 100.0)
     """
-    ks, speech_embeds, image_embeds, speech_image_ids, image_ids = checked_pairs(
-        speech_embeds, image_embeds, speech_image_ids, image_ids, ks
-    )
-    image_embeds, image_ids = unique_images(image_embeds, image_ids)
-    speech_ranks, image_ranks = retrieval_ranks(speech_embeds, image_embeds, speech_image_ids, image_ids)
-
-    scores: dict[str, float] = {}
-    for direction, ranks in (("speech_to_image", speech_ranks), ("image_to_speech", image_ranks)):
-        for k in ks:
-            scores[f"{direction}_R@{k}"] = 100.0 * (ranks <= k).double().mean().item()
-        scores[f"{direction}_median_rank"] = _median(ranks)
-        scores[f"{direction}_mean_rank"] = ranks.double().mean().item()
-    for k in ks:
-        scores[f"mean_R@{k}"] = (scores[f"speech_to_image_R@{k}"] + scores[f"image_to_speech_R@{k}"]) / 2
-    return scores
+    values = retrieval_statistics(speech_embeds, image_embeds, speech_image_ids, image_ids, ks, resamples=0).values
+    return {name: value for name, value in values.items() if "mteb" not in name and "mAP" not in name}
 
 
-def retrieval_ranks(
-    speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rank of the right image for every utterance, and of the best right utterance for every image that has one.
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of all right answers, from 1: int64 on the CPU, (S,) in the order of the utterances.
+
+    Attributes:
+        speech: rank of each utterance's image, the utterance being the query.
+        own: rank of each utterance, its image being the query.
+        place: place of each utterance among those of its image, the best first.
+        group: number of each utterance's image among the I' images that have an utterance.
+    """
+
+    speech: Tensor
+    own: Tensor
+    place: Tensor
+    group: Tensor
+
+    @property
+    def best_own(self) -> Tensor:
+        """(I',) rank of the best utterance of each image that has one, in the order of the images."""
+        first = self.place == 1
+        return self.own[first][self.group[first].argsort()]
+
+
+def all_ranks(speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor) -> Ranks:
+    """Rank every right answer: each utterance's image, and each image's utterances.
 
     Args:
         speech_embeds: (S, P).
         image_embeds: (I, P), each image once.
         speech_image_ids: (S,) ids of the utterances' images, each of them in `image_ids`.
         image_ids: (I,) ids, all different.
-
-    Returns:
-        Two int64 tensors on the CPU, from 1: (S,) in the order of the utterances, and (I',) in the order of those
-        images that have an utterance.
     """
-    speech, images, targets, right = _right_scores(speech_embeds, image_embeds, speech_image_ids, image_ids)
-    best = torch.full((1, len(images)), -torch.inf, dtype=right.dtype, device=right.device)
-    best[0].scatter_reduce_(0, targets, right, "amax")  # (1, I) score of each image's best utterance
-    speech_wrong, image_wrong = _wrong_above(speech, images, targets, right, best)
-    return 1 + speech_wrong.cpu(), 1 + image_wrong[best > -torch.inf].cpu()
-
-
-def all_ranks(
-    speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rank of every right answer: of the image for its utterance, and of every utterance for its image.
-
-    Args:
-        speech_embeds: (S, P).
-        image_embeds: (I, P), each image once.
-        speech_image_ids: (S,) ids of the utterances' images, each of them in `image_ids`.
-        image_ids: (I,) ids, all different.
-
-    Returns:
-        Three int64 tensors (S,) on the CPU, in the order of the utterances: the rank, from 1, of each one's image;
-        each utterance's rank when its image searches; and its place, from 1, among the utterances of its image.
-    """
-    speech, images, targets, right = _right_scores(speech_embeds, image_embeds, speech_image_ids, image_ids)
+    targets = _positions(speech_image_ids, image_ids)
+    speech, images = _double(speech_embeds), _double(image_embeds)
+    targets = targets.to(speech.device)
+    chunk = max(1, _CHUNK_BYTES // (8 * len(images)))
+    right = torch.cat(
+        [(speech[i : i + chunk] * images[targets[i : i + chunk]]).sum(-1) for i in range(0, len(speech), chunk)]
+    )  # (S,) score of each utterance with its image
     order = right.argsort(descending=True, stable=True)
     order = order[targets[order].argsort(stable=True)]  # by image, the best utterance first
     counts = targets.bincount(minlength=len(images))  # (I,) utterances of each image
@@ -117,44 +180,29 @@ def all_ranks(
     thresholds = torch.full((int(counts.max()), len(images)), torch.inf, dtype=right.dtype, device=right.device)
     thresholds[places, targets] = right  # (most utterances of an image, I)
     speech_wrong, image_wrong = _wrong_above(speech, images, targets, right, thresholds)
-    return 1 + speech_wrong.cpu(), (1 + places + image_wrong[places, targets]).cpu(), 1 + places.cpu()
-
-
-def _right_scores(
-    speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings in float64, and for each utterance the row of its image (S,) and their score (S,)."""
-    targets = _positions(speech_image_ids, image_ids)
-    speech, images = _double(speech_embeds), _double(image_embeds)
-    targets = targets.to(speech.device)
-    chunk = max(1, _CHUNK_BYTES // (8 * len(images)))
-    right = torch.cat(
-        [(speech[i : i + chunk] * images[targets[i : i + chunk]]).sum(-1) for i in range(0, len(speech), chunk)]
+    return Ranks(
+        speech=1 + speech_wrong.cpu(),
+        own=(1 + places + image_wrong[places, targets]).cpu(),
+        place=1 + places.cpu(),
+        group=torch.unique(targets.cpu(), return_inverse=True)[1],
     )
-    return speech, images, targets, right
 
 
-def _wrong_above(
-    speech: Tensor, images: Tensor, targets: Tensor, right: Tensor, thresholds: Tensor
+def retrieval_ranks(
+    speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Count wrong images that reach each utterance's score `right` (S,), and wrong utterances that reach `thresholds`.
+    """Rank of the right image for every utterance (S,), and of the best right utterance for every image that has one.
 
-    Returns:
-        (S,), and for thresholds (M, I), M for each image, (M, I).
+    See `all_ranks` for the arguments; the ranks of the images (I',) are in their order.
     """
-    margin = _TIE_MARGIN * (speech.norm(dim=-1).max() * images.norm(dim=-1).max()).item()
-    chunk = max(1, _CHUNK_BYTES // (8 * len(images)))
-    speech_wrong = torch.empty_like(targets)
-    image_wrong = torch.zeros(thresholds.shape, dtype=torch.long, device=thresholds.device)
-    for start in range(0, len(speech), chunk):
-        rows = slice(start, start + chunk)
-        scores = speech[rows] @ images.T  # (chunk, I)
-        # Only wrong answers can push the right one down; an image's other utterances are no competitors.
-        scores.scatter_(1, targets[rows, None], -torch.inf)
-        speech_wrong[rows] = (scores >= right[rows, None] - margin).sum(1)
-        for level, threshold in enumerate(thresholds):
-            image_wrong[level] += (scores >= threshold - margin).sum(0)
-    return speech_wrong, image_wrong
+    ranks = all_ranks(speech_embeds, image_embeds, speech_image_ids, image_ids)
+    return ranks.speech, ranks.best_own
+
+
+def recall_curve(ranks: Tensor) -> list[float]:
+    """Recall in percent at each of `CURVE_KS`, of ranks (Q,)."""
+    found = ranks.clamp(max=len(CURVE_KS) + 1).bincount(minlength=len(CURVE_KS) + 2)[1:-1].cumsum(0)
+    return (100.0 * found.double() / len(ranks)).tolist()
 
 
 def unique_images(image_embeds: Tensor, image_ids: Tensor, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
@@ -192,143 +240,155 @@ def unique_images(image_embeds: Tensor, image_ids: Tensor, tolerance: float = 1e
     return kept, ids
 
 
-def keyword_hit_rate(
-    keyword_ids: Tensor,
-    keyword_lengths: Tensor,
-    gold_ids: Sequence[Collection[int] | None] | Tensor,
-    special_ids: Collection[int],
-    convention: str = "content",
-) -> dict[str, float | list[float]]:
-    """How many of the keywords are in the caption.
-
-    A keyword hits if it, or any of its nearest subwords when several are given, is one of the caption's subwords.
-    Every utterance contributes the share of its keywords that hit, averaged over utterances; with a fixed number of
-    keywords this equals the mean over places of the share of utterances with a hit.
+def chance_recall(
+    speech_image_ids: Sequence[int], image_ids: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Expected recall at k in percent, and median rank, of a random order.
 
     Args:
-        keyword_ids: (B, N) subword ids, or (B, N, k) ids of each keyword's k nearest subwords.
-        keyword_lengths: (B,) number of keywords, each between 1 and N; what follows is ignored.
-        gold_ids: per utterance the subword ids of its caption, or None where there is no caption (left out); or a
-            (B, L) tensor padded with negative ids.
-        special_ids: ids of start, end and padding.
-        convention: "content" never counts a special subword as gold; "original" always does, as the authors' code.
+        speech_image_ids: the image of each utterance.
+        image_ids: the images; repeated ids are one image.
+        ks: the cut-offs.
 
     Returns:
-        `hit_rate` in percent, and `hit_rate_by_place`, in percent for each of the N places over the utterances that
-        have a keyword there.
-
-    Raises:
-        ValueError: for shapes that do not agree, lengths outside 1..N, an unknown convention, or no caption at all.
+        `speech_to_image_R@k`, `image_to_speech_R@k`, `mean_R@k`, and `{direction}_median_rank`.
 
     Example:
-        >>> ids = torch.tensor([[320, 7], [11, 9]])
-        >>> keyword_hit_rate(ids, torch.tensor([2, 1]), [{320, 5}, {9}], special_ids={7})
-        {'hit_rate': 25.0, 'hit_rate_by_place': [50.0, 0.0]}
-        >>> keyword_hit_rate(ids, torch.tensor([2, 1]), [{320, 5}, {9}], special_ids={7}, convention="original")
-        {'hit_rate': 50.0, 'hit_rate_by_place': [50.0, 100.0]}
+        >>> chance_recall([1, 1, 2, 2], [1, 2], ks=(1,))["image_to_speech_R@1"]
+        50.0
     """
-    shares, by_place = keyword_hits(keyword_ids, keyword_lengths, gold_ids, special_ids, convention)
-    return {
-        "hit_rate": 100.0 * shares.mean().item(),
-        "hit_rate_by_place": [100.0 * share for share in by_place.tolist()],
-    }
+    num_speech, num_images = len(speech_image_ids), len(set(image_ids))
+    spoken = Counter(Counter(speech_image_ids).values())  # utterances of an image -> how many images have so many
+    queries = sum(spoken.values())
+
+    def found(direction: str, k: int) -> float:
+        if direction == "speech_to_image":
+            return min(k / num_images, 1.0)
+        k = min(k, num_speech)
+        missed = {own: comb(num_speech - own, k) / comb(num_speech, k) for own in spoken}
+        return sum(images * (1 - missed[own]) for own, images in spoken.items()) / queries
+
+    chance = {}
+    for direction, items in (("speech_to_image", num_images), ("image_to_speech", num_speech)):
+        for k in ks:
+            chance[f"{direction}_R@{k}"] = 100.0 * found(direction, k)
+        low, high = 1, items  # the first rank by which half of the queries have found theirs
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if found(direction, middle) >= 0.5 else (middle + 1, high)
+        chance[f"{direction}_median_rank"] = low
+    for k in ks:
+        chance[f"mean_R@{k}"] = (chance[f"speech_to_image_R@{k}"] + chance[f"image_to_speech_R@{k}"]) / 2
+    return chance
 
 
-def keyword_hits(
-    keyword_ids: Tensor,
-    keyword_lengths: Tensor,
-    gold_ids: Sequence[Collection[int] | None] | Tensor,
-    special_ids: Collection[int],
-    convention: str = "content",
+# Confidence intervals
+
+
+def resampled_means(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
+    """Means over queries that are drawn again and again with replacement.
+
+    Args:
+        values: (Q, M), M figures of each of Q queries, which are drawn together.
+        resamples: how many times Q queries are drawn, R.
+        seed: seed of the draws; the same seed and number of queries give the same draws.
+
+    Returns:
+        (R, M) float64.
+    """
+    values = values.double()
+    return torch.cat([counts.double() @ values / len(values) for counts in _counts(len(values), resamples, seed)])
+
+
+def resampled_medians(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
+    """Medians (R,) of values (Q,) that are drawn with replacement, as `resampled_means` draws them."""
+    values = values.double().sort().values
+    middle = torch.tensor([(len(values) - 1) // 2, len(values) // 2], dtype=torch.int32)
+    medians = []
+    for counts in _counts(len(values), resamples, seed):
+        drawn = counts.cumsum(1, dtype=torch.int32)  # (chunk, Q) how many were drawn up to each of the sorted values
+        places = torch.searchsorted(drawn, middle.expand(len(drawn), 2).contiguous(), right=True)
+        medians.append(values[places].mean(1))
+    return torch.cat(medians)
+
+
+def interval(samples: Tensor, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the interval that holds the middle share of samples (R,), its ends interpolated (percentile method).
+
+    Example:
+        >>> interval(torch.arange(101.0), confidence=0.9)
+        (5.0, 95.0)
+    """
+    outside = (1 - confidence) / 2
+    low, high = torch.quantile(samples.double(), torch.tensor([outside, 1 - outside], dtype=torch.float64)).tolist()
+    return round(low, 10), round(high, 10)
+
+
+def mean_statistics(columns: dict[str, Tensor], resamples: int = RESAMPLES, seed: int = 0) -> Statistics:
+    """Mean over utterances of each column (S,), with its interval; NaN stands for an utterance that is left out."""
+    values: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    together: dict[bytes, dict[str, Tensor]] = {}  # columns of the same utterances are drawn together
+    for name, column in columns.items():
+        known = ~column.isnan()
+        if known.any():
+            together.setdefault(known.numpy().tobytes(), {})[name] = column[known].double()
+    for group in together.values():
+        table = torch.stack(list(group.values()), dim=1)  # (utterances, M)
+        values |= {name: table[:, m].mean().item() for m, name in enumerate(group)}
+        if resamples:
+            drawn = resampled_means(table, resamples, seed)
+            intervals |= {name: interval(drawn[:, m]) for m, name in enumerate(group)}
+    return Statistics(values, intervals)
+
+
+def _counts(num_items: int, resamples: int, seed: int) -> Iterator[Tensor]:
+    """Yield (chunk, Q) float32: how often each of Q items was drawn."""
+    if num_items < 1 or resamples < 1:
+        raise ValueError(f"Cannot draw {num_items} queries {resamples} times; both must be at least 1.")
+    generator = torch.Generator().manual_seed(seed)
+    chunk = max(1, _CHUNK_ITEMS // num_items)
+    for start in range(0, resamples, chunk):
+        rows = min(chunk, resamples - start)
+        drawn = torch.randint(num_items, (rows, num_items), generator=generator)
+        yield torch.zeros(rows, num_items).scatter_add_(1, drawn, torch.ones(1).expand(rows, num_items))
+
+
+def _wrong_above(
+    speech: Tensor, images: Tensor, targets: Tensor, right: Tensor, thresholds: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What `keyword_hit_rate`, which takes the same arguments and raises the same errors, is the mean of.
+    """Count wrong images that reach each utterance's score `right` (S,), and wrong utterances that reach `thresholds`.
 
     Returns:
-        The share of keywords that hit of each utterance that has a caption (B',), and for each place the share of
-        utterances with a keyword there that hit (N,); float64, from 0 to 1.
+        (S,), and for thresholds (M, I), M for each image, (M, I).
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}.")
-    neighbours = keyword_ids.unsqueeze(-1) if keyword_ids.dim() == 2 else keyword_ids  # (B, N, k)
-    if neighbours.dim() != 3 or len(neighbours) == 0:
-        raise ValueError(f"keyword_ids must be (B, N) or (B, N, k) with B > 0; got shape {tuple(keyword_ids.shape)}.")
-    num_utterances, num_places, _ = neighbours.shape
-    if len(keyword_lengths) != num_utterances or len(gold_ids) != num_utterances:
-        raise ValueError(
-            f"{num_utterances} utterances have keywords, {len(keyword_lengths)} have lengths and {len(gold_ids)} have "
-            "captions; all three must be the same utterances."
-        )
-    lengths = keyword_lengths.cpu()
-    if int(lengths.min()) < 1 or int(lengths.max()) > num_places:
-        raise ValueError(
-            f"keyword_lengths must lie in 1..{num_places}; got {int(lengths.min())}..{int(lengths.max())}."
-        )
-
-    if isinstance(gold_ids, Tensor):
-        gold_ids = [[i for i in row if i >= 0] for row in gold_ids.tolist()]
-    captioned = torch.tensor([gold is not None for gold in gold_ids])
-    if not captioned.any():
-        raise ValueError("No utterance has a caption, so there is nothing to compare its keywords with.")
-    special = set(special_ids)
-    gold_sets = [
-        set(gold or ()) | special if convention == "original" else set(gold or ()) - special for gold in gold_ids
-    ]
-
-    # Membership in the utterance's own set, for all at once: an (utterance, subword) pair becomes one integer.
-    width = 1 + max(int(neighbours.max()), max((max(gold, default=0) for gold in gold_sets), default=0))
-    pairs = torch.tensor([row * width + i for row, gold in enumerate(gold_sets) for i in gold], dtype=torch.long)
-    neighbours = neighbours.cpu().long()
-    keys = torch.arange(num_utterances)[:, None, None] * width + neighbours  # (B, N, k)
-    hits = (torch.isin(keys, pairs) & (neighbours >= 0)).any(-1)  # (B, N)
-    real = torch.arange(num_places) < lengths[:, None]  # (B, N)
-
-    hits, real = (hits & real)[captioned], real[captioned]
-    shares = hits.sum(1).double() / real.sum(1)
-    by_place = hits.sum(0).double() / real.sum(0).clamp(min=1)
-    return shares, by_place[: int(lengths[captioned].max())]
+    margin = _TIE_MARGIN * (speech.norm(dim=-1).max() * images.norm(dim=-1).max()).item()
+    chunk = max(1, _CHUNK_BYTES // (8 * len(images)))
+    speech_wrong = torch.empty_like(targets)
+    image_wrong = torch.zeros(thresholds.shape, dtype=torch.long, device=thresholds.device)
+    for start in range(0, len(speech), chunk):
+        rows = slice(start, start + chunk)
+        scores = speech[rows] @ images.T  # (chunk, I)
+        # Only wrong answers can push the right one down; an image's other utterances are no competitors.
+        scores.scatter_(1, targets[rows, None], -torch.inf)
+        speech_wrong[rows] = (scores >= right[rows, None] - margin).sum(1)
+        for level, threshold in enumerate(thresholds):
+            image_wrong[level] += (scores >= threshold - margin).sum(0)
+    return speech_wrong, image_wrong
 
 
-def nearest_subwords(subword_ids: Tensor, table: Tensor, k: int, vocabulary_ids: Tensor | None = None) -> Tensor:
-    """The k subwords whose embeddings have the highest cosine with those of the given subwords.
-
-    Args:
-        subword_ids: integers of any shape (...), negative at padding.
-        table: (V, E) CLIP's subword embeddings.
-        k: number of neighbours, the subword itself first.
-        vocabulary_ids: (R,) ids to choose among; all V if None.
-
-    Returns:
-        int64 of shape (..., k), -1 where the given id is negative.
-
-    Example:
-        >>> table = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-        >>> nearest_subwords(torch.tensor([0, 2, -1]), table, k=2)
-        tensor([[ 0,  1],
-                [ 2,  1],
-                [-1, -1]])
-    """
-    candidates = torch.arange(len(table), device=table.device) if vocabulary_ids is None else vocabulary_ids
-    candidates = candidates.to(table.device).long()
-    if not 1 <= k <= len(candidates):
-        raise ValueError(f"k must be between 1 and the {len(candidates)} subwords of the vocabulary; got {k}.")
-    distinct, where = torch.unique(subword_ids.to(table.device).clamp(min=0), return_inverse=True)
-    units = torch.nn.functional.normalize(table[candidates].detach().float(), dim=-1)  # (R, E)
-    chunk = max(1, _CHUNK_BYTES // (4 * len(candidates)))
-    found = []
-    for part in distinct.split(chunk):
-        queries = torch.nn.functional.normalize(table[part].detach().float(), dim=-1)
-        cosines = queries @ units.T  # (chunk, R)
-        cosines[part[:, None] == candidates] = 2.0  # the subword itself is first, also among equal embeddings
-        found.append(candidates[cosines.topk(k, dim=-1).indices])
-    neighbours = torch.cat(found)[where]  # (..., k)
-    return neighbours.masked_fill((subword_ids.to(table.device) < 0).unsqueeze(-1), -1)
+def _group_means(values: Tensor, groups: Tensor) -> Tensor:
+    """Mean of values (S,) within each group, (G,)."""
+    sums = torch.zeros(int(groups.max()) + 1, dtype=torch.float64).index_add_(0, groups, values.double())
+    return sums / groups.bincount()
 
 
-def checked_pairs(
+def _checked_pairs(
     speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor, ks: Sequence[int]
 ) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor, Tensor]:
     """Return the cut-offs and the four tensors of a retrieval, or raise ValueError if they do not fit together."""
-    ks = _checked_cutoffs(ks)
+    if not ks or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in ks):
+        raise ValueError(f"ks must be one or more whole numbers from 1, such as (1, 5, 10); got {ks!r}.")
     speech_embeds, speech_image_ids = _checked_embeddings(speech_embeds, speech_image_ids, "speech")
     image_embeds, image_ids = _checked_embeddings(image_embeds, image_ids, "image")
     if speech_embeds.shape[1] != image_embeds.shape[1]:
@@ -336,13 +396,7 @@ def checked_pairs(
             f"speech_embeds have width {speech_embeds.shape[1]} and image_embeds {image_embeds.shape[1]}; both must "
             "be embeddings in the same space."
         )
-    return ks, speech_embeds, image_embeds, speech_image_ids, image_ids
-
-
-def _checked_cutoffs(ks: Sequence[int]) -> tuple[int, ...]:
-    if not ks or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in ks):
-        raise ValueError(f"ks must be one or more whole numbers from 1, such as (1, 5, 10); got {ks!r}.")
-    return tuple(ks)
+    return tuple(ks), speech_embeds, image_embeds, speech_image_ids, image_ids
 
 
 def _checked_embeddings(embeds: Tensor, ids: Tensor, what: str) -> tuple[Tensor, Tensor]:
@@ -376,9 +430,3 @@ def _positions(ids: Tensor, among: Tensor) -> Tensor:
 
 def _double(embeds: Tensor) -> Tensor:
     return (embeds.cpu() if embeds.device.type == "mps" else embeds).detach().double()  # MPS has no float64
-
-
-def _median(ranks: Tensor) -> float:
-    ordered = ranks.sort().values
-    middle = (len(ordered) - 1) // 2
-    return (ordered[middle].item() + ordered[len(ordered) // 2].item()) / 2

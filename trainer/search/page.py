@@ -13,7 +13,7 @@ from ...hub_cards.report_charts import speech_chart
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ...modeling_speechclip_plus.embedding_index import EmbeddingIndex
 from ...modeling_speechclip_plus.image_utils import load_image
-from ..evaluation.spoken_keywords import frame_seconds, spoken_keywords
+from ..evaluation.evaluate import frame_seconds, spoken_keywords
 
 _QUERY_SIDE = 384  # pixels of a picture that asked
 

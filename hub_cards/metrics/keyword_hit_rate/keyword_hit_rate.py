@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import torch
 
-from speechclip_plus.trainer.evaluation.retrieval_metrics import keyword_hit_rate
+from speechclip_plus.trainer.evaluation.keyword_metrics import keyword_hit_rate
 
 _DESCRIPTION = """
 Share of the keywords read out of speech that are in the caption: a keyword hits if any of its nearest subwords is one

@@ -31,8 +31,8 @@ from speechclip_plus.modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES,
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
+from speechclip_plus.trainer.evaluation.evaluate import frame_seconds, spoken_keywords
 from speechclip_plus.trainer.evaluation.retrieval_metrics import retrieval_ranks
-from speechclip_plus.trainer.evaluation.spoken_keywords import frame_seconds, spoken_keywords
 
 from ..console import quiet_libraries
 from .report import quickstart_report
