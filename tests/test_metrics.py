@@ -15,12 +15,12 @@ from speechclip_plus.trainer.evaluation.keyword_metrics import (
     nearest_subwords,
 )
 from speechclip_plus.trainer.evaluation.retrieval_metrics import (
+    all_ranks,
     chance_recall,
     mean_statistics,
     recall_curve,
     resampled_means,
     resampled_medians,
-    retrieval_ranks,
     retrieval_recall,
     retrieval_statistics,
 )
@@ -74,17 +74,17 @@ def test_recalls_equal_those_of_the_original_code(case):
 @pytest.mark.parametrize("captions", [1, 3])
 def test_ranks_equal_a_count_by_hand_when_many_scores_tie(seed, captions):
     speech, images, speech_image_ids, image_ids = small_whole_numbers(seed, num_images=13, captions=captions)
-    to_image, to_speech = retrieval_ranks(speech, images, speech_image_ids, image_ids)
+    ranks = all_ranks(speech, images, speech_image_ids, image_ids)
     expected = brute_force_ranks((speech @ images.T).tolist(), speech_image_ids.tolist(), image_ids.tolist())
-    assert (to_image.tolist(), to_speech.tolist()) == expected
+    assert (ranks.speech.tolist(), ranks.best_own.tolist()) == expected
 
 
 def test_ranks_do_not_depend_on_the_size_of_the_chunks(monkeypatch):
     data = small_whole_numbers(seed=0, num_images=29, captions=2)
-    whole = retrieval_ranks(*data)
+    whole = all_ranks(*data)
     monkeypatch.setattr(metrics, "_CHUNK_BYTES", 29 * 8 * 3)  # three utterances at a time
-    parts = retrieval_ranks(*data)
-    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parts[1])
+    parts = all_ranks(*data)
+    assert torch.equal(whole.speech, parts.speech) and torch.equal(whole.own, parts.own)
 
 
 def test_a_model_that_gives_everything_one_embedding_recalls_nothing():

@@ -188,17 +188,6 @@ def all_ranks(speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Ten
     )
 
 
-def retrieval_ranks(
-    speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rank of the right image for every utterance (S,), and of the best right utterance for every image that has one.
-
-    See `all_ranks` for the arguments; the ranks of the images (I',) are in their order.
-    """
-    ranks = all_ranks(speech_embeds, image_embeds, speech_image_ids, image_ids)
-    return ranks.speech, ranks.best_own
-
-
 def recall_curve(ranks: Tensor) -> list[float]:
     """Recall in percent at each of `CURVE_KS`, of ranks (Q,)."""
     found = ranks.clamp(max=len(CURVE_KS) + 1).bincount(minlength=len(CURVE_KS) + 2)[1:-1].cumsum(0)

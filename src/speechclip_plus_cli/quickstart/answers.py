@@ -32,7 +32,7 @@ from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import Sp
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
 from speechclip_plus.trainer.evaluation.evaluate import frame_seconds, spoken_keywords
-from speechclip_plus.trainer.evaluation.retrieval_metrics import retrieval_ranks
+from speechclip_plus.trainer.evaluation.retrieval_metrics import all_ranks
 
 from ..console import quiet_libraries
 from .report import quickstart_report
@@ -233,7 +233,7 @@ def _speech_queries(
     ranks = None
     if known:
         speech_ids, image_ids = torch.tensor(recordings.image_ids), torch.tensor(pictures.image_ids)
-        ranks, _ = retrieval_ranks(recordings.outputs["speech_embeds"], pictures.embeds, speech_ids, image_ids)
+        ranks = all_ranks(recordings.outputs["speech_embeds"], pictures.embeds, speech_ids, image_ids).speech
     queries = []
     for row in range(count):
         waveform, own = recordings.waveforms[row], recordings.image_ids[row]
@@ -278,7 +278,7 @@ def _image_queries(recordings: _Recordings, pictures: _Pictures, request: Answer
     ranks = None
     if known:
         speech_ids, image_ids = torch.tensor(recordings.image_ids), torch.tensor(pictures.image_ids)
-        _, ranks = retrieval_ranks(recordings.outputs["speech_embeds"], pictures.embeds, speech_ids, image_ids)
+        ranks = all_ranks(recordings.outputs["speech_embeds"], pictures.embeds, speech_ids, image_ids).best_own
     # Other pictures than those of the spoken queries above, where there are enough.
     start = request.num_speech_queries if len(pictures.sources) >= request.num_speech_queries * 2 else 0
     rows = range(start, min(start + request.num_image_queries, len(pictures.sources)))
