@@ -13,16 +13,8 @@ from ..atomic_files import write_text
 
 BRANCHES = ("parallel", "cascaded")
 ITEMS = {"image": "images", "text": "texts"}
-_DIRECTIONS = {"speech_to_image": "speech to image", "image_to_speech": "image to speech"}
 _RECALLS = ("R@1", "R@5", "R@10")
-_RETRIEVAL_COLUMNS = {
-    "R@1": "R@1",
-    "R@5": "R@5",
-    "R@10": "R@10",
-    "mAP": "mAP",
-    "median_rank": "median rank",
-    "mean_rank": "mean rank",
-}
+_RETRIEVAL_COLUMNS = (*_RECALLS, "mAP", "median_rank", "mean_rank")
 _KEYWORD_UNITS = {
     "subword": "as subwords",
     "content_subword": "as subwords, without stop words",
@@ -71,7 +63,6 @@ class Results:
         date: ISO 8601; "" if unknown.
         seconds: how long it took.
         how: what measured, for the card: "`speechclip-plus evaluate`".
-        description: sentences about the split, for the card.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -97,7 +88,6 @@ class Results:
     date: str = ""
     seconds: float | None = None
     how: str = ""
-    description: str = ""
 
     @property
     def dataset_name(self) -> str:
@@ -215,7 +205,7 @@ def _retrieval_table(results: Results, item: str) -> ScoreTable | None:
     if "utterances" in results.metrics:
         notes = [f"{int(results.metrics['utterances'])} utterances", *notes]
     caption = f"Speech and {ITEMS[item]} ({'; '.join(notes)})"
-    return _without_empty_columns(ScoreTable(caption, list(_RETRIEVAL_COLUMNS.values()), rows))
+    return _without_empty_columns(ScoreTable(caption, [name.replace("_", " ") for name in _RETRIEVAL_COLUMNS], rows))
 
 
 def _without_empty_columns(table: ScoreTable) -> ScoreTable:
@@ -329,23 +319,16 @@ def _interval(name: str, intervals: Mapping[str, Sequence[float]], digits: int) 
 
 def render_results(results: Results) -> str:
     """Return the results' section of a card, between marks by which `update_card` finds it again."""
-    measured = [
-        "Measured",
-        f"on {results.date[:10]}" if results.date else "",
-        f"by {results.how}" if results.how else "",
-    ]
-    sentences = [
-        f"{' '.join(filter(None, measured))}." if any(measured[1:]) else "",
-        results.description,
-        "Ties count against the model.",
-    ]
+    parts = [f"on {results.date[:10]}" if results.date else "", f"by {results.how}" if results.how else ""]
+    origin = " ".join(filter(None, parts))
+    sentences = [*([f"Measured {origin}."] if origin else []), "Ties count against the model."]
     if results.intervals:
         sentences.append("In brackets: 95 % bootstrap confidence intervals.")
     tables = result_tables(results)
     if any("published" in (*table.columns, *(row.name for row in table.rows)) for table in tables):
         source = results.published.get("source", "the file name of the authors' weights")
         sentences.append(f"Published: figures that the authors reported ({source}), not measured again.")
-    parts = [_begin(results), f"### {results.title[0].upper()}{results.title[1:]}", " ".join(filter(None, sentences))]
+    parts = [_begin(results), f"### {results.title[0].upper()}{results.title[1:]}", " ".join(sentences)]
     for table in tables:
         parts += [f"{table.caption}:", markdown_table(table)]
     return "\n\n".join([*parts, _END])
@@ -372,9 +355,9 @@ def eval_results(results: Results) -> list[EvalResult]:
         )
 
     entries = [
-        entry(name, "speech-image-retrieval", "retrieval_recall", f"{branch} {title} {recall}")
+        entry(name, "speech-image-retrieval", "retrieval_recall", f"{branch} {direction.replace('_', ' ')} {recall}")
         for branch in BRANCHES
-        for direction, title in _DIRECTIONS.items()
+        for direction in ("speech_to_image", "image_to_speech")
         for recall in _RECALLS
         if (name := f"{branch}_{direction}_{recall}") in results.metrics
     ]

@@ -232,7 +232,6 @@ def evaluate(
     model: Any,
     tokenizer: Any = None,
     alignments: Mapping[str, list[AlignedWord]] | None = None,
-    ks: Sequence[int] = (1, 5, 10),
     hit_rate_neighbours: Sequence[int] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -244,7 +243,6 @@ def evaluate(
         model: the `SpeechClipPlusModel` that gave it, for its configuration and its subword embeddings.
         tokenizer: CLIP's. Without it keywords are not compared with captions beyond the hit rates.
         alignments: words of the utterances, from `read_alignments`.
-        ks: cut-offs of the recalls.
         hit_rate_neighbours: cut-offs of the hit rates; 1 and 5, if the vocabulary has so many, by default.
         resamples: how many times queries are drawn for the confidence intervals; 0 for none.
         seed: seed of all that is drawn.
@@ -271,7 +269,7 @@ def evaluate(
         results.notes.append(
             f"{missing} of {len(gold)} utterances have no caption and are left out of what compares with captions."
         )
-    _add_retrieval(results, split, ks, resamples, seed)
+    _add_retrieval(results, split, resamples, seed)
     if "keyword_ids" in split.outputs:
         _add_keywords(results, split, model, tokenizer, hit_rate_neighbours, resamples, seed)
     if alignments is not None:
@@ -281,41 +279,29 @@ def evaluate(
     return results
 
 
-def _add_retrieval(results: Results, split: SplitOutputs, ks: Sequence[int], resamples: int, seed: int) -> None:
-    speech_ids = split.speech_image_ids
-    captioned = [row for row, caption in enumerate(split.captions) if caption]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(split.captions[row] for row in captioned))}
-    own_text = torch.tensor([numbers[split.captions[row]] for row in captioned])
-    for branch in BRANCHES:
-        embeds = split.outputs.get(f"{branch}_embeds")
-        if embeds is None:
-            continue
-        by_item = [
-            retrieval_statistics(
-                embeds, split.image_embeds, speech_ids, split.image_ids, ks, resamples=resamples, seed=seed
-            )
-        ]
-        if split.text_embeds is not None:
-            text_ids = torch.arange(len(numbers))
-            by_item.append(
-                retrieval_statistics(
-                    embeds[captioned], split.text_embeds, own_text, text_ids, ks, "text", resamples, seed
-                )
-            )
-        for statistics in by_item:
-            _add(results, statistics, f"{branch}_")
-            results.ranks |= {f"{branch}_{direction}": ranks for direction, ranks in statistics.ranks.items()}
-        if branch == results.retrieval_branch:
-            for values in (results.metrics, results.intervals):
-                names = [f"mean_R@{k}" for k in ks if f"{branch}_mean_R@{k}" in values]
-                values.update({name: values[f"{branch}_{name}"] for name in names})
-    results.curves = {name: [round(value, 4) for value in recall_curve(r)] for name, r in results.ranks.items()}
-    results.chance = chance_recall(speech_ids.tolist(), split.image_ids.tolist(), ks)
+def _add_retrieval(results: Results, split: SplitOutputs, resamples: int, seed: int) -> None:
+    rows = list(range(len(split.speech_image_ids)))
+    searched = {"image": (rows, split.image_embeds, split.speech_image_ids, split.image_ids)}
     if split.text_embeds is not None:
-        chance = chance_recall(own_text.tolist(), range(len(numbers)), ks)
-        results.chance |= {
-            name.replace("mean_", "mean_text_").replace("image", "text"): value for name, value in chance.items()
-        }
+        captioned = [row for row in rows if split.captions[row]]
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(split.captions[row] for row in captioned))}
+        own_text = torch.tensor([numbers[split.captions[row]] for row in captioned])
+        searched["text"] = (captioned, split.text_embeds, own_text, torch.arange(len(numbers)))
+    branches = [branch for branch in BRANCHES if f"{branch}_embeds" in split.outputs]
+    for branch in branches:
+        for item, (queries, embeds, own_ids, ids) in searched.items():
+            speech = split.outputs[f"{branch}_embeds"][queries]
+            statistics = retrieval_statistics(speech, embeds, own_ids, ids, item=item, resamples=resamples, seed=seed)
+            _add(results, statistics, f"{branch}_")
+            for direction, ranks in statistics.ranks.items():
+                results.ranks[f"{branch}_{direction}"] = ranks
+                results.curves[f"{branch}_{direction}"] = [round(recall, 4) for recall in recall_curve(ranks)]
+    for item, (_, _, own_ids, ids) in searched.items():
+        results.chance |= chance_recall(own_ids.tolist(), ids.tolist(), item=item)
+    prefix = f"{results.retrieval_branch}_"
+    for values in (results.metrics, results.intervals):
+        means = [name for name in values if name.startswith(f"{prefix}mean_R@")]
+        values.update({name.removeprefix(prefix): values[name] for name in means})
 
 
 def _add_keywords(
@@ -378,8 +364,7 @@ def spoken_keywords(
     """
     if not model.config.has_cascaded:
         return [], None
-    inputs = processor(audio=waveform, sampling_rate=SAMPLING_RATE)
-    speech = {name: inputs[name].to(model.device) for name in ("input_values", "attention_mask")}
+    speech = next(audio_batches(model, processor, [waveform], sampling_rate=SAMPLING_RATE)).inputs
     gold = None if caption is None else set(processor.tokenizer(caption, add_special_tokens=False)["input_ids"])
     top_k = min(4, int(model.is_keyword.sum()))
     keywords = [

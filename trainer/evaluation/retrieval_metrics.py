@@ -4,6 +4,7 @@ Nothing here knows about models or data sets: embeddings and ids go in, percenta
 matrix is never held: 25,000 utterances against 5,000 images take seconds and well under 1 GB.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ def retrieval_statistics(
             intervals[f"{way}_median_rank"] = interval(resampled_medians(best[way], resamples, draw))
             drawn_recalls.append(drawn[:, : len(ks)])
     for m, k in enumerate(ks):
-        mean = f"mean_R@{k}" if item == "image" else f"mean_{item}_R@{k}"
+        mean = _mean_name(item, k)
         values[mean] = (values[f"{to_item}_R@{k}"] + values[f"{to_speech}_R@{k}"]) / 2
         if resamples:
             intervals[mean] = interval((drawn_recalls[0][:, m] + drawn_recalls[1][:, m]) / 2)
@@ -230,45 +231,45 @@ def unique_images(image_embeds: Tensor, image_ids: Tensor, tolerance: float = 1e
 
 
 def chance_recall(
-    speech_image_ids: Sequence[int], image_ids: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+    speech_item_ids: Sequence[int], item_ids: Sequence[int], ks: Sequence[int] = (1, 5, 10), item: str = "image"
 ) -> dict[str, float]:
-    """Expected recall at k in percent, and median rank, of a random order.
+    """Expected recall at k in percent, and median rank, of a random order, by the names of `retrieval_statistics`.
 
     Args:
-        speech_image_ids: the image of each utterance.
-        image_ids: the images; repeated ids are one image.
+        speech_item_ids: the item (image or text) of each utterance.
+        item_ids: the items; repeated ids are one item.
         ks: the cut-offs.
-
-    Returns:
-        `speech_to_image_R@k`, `image_to_speech_R@k`, `mean_R@k`, and `{direction}_median_rank`.
+        item: what the items are called in the names.
 
     Example:
         >>> chance_recall([1, 1, 2, 2], [1, 2], ks=(1,))["image_to_speech_R@1"]
         50.0
     """
-    num_speech, num_images = len(speech_image_ids), len(set(image_ids))
-    spoken = Counter(Counter(speech_image_ids).values())  # utterances of an image -> how many images have so many
+    num_speech, num_items = len(speech_item_ids), len(set(item_ids))
+    spoken = Counter(Counter(speech_item_ids).values())  # utterances of an item -> how many items have so many
     queries = sum(spoken.values())
 
-    def found(direction: str, k: int) -> float:
-        if direction == "speech_to_image":
-            return min(k / num_images, 1.0)
+    def to_item(k: int) -> float:
+        return min(k / num_items, 1.0)
+
+    def to_speech(k: int) -> float:
         k = min(k, num_speech)
         missed = {own: comb(num_speech - own, k) / comb(num_speech, k) for own in spoken}
-        return sum(images * (1 - missed[own]) for own, images in spoken.items()) / queries
+        return sum(items * (1 - missed[own]) for own, items in spoken.items()) / queries
 
-    chance = {}
-    for direction, items in (("speech_to_image", num_images), ("image_to_speech", num_speech)):
-        for k in ks:
-            chance[f"{direction}_R@{k}"] = 100.0 * found(direction, k)
-        low, high = 1, items  # the first rank by which half of the queries have found theirs
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if found(direction, middle) >= 0.5 else (middle + 1, high)
-        chance[f"{direction}_median_rank"] = low
+    chance: dict[str, float] = {}
+    ways = {f"speech_to_{item}": (to_item, num_items), f"{item}_to_speech": (to_speech, num_speech)}
+    for way, (found, size) in ways.items():
+        chance |= {f"{way}_R@{k}": 100.0 * found(k) for k in ks}
+        # The first rank by which half of the queries have found theirs.
+        chance[f"{way}_median_rank"] = bisect_left(range(1, size + 1), 0.5, key=found) + 1
     for k in ks:
-        chance[f"mean_R@{k}"] = (chance[f"speech_to_image_R@{k}"] + chance[f"image_to_speech_R@{k}"]) / 2
+        chance[_mean_name(item, k)] = sum(chance[f"{way}_R@{k}"] for way in ways) / 2
     return chance
+
+
+def _mean_name(item: str, k: int) -> str:
+    return f"mean_R@{k}" if item == "image" else f"mean_{item}_R@{k}"
 
 
 # Confidence intervals
