@@ -116,6 +116,8 @@ def test_the_figures_are_those_of_the_trainers_evaluation(evaluated, models, dat
 
 def test_everything_that_the_model_and_the_data_allow_is_measured(evaluated):
     results = read(evaluated)
+    named = "model data metrics intervals chance published curves notes bootstrap versions date seconds"
+    assert list(results) == named.split()
     for name in (
         "parallel_speech_to_image_R@1",
         "cascaded_image_to_speech_mAP",

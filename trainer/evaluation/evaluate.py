@@ -299,9 +299,10 @@ def _add_retrieval(results: Results, split: SplitOutputs, resamples: int, seed: 
     for item, (_, _, own_ids, ids) in searched.items():
         results.chance |= chance_recall(own_ids.tolist(), ids.tolist(), item=item)
     prefix = f"{results.retrieval_branch}_"
-    for values in (results.metrics, results.intervals):
-        means = [name for name in values if name.startswith(f"{prefix}mean_R@")]
-        values.update({name.removeprefix(prefix): values[name] for name in means})
+    for name in [name for name in results.metrics if name.startswith(f"{prefix}mean_R@")]:
+        results.metrics[name.removeprefix(prefix)] = results.metrics[name]
+        if name in results.intervals:
+            results.intervals[name.removeprefix(prefix)] = results.intervals[name]
 
 
 def _add_keywords(

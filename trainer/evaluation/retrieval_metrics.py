@@ -334,8 +334,6 @@ def mean_statistics(columns: dict[str, Tensor], resamples: int = RESAMPLES, seed
 
 def _counts(num_items: int, resamples: int, seed: int) -> Iterator[Tensor]:
     """Yield (chunk, Q) float32: how often each of Q items was drawn."""
-    if num_items < 1 or resamples < 1:
-        raise ValueError(f"Cannot draw {num_items} queries {resamples} times; both must be at least 1.")
     generator = torch.Generator().manual_seed(seed)
     chunk = max(1, _CHUNK_ITEMS // num_items)
     for start in range(0, resamples, chunk):
