@@ -48,7 +48,6 @@ def finished(data_dir, tmp_path_factory):
                     "learning_rate": "1e-3",
                     "per_device_train_batch_size": 4,
                     "use_cpu": True,
-                    "image_cache_dir": str(folder / "cache"),
                     "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
                 },
             }
@@ -98,7 +97,7 @@ def test_training_data_can_be_a_stream_with_options_of_the_data_set(data_dir, tm
         renamed.to_parquet(copy / f"{split}-00000-of-00001.parquet")
     arguments = ["--data", str(copy), "--option", 'columns={"audio": "sound"}', "--streaming"]
     settings = ["max_steps=3", "eval_steps=3", "warmup_steps=1", "per_device_train_batch_size=4", "use_cpu=true"]
-    for setting in [*settings, f"image_cache_dir={tmp_path / 'cache'}"]:
+    for setting in settings:
         arguments += ["--set", setting]
     assert cli.main(["train", "--preset", "cascaded-tiny", "--output-dir", str(tmp_path / "run"), *arguments]) == 0
     written = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())

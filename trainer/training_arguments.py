@@ -28,11 +28,8 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
         final_learning_rate: where "warmup_decay" ends, after which it stays there.
         max_audio_samples: longest utterance in training, in samples at 16 kHz; longer ones are cropped at a random
             place. None never crops. Evaluation never does.
-        hit_rate_neighbours: the k of the keyword hit rates: a keyword hits if one of its k nearest subwords is in
-            the caption.
-        cache_image_embeddings: compute CLIP's embedding of each picture once and keep it on disk, for this and other
-            runs. Not done where CLIP is trained, nor for streams, whose pictures are not known beforehand.
-        image_cache_dir: where; default: `speechclip_plus/image_embeddings` in the Hugging Face home.
+        hit_rate_neighbours: the k of the keyword hit rates: a keyword hits if one of its k nearest tokens is in the
+            caption.
         gradient_cache_chunk: run the speech side this many utterances at a time, with the gradients of the whole
             batch (see `gradient_cache`). Takes less memory and one more forward pass of the speech side.
     """
@@ -68,8 +65,6 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
         default_factory=lambda: [1, 5], metadata={"help": "The k of the keyword hit rates."}
     )
 
-    cache_image_embeddings: bool = field(default=True, metadata={"help": "Keep image embeddings of a frozen CLIP."})
-    image_cache_dir: str | None = field(default=None, metadata={"help": "Where to keep them."})
     gradient_cache_chunk: int | None = field(default=None, metadata={"help": "Utterances at a time, see GradCache."})
 
     def __post_init__(self) -> None:
@@ -104,6 +99,10 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the token out: the Trainer pickles its arguments beside every saved model."""
+        return {**self.__dict__, "hub_token": None}
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "SpeechClipPlusTrainingArguments":
