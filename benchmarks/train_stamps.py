@@ -25,6 +25,7 @@ from speechclip_plus import (
 )
 from speechclip_plus.trainer.evaluation.split_embeddings import embed_split
 from speechclip_plus.trainer.evaluation.split_evaluation import evaluate_split
+from speechclip_plus.trainer.feature_cache import cache_features
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 RECALLS = ("R@1", "R@5", "R@10")
