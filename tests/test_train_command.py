@@ -111,9 +111,18 @@ def test_a_run_goes_on_with_the_output_folder_alone(finished, capsys):
     assert cli.main(["train", "--output-dir", str(finished)]) == 1
     assert "holds a run already: go on with it (--resume)" in capsys.readouterr().err
     assert cli.main(["train", "--output-dir", str(finished), "--resume", "--set", "max_steps=5"]) == 0
-    assert "going on from" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "training: 8 utterances, 8 images, 0.0 hours\nvalidation: 4 utterances" in said
+    assert "5 steps of 4 pairs on cpu, evaluated every 2 steps" in said and "going on from" in said
     history = json.loads((finished / "results.json").read_text())["history"]
     assert max(entry["step"] for entry in history) == 5
+
+
+def test_a_finished_run_is_not_trained_further(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert cli.main(["train", "--output-dir", str(finished), "--resume"]) == 0
+    assert "this run is finished (5 of 5 steps)" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
