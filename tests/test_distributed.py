@@ -106,6 +106,10 @@ def test_the_command_trains_and_resumes_with_two_processes(two_processes):
     assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= {path.name for path in Path(newest).iterdir()}
 
 
+def test_one_of_two_processes_embeds_the_images_for_both(two_processes):
+    assert two_processes["embedded"] == [12, 0]  # of both splits, and none when the run goes on
+
+
 def test_sharded_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match="fsdp .* DDP"):
         training_runs.make_trainer(tmp_path, fsdp=True)

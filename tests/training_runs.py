@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+from speechclip_plus.trainer import feature_cache
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
@@ -215,6 +216,19 @@ def train_by_command(out):
     ]
 
 
+def count_embedded_images():
+    """A list that grows by every image that this process embeds for the cache."""
+    embedded, plain = [], feature_cache.image_batches
+
+    def counting(*args, **kwargs):
+        for batch in plain(*args, **kwargs):
+            embedded.extend(batch.rows)
+            yield batch
+
+    feature_cache.image_batches = counting
+    return embedded
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     results = distributed_runs(out, batch_size=2)
@@ -224,7 +238,10 @@ if __name__ == "__main__":
     if torch.distributed.get_rank() == 0:
         write_folder(out / "data")
     torch.distributed.barrier()
+    embedded = count_embedded_images()
     results["command"] = train_by_command(out)
+    results["embedded"] = [None, None]
+    torch.distributed.all_gather_object(results["embedded"], len(embedded))
     if torch.distributed.get_rank() == 0:
         torch.save(results, out / "runs.pt")
     torch.distributed.destroy_process_group()

@@ -80,11 +80,11 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
         best_step=state.best_global_step,
         best_metric=(args.metric_for_best_model or "").removeprefix("eval_"),
         hardware=_hardware(args),
+        seconds=_training_seconds(state.log_history),
+        progress=_progress(state.log_history, prefix),
+        curves=training_curves(state.log_history, prefix),
     )
-    if "progress" not in given:
-        facts.progress = _progress(state.log_history, prefix)
-    if "curves" not in given:
-        facts.curves = training_curves(state.log_history, prefix)
+    # What takes time is gathered only if it is not given.
     if "splits" not in given:
         facts.splits = {split: split_size(data) for split, data in splits.items() if data is not None}
     if "results" not in given:
@@ -93,7 +93,6 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
         split, data = next(((s, d) for s, d in splits.items() if s != "train" and has_audio(d)), ("", None))
         facts.examples = keyword_examples(trainer, data) if data is not None else []
         facts.examples_split = split
-    facts.seconds = _training_seconds(state.log_history)
     return replace(facts, **given)
 
 
@@ -166,7 +165,7 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }
-    if "audio" not in (getattr(trainer.train_dataset, "column_names", None) or ("audio",)):
+    if isinstance(trainer.train_dataset, datasets.Dataset) and not has_audio(trainer.train_dataset):
         found["frozen encoders"] = "run once before the training, which read what they gave (never cropped)"
         del found["longest utterance"]
     return found
@@ -175,19 +174,14 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
 def _hardware(args: Any) -> str:
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
-    processor = _processor_name()
-    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    return f"{args.device.type.upper()}: {processor}, {threads}" + (
-        f" in each of {args.world_size} processes" if args.world_size > 1 else ""
-    )
-
-
-def _processor_name() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
+    except OSError:  # no Linux
         found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    processor = found[1].strip() if found else platform.processor() or platform.machine()
+    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    several = f" in each of {args.world_size} processes" if args.world_size > 1 else ""
+    return f"{args.device.type.upper()}: {processor}, {threads}{several}"
 
 
 def _steps_of_weights(trainer: Any) -> int | None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,6 @@ CACHED_ROW = "cached_row"
 Place = tuple[str, int, tuple[int, ...]]  # file, first byte, shape
 
 
-def default_cache_folder() -> Path:
-    """The folder `speechclip_plus/features` in the Hugging Face home (`HF_HOME`)."""
-    return Path(huggingface_hub.constants.HF_HOME) / "speechclip_plus" / "features"
-
-
 def cache_image_embeddings(
     model: Any, processor: Any, dataset: Any, folder: str | Path | None = None, batch_size: int = 64
 ) -> Any:
@@ -49,7 +43,7 @@ def cache_image_embeddings(
         model: A `SpeechClipPlusModel` with a frozen CLIP, on the device that is to compute.
         processor: Its processor.
         dataset: A `datasets.Dataset` with `image` and `image_id`; rows with one id show one image.
-        folder: Root of the cache; `default_cache_folder()` if not given.
+        folder: Root of the cache; `speechclip_plus/features` in the Hugging Face home (`HF_HOME`) if not given.
         batch_size: Images at a time.
 
     Returns:
@@ -108,22 +102,21 @@ def cache_features(
     audio = dataset.select_columns(["audio"])
 
     def hidden_states(rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        done = 0
-        recordings = (audio[row]["audio"] for row in rows)
+        done, recordings = 0, (audio[row]["audio"] for row in rows)
         for batch in audio_batches(model, processor, recordings, batch_size, name=_names("audio", rows)):
             hidden, lengths = model.encode_speech_frames(**batch.inputs)  # (B, L+1, T, D), (B,)
             for number, states, length in zip(batch.rows, hidden.to("cpu", dtype), lengths.tolist(), strict=True):
-                yield number, states[:, :length]
+                yield rows[number], states[:, :length]
             done += len(batch.rows)
             if progress is not None:
                 progress(done, len(rows))
 
-    keys = [_item_key(audio[row]["audio"], load_audio) for row in range(len(dataset))]
-    states = _cached(model, tower, keys, hidden_states, f"hidden states in {dtype} of row {{}}".format)
+    keys = {row: _item_key(audio[row]["audio"], load_audio) for row in range(len(dataset))}
+    places = list(_cached(model, tower, keys, hidden_states, f"hidden states in {dtype}").values())
     cached = dataset.remove_columns(["audio", "image"])
     if "length" not in cached.column_names:
-        cached = cached.add_column("length", [shape[1] for _, _, shape in states])
-    return _with_columns(cached, {"speech_hidden_states": (states, dtype), "image_embeds": (images, torch.float32)})
+        cached = cached.add_column("length", [shape[1] for _, _, shape in places])
+    return _with_columns(cached, {"speech_hidden_states": (places, dtype), "image_embeds": (images, torch.float32)})
 
 
 class CachedColumns:
@@ -168,54 +161,59 @@ def _image_places(model: Any, processor: Any, dataset: Any, folder: str | Path |
         raise ValueError("The image embeddings of a CLIP that is trained change with every step: they cannot be kept.")
     settings = [model.config.clip_config.vision_config.to_diff_dict(), processor.image_processor.to_dict()]
     parts = {"vision_model": model.clip.vision_model, "projection": model.clip.visual_projection}
-    tower = (default_cache_folder() if folder is None else Path(folder)) / _tower_key(parts, settings)
+    root = Path(huggingface_hub.constants.HF_HOME, "speechclip_plus", "features") if folder is None else Path(folder)
+    tower = root / _tower_key(parts, settings)
     images, image_ids = dataset.select_columns(["image"]), list(dataset["image_id"])
     first_row: dict[int, int] = {}
     for row, image_id in enumerate(image_ids):
         first_row.setdefault(image_id, row)
-    first_rows = list(first_row.values())
 
-    def embeddings(numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        rows = [first_rows[number] for number in numbers]
-        pixels = (images[row]["image"] for row in rows)
-        for batch in image_batches(model, processor, pixels, batch_size, name=_names("image", rows)):
+    def embeddings(rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        missing = (images[row]["image"] for row in rows)
+        for batch in image_batches(model, processor, missing, batch_size, name=_names("image", rows)):
             embeds = model.get_image_features(**batch.inputs).pooler_output.float().cpu()  # (B, P)
-            yield from zip(batch.rows, embeds, strict=True)
+            yield from zip((rows[number] for number in batch.rows), embeds, strict=True)
 
     def pixel_values(image: Any) -> Any:
         return processor(images=[load_image(image)], return_tensors="pt")["pixel_values"]
 
-    def name(number: int) -> str:
-        return f"image embedding of row {first_rows[number]}"
-
-    keys = [_item_key(images[row]["image"], pixel_values) for row in first_rows]
-    places = dict(zip(first_row, _cached(model, tower, keys, embeddings, name), strict=True))
-    return [places[image_id] for image_id in image_ids]
+    keys = {row: _item_key(images[row]["image"], pixel_values) for row in first_row.values()}
+    places = _cached(model, tower, keys, embeddings, "image embedding")
+    return [places[first_row[image_id]] for image_id in image_ids]
 
 
 @torch.no_grad()
 def _cached(
     model: Any,
     tower: Path,
-    keys: Sequence[str],
+    keys: Mapping[int, str],
     compute: Callable[[Sequence[int]], Iterable[tuple[int, Tensor]]],
-    name: Callable[[int], str],
-) -> list[Place]:
-    """Return the places of all items, after computing those that no pack has."""
+    what: str,
+) -> dict[int, Place]:
+    """Return the place of each row's tensor, after computing those whose keys no pack has."""
     known = _known(tower)
-    missing = list({key: number for number, key in enumerate(keys) if key not in known}.values())
+    missing = {key: row for row, key in keys.items() if key not in known}
     if missing:
-        pack = tower / _hash("/".join(keys[number] for number in missing).encode())
-        with finished_folder(pack) as work, (work / "values.bin").open("wb") as stream, _evaluating(model):
-            index: dict[str, list[int]] = {}
-            for number, value in compute(missing):
-                if not value.isfinite().all():
-                    raise ValueError(f"The {name(missing[number])} would hold NaN or infinity.")
-                index[keys[missing[number]]] = [stream.tell(), *value.shape]
-                stream.write(value.contiguous().view(torch.uint8).numpy().data)
-            (work / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        was_training = model.training
+        model.eval()
+        try:
+            with finished_folder(tower / _hash("/".join(missing).encode())) as pack:
+                _write(pack, keys, compute(list(missing.values())), what)
+        finally:
+            model.train(was_training)
         known = _known(tower)
-    return [known[key] for key in keys]
+    return {row: known[key] for row, key in keys.items()}
+
+
+def _write(pack: Path, keys: Mapping[int, str], computed: Iterable[tuple[int, Tensor]], what: str) -> None:
+    index: dict[str, list[int]] = {}
+    with (pack / "values.bin").open("wb") as stream:
+        for row, value in computed:
+            if not value.isfinite().all():
+                raise ValueError(f"The {what} of row {row} would hold NaN or infinity.")
+            index[keys[row]] = [stream.tell(), *value.shape]
+            stream.write(value.contiguous().view(torch.uint8).numpy().data)
+    (pack / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def _known(tower: Path) -> dict[str, Place]:
@@ -229,16 +227,6 @@ def _known(tower: Path) -> dict[str, Place]:
 def _read(file: str, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     count = int(np.prod(shape)) * dtype.itemsize
     return torch.from_numpy(np.fromfile(file, np.uint8, count, offset=start)).view(dtype).view(shape)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _names(kind: str, rows: Sequence[int]) -> Callable[[int], str]:
