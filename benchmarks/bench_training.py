@@ -29,6 +29,7 @@ from transformers import CLIPImageProcessor, TrainerCallback, Wav2Vec2FeatureExt
 
 from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor, preset_names
 from speechclip_plus.configuration.presets import load_preset
+from speechclip_plus.trainer.feature_cache import cache_image_embeddings
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
@@ -111,8 +112,6 @@ def make_trainer(model, processor, dataset, folder, batch_size, steps, fast, mod
         output_dir=folder,
         max_steps=steps,
         per_device_train_batch_size=batch_size,
-        cache_image_embeddings=fast,
-        image_cache_dir=f"{folder}/images",
         train_sampling_strategy="group_by_length" if fast else "random",
         dataloader_drop_last=True,
         save_strategy="no",
@@ -121,6 +120,8 @@ def make_trainer(model, processor, dataset, folder, batch_size, steps, fast, mod
         disable_tqdm=True,
         use_cpu=True,
     )
+    if fast:
+        dataset = cache_image_embeddings(model, processor, dataset, f"{folder}/images")
     watch = Stopwatch(modules)
     trainer = SpeechClipPlusTrainer(
         model=model, args=arguments, train_dataset=dataset, processing_class=processor, callbacks=[watch]

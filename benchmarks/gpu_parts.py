@@ -442,7 +442,7 @@ def train_scenes(report):
         trainer.train()
         return trainer, time.monotonic() - started
 
-    train(few)  # computes the image embeddings
+    train(few)  # warms up
     start, longer = train(few)[1], train(more)[1]
     step_seconds = max(1e-3, (longer - start) / (more - few))
     budget = min(most, report.seconds_left() - reserve) - (start - few * step_seconds)
@@ -486,7 +486,6 @@ def make_trainer(dataset, folder, steps, gpu, workers):
         bf16=gpu,
         use_cpu=not gpu,
         dataloader_num_workers=workers if gpu else 0,
-        image_cache_dir=folder,
         save_strategy="no",
         logging_steps=200,
         report_to="none",

@@ -24,7 +24,7 @@ from speechclip_plus import (
     load_speech_image_dataset,
 )
 from speechclip_plus.trainer.evaluation.evaluate import embed_split, evaluate
-from speechclip_plus.trainer.frozen_features import compute_frozen_features
+from speechclip_plus.trainer.feature_cache import cache_features
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 RECALLS = ("R@1", "R@5", "R@10")
@@ -37,7 +37,9 @@ def train(splits, steps, seed, folder):
     config.cif_config.scale_until_step = steps // 4
     model = SpeechClipPlusModel.from_backbones(speech, clip, config=config)
     processor = SpeechClipPlusProcessor.from_backbones(speech, clip)
-    features = {name: compute_frozen_features(model, splits[name], processor) for name in ("train", "validation")}
+    features = {
+        name: cache_features(model, processor, splits[name], f"{folder}/features") for name in ("train", "validation")
+    }
     trainer = SpeechClipPlusTrainer(
         model=model,
         args=SpeechClipPlusTrainingArguments.from_preset(

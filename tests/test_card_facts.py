@@ -8,9 +8,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from speechclip_plus.hub_cards.model_card import render_model_card, save_model_card
-from speechclip_plus.trainer.card_data import trainer_card_facts
-from speechclip_plus.trainer.card_results import predicted_results
-from speechclip_plus.trainer.training_meter import TrainingMeter
+from speechclip_plus.trainer.card_data import predicted_results, trainer_card_facts
 
 spec = importlib.util.spec_from_file_location("training_runs", Path(__file__).parent / "training_runs.py")
 training_runs = importlib.util.module_from_spec(spec)
@@ -49,7 +47,6 @@ def trained(tmp_path_factory):
         save_strategy="steps",
         save_steps=2,
         load_best_model_at_end=True,
-        image_cache_dir=str(folder / "cache"),
     )
     asking.trainer = trainer
     asking.facts["before"] = trainer_card_facts(trainer)
@@ -130,7 +127,6 @@ def test_several_splits_to_evaluate_have_results_each(tmp_path):
         eval_strategy="steps",
         eval_steps=1,
         metric_for_best_model="easy_mean_R@10",
-        image_cache_dir=str(tmp_path / "cache"),
     )
     trainer.eval_dataset = {"easy": data, "hard": data.select(range(4))}
     trainer.train()
@@ -146,40 +142,16 @@ def test_a_stream_tells_neither_its_rows_nor_its_hours(tmp_path):
     assert facts.splits["train"].rows is None and "None" not in render_model_card(facts)
 
 
-def test_training_leaves_its_time_in_checkpoints_and_a_resumed_run_goes_on_counting(tmp_path):
-    def run(steps, **resume):
-        trainer = training_runs.make_trainer(
-            tmp_path / "run", max_steps=steps, save_strategy="steps", save_steps=1, image_cache_dir=str(tmp_path)
-        )
-        meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, TrainingMeter))
+def test_a_resumed_run_goes_on_counting_its_hours(tmp_path):
+    def logged(steps, **resume):
+        trainer = training_runs.make_trainer(tmp_path / "run", max_steps=steps, save_strategy="steps", save_steps=1)
         trainer.train(**resume)
-        return trainer.state.stateful_callbacks["TrainingMeter"]["attributes"]["seconds"], meter.seconds
+        return [entry["train_hours"] for entry in trainer.state.log_history if "train_hours" in entry], trainer
 
-    saved, first = run(2)
-    assert 0 < saved <= first
-    _, second = run(3, resume_from_checkpoint=True)
-    assert second > saved
-
-
-def test_energy_is_what_the_processors_counters_say(tmp_path):
-    package, part = tmp_path / "intel-rapl:0", tmp_path / "intel-rapl:0:0"
-    for folder, name in ((package, "package-0"), (part, "core")):
-        folder.mkdir()
-        (folder / "name").write_text(name + "\n")
-        (folder / "max_energy_range_uj").write_text("10000000\n")
-        (folder / "energy_uj").write_text("9000000\n")
-    trainer = training_runs.make_trainer(tmp_path / "run")
-    meter = TrainingMeter(tmp_path)
-    meter.on_train_begin(trainer.args, trainer.state, None)
-    (package / "energy_uj").write_text("9500000\n")
-    meter.on_step_end(trainer.args, trainer.state, None)
-    (package / "energy_uj").write_text("250000\n")  # it started anew
-    meter.on_train_end(trainer.args, trainer.state, None)
-    assert meter.joules == pytest.approx(0.5 + 0.75)
-    nothing = TrainingMeter(tmp_path / "none")
-    nothing.on_train_begin(trainer.args, trainer.state, None)
-    nothing.on_train_end(trainer.args, trainer.state, None)
-    assert nothing.joules is None
+    before, _ = logged(2)
+    after, trainer = logged(3, resume_from_checkpoint=True)
+    assert len(after) == 3 and after[:2] == before and 0 < before[0] < before[1] < after[2]
+    assert trainer_card_facts(trainer).seconds >= 3600 * after[2]
 
 
 def test_the_card_is_written_beside_its_picture(trained, tmp_path):

@@ -12,8 +12,8 @@ from PIL import Image
 
 from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
 from speechclip_plus.hub_cards.model_card import SplitSize
+from speechclip_plus.trainer.card_data import given_name
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
-from speechclip_plus.trainer.data_facts import given_name
 from speechclip_plus_cli import main as cli
 from speechclip_plus_cli.data import check_split_files
 

@@ -48,7 +48,6 @@ def finished(data_dir, tmp_path_factory):
                     "learning_rate": "1e-3",
                     "per_device_train_batch_size": 4,
                     "use_cpu": True,
-                    "image_cache_dir": str(folder / "cache"),
                     "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
                 },
             }
@@ -98,7 +97,7 @@ def test_training_data_can_be_a_stream_with_options_of_the_data_set(data_dir, tm
         renamed.to_parquet(copy / f"{split}-00000-of-00001.parquet")
     arguments = ["--data", str(copy), "--option", 'columns={"audio": "sound"}', "--streaming"]
     settings = ["max_steps=3", "eval_steps=3", "warmup_steps=1", "per_device_train_batch_size=4", "use_cpu=true"]
-    for setting in [*settings, f"image_cache_dir={tmp_path / 'cache'}"]:
+    for setting in settings:
         arguments += ["--set", setting]
     assert cli.main(["train", "--preset", "cascaded-tiny", "--output-dir", str(tmp_path / "run"), *arguments]) == 0
     written = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
@@ -112,9 +111,18 @@ def test_a_run_goes_on_with_the_output_folder_alone(finished, capsys):
     assert cli.main(["train", "--output-dir", str(finished)]) == 1
     assert "holds a run already: go on with it (--resume)" in capsys.readouterr().err
     assert cli.main(["train", "--output-dir", str(finished), "--resume", "--set", "max_steps=5"]) == 0
-    assert "going on from" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "training: 8 utterances, 8 images, 0.0 hours\nvalidation: 4 utterances" in said
+    assert "5 steps of 4 pairs on cpu, evaluated every 2 steps" in said and "going on from" in said
     history = json.loads((finished / "results.json").read_text())["history"]
     assert max(entry["step"] for entry in history) == 5
+
+
+def test_a_finished_run_is_not_trained_further(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert cli.main(["train", "--output-dir", str(finished), "--resume"]) == 0
+    assert "this run is finished (5 of 5 steps)" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import Sp
 from speechclip_plus.trainer.collator import SpeechImageCollator
 from speechclip_plus.trainer.evaluation.keyword_metrics import keyword_hit_rate
 from speechclip_plus.trainer.evaluation.retrieval_metrics import retrieval_recall
-from speechclip_plus.trainer.feature_cache import cache_image_embeddings, image_identity
-from speechclip_plus.trainer.frozen_features import compute_frozen_features
+from speechclip_plus.trainer.feature_cache import cache_features, cache_image_embeddings
 from speechclip_plus.trainer.gradient_cache import backward_in_chunks
 from speechclip_plus.trainer.sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, utterance_lengths
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
@@ -103,7 +102,7 @@ def dataset():
 
 @pytest.fixture
 def make_trainer(make_model, dataset, tiny_processor, tmp_path):
-    def build(model=None, folder="run", **arguments):
+    def build(model=None, folder="run", dataset=dataset, **arguments):
         defaults = {
             "output_dir": str(tmp_path / folder),
             "max_steps": 5,
@@ -366,10 +365,10 @@ def test_a_part_of_a_backbone_that_requires_gradients_is_trained(make_trainer):
     )
 
 
-def test_training_from_computed_features_equals_training_from_audio_and_pictures(
-    make_trainer, make_model, dataset, tiny_processor
+def test_training_from_cached_features_equals_training_from_audio_and_images(
+    make_trainer, make_model, dataset, tiny_processor, tmp_path
 ):
-    features = compute_frozen_features(make_model(), dataset, tiny_processor, batch_size=3, dtype=torch.float32)
+    features = cache_features(make_model(), tiny_processor, dataset, tmp_path, batch_size=3, dtype=torch.float32)
     from_files = make_trainer(folder="files", max_steps=3)
     from_files.train()
     from_features = make_trainer(folder="features", max_steps=3)  # sets the seed anew, so dropout is the same
@@ -397,9 +396,9 @@ def test_batches_grouped_by_length_hold_every_row_once_and_little_padding(count)
 
 
 def test_a_resumed_run_with_batches_grouped_by_length_meets_the_same_rows(
-    make_trainer, make_model, dataset, tiny_processor
+    make_trainer, make_model, dataset, tiny_processor, tmp_path
 ):
-    features = compute_frozen_features(make_model(), dataset, tiny_processor, dtype=torch.float32)
+    features = cache_features(make_model(), tiny_processor, dataset, tmp_path, dtype=torch.float32)
 
     def trainer(folder, **arguments):
         built = make_trainer(folder=folder, max_steps=6, train_sampling_strategy="group_by_length", **arguments)
@@ -416,27 +415,55 @@ def test_a_resumed_run_with_batches_grouped_by_length_meets_the_same_rows(
     assert resumed.evaluate(dataset)["eval_utterances"] == NUM_ROWS  # recordings, which do not tell their lengths
 
 
-def test_features_kept_in_a_file_are_those_kept_in_memory(make_model, dataset, tiny_processor, tmp_path):
+def counting_calls(module):
+    seen = []
+    module.register_forward_hook(lambda *_: seen.append(1))
+    return seen
+
+
+def test_cached_features_are_what_the_encoders_give_and_are_computed_once(
+    make_model, dataset, tiny_processor, tmp_path
+):
     model, done = make_model(), []
-    in_memory = compute_frozen_features(model, dataset, tiny_processor, batch_size=4)
-    in_file = compute_frozen_features(
-        model, dataset, tiny_processor, batch_size=4, folder=tmp_path, progress=lambda *counts: done.append(counts)
+    features = cache_features(
+        model, tiny_processor, dataset, tmp_path, batch_size=4, progress=lambda *counts: done.append(counts)
     )
     assert done[-1] == (NUM_ROWS, NUM_ROWS)
-    assert len(in_memory.image_embeds) == (NUM_ROWS + 1) // 2
-    assert len(in_file) == NUM_ROWS
-    assert in_file.num_bytes == in_memory.num_bytes == sum(3 * len(state[0]) * 16 * 2 for state in in_memory.states)
-    for mine, theirs in zip(in_file, in_memory, strict=True):
-        assert torch.equal(mine["speech_hidden_states"], theirs["speech_hidden_states"])
-        assert mine["caption_id"] == theirs["caption_id"]
-    assert not list(tmp_path.iterdir())  # nothing is left behind
+    batch = SpeechImageCollator(tiny_processor)([dataset[3]])
+    with torch.no_grad():
+        hidden, lengths = model.eval().encode_speech_frames(batch["input_values"], batch["attention_mask"])
+        embeds = model.get_image_features(batch["pixel_values"]).pooler_output
+    row = features[3]
+    assert row["caption_id"] == "3" and row["length"] == int(lengths) == row["speech_hidden_states"].shape[1]
+    assert row["speech_hidden_states"].dtype == torch.float16
+    torch.testing.assert_close(row["speech_hidden_states"].float(), hidden[0], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(row["image_embeds"], embeds[0], rtol=1e-5, atol=1e-6)
+    seen = counting_calls(model.speech_encoder), counting_calls(model.clip.vision_model)
+    again = cache_features(model, tiny_processor, dataset.select([5, 3]), tmp_path)
+    assert seen == ([], []) and torch.equal(again[1]["speech_hidden_states"], row["speech_hidden_states"])
+    assert again.select([1])[0]["caption_id"] == "3" and again.info.dataset_name == dataset.info.dataset_name
 
 
-def test_features_that_can_change_are_not_computed_beforehand(make_model, dataset, tiny_processor):
+def test_a_cache_that_was_being_written_is_written_anew(make_model, dataset, tiny_processor, tmp_path):
+    def broken_off(done, count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_features(make_model(), tiny_processor, dataset, tmp_path, batch_size=4, progress=broken_off)
+    features = cache_features(make_model(), tiny_processor, dataset, tmp_path, batch_size=4)
+    assert all(row["speech_hidden_states"].shape[1] == row["length"] for row in features)
+
+
+def test_a_transform_is_not_lost_in_a_cache(make_model, dataset, tiny_processor, tmp_path):
+    with pytest.raises(ValueError, match="has a format or transform"):
+        cache_image_embeddings(make_model(), tiny_processor, dataset.with_transform(lambda batch: batch), tmp_path)
+
+
+def test_features_that_can_change_are_not_computed_beforehand(make_model, dataset, tiny_processor, tmp_path):
     model = make_model()
     model.set_trainable(speech_encoder=True)
     with pytest.raises(ValueError, match="never change.*frozen is False"):
-        compute_frozen_features(model, dataset, tiny_processor)
+        cache_features(model, tiny_processor, dataset, tmp_path)
 
 
 def gradients(model):
@@ -512,31 +539,32 @@ def counting_images(model):
     return seen
 
 
-def test_each_picture_is_embedded_once_for_all_epochs_and_runs(make_trainer, make_model, tmp_path):
+def test_each_image_is_embedded_once_for_all_epochs_and_runs(
+    make_trainer, make_model, dataset, tiny_processor, tmp_path
+):
     losses, counts = [], []
     for folder, cached in (("plain", False), ("first", True), ("second", True)):
         model = without_dropout(make_model())
         seen = counting_images(model)
-        trainer = make_trainer(
-            model=model, folder=folder, cache_image_embeddings=cached, image_cache_dir=str(tmp_path / "cache")
-        )
+        data = cache_image_embeddings(model, tiny_processor, dataset, tmp_path / "cache") if cached else dataset
+        trainer = make_trainer(model=model, folder=folder, dataset=data)
         trainer.train()
         metrics = trainer.evaluate()
         counts.append(sum(seen))
         losses.append([entry["loss"] for entry in training_logs(trainer)] + [metrics["eval_loss"]])
-    # Five steps of 4 pairs, of which one is an epoch's last with 3, and an evaluation; six pictures; none.
+    # Five steps of 4 pairs, of which one is an epoch's last with 3, and an evaluation; six images; none.
     assert counts == [5 * 4 - 1 + NUM_ROWS, (NUM_ROWS + 1) // 2, 0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == losses[1]
 
 
-def test_other_weights_or_pictures_are_embedded_anew(make_model, dataset, tiny_processor, tmp_path):
+def test_other_weights_or_images_are_embedded_anew(make_model, dataset, tiny_processor, tmp_path):
     model = make_model()
     seen = counting_images(model)
 
     def embed(data=dataset, processor=tiny_processor):
         seen.clear()
-        rows = cache_image_embeddings(model, data, processor, tmp_path).__getitems__([0, len(data) - 1])
-        return sum(seen), torch.as_tensor(np.stack([row["image_embeds"] for row in rows]))
+        rows = cache_image_embeddings(model, processor, data, tmp_path).__getitems__([0, len(data) - 1])
+        return sum(seen), torch.stack([row["image_embeds"] for row in rows])
 
     count, first = embed()
     assert (count, embed()[0]) == (6, 0)
@@ -545,14 +573,14 @@ def test_other_weights_or_pictures_are_embedded_anew(make_model, dataset, tiny_p
             SpeechImageCollator(tiny_processor)([dataset[0], dataset[NUM_ROWS - 1]])["pixel_values"]
         ).pooler_output
     torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-6)
-    assert embed(dataset.select([0, 3]))[0] == 0  # taken from the larger file
+    assert embed(dataset.select([0, 3]))[0] == 0
     black = io.BytesIO()
     Image.new("RGB", (32, 32)).save(black, format="PNG")
     changed = {"bytes": black.getvalue(), "path": None}
     changed = datasets.Dataset.from_list(
         [{**row, "image": changed if row["image_id"] == 100 else row["image"]} for row in dataset]
     )
-    assert embed(changed)[0] == 1  # the one picture that changed
+    assert embed(changed)[0] == 1  # the one image that changed
     other = copy.deepcopy(tiny_processor)
     other.image_processor.image_mean = [0.0, 0.0, 0.0]
     assert embed(processor=other)[0] == 6
@@ -564,21 +592,31 @@ def test_other_weights_or_pictures_are_embedded_anew(make_model, dataset, tiny_p
         embed()
 
 
-def test_a_picture_file_that_changed_is_another_picture(tmp_path):
+def test_an_image_is_known_by_what_the_processor_sees_of_it(make_model, tiny_processor, tmp_path):
+    indices = Image.fromarray(np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 4, mode="P")
+    red, blue = indices.copy(), indices.copy()
+    red.putpalette([255, 0, 0] * 256)
+    blue.putpalette([0, 0, 255] * 256)
+    rows = datasets.Dataset.from_dict(
+        {"image_id": [0, 1], "image": [red, blue]},
+        features=datasets.Features({"image_id": datasets.Value("int64"), "image": datasets.Image()}),
+    )
+    assert np.array_equal(np.asarray(rows[0]["image"]), np.asarray(rows[1]["image"]))  # equal but for the palette
+    first, second = cache_image_embeddings(make_model(), tiny_processor, rows, tmp_path)
+    assert not torch.equal(first["image_embeds"], second["image_embeds"])
+
+
+def test_an_image_file_that_changed_is_another_image(make_model, tiny_processor, tmp_path):
     file = tmp_path / "a.png"
-    Image.new("RGB", (4, 4)).save(file)
-    before = image_identity({"bytes": None, "path": str(file)})
-    assert image_identity(str(file)) == before
-    os.utime(file, ns=(1, 1))
-    assert image_identity(str(file)) != before
-
-
-def test_a_trained_clip_is_run_on_every_picture(make_trainer, make_model, tmp_path):
+    Image.new("RGB", (32, 32), "red").save(file)
+    rows = datasets.Dataset.from_list([{"image": {"bytes": None, "path": str(file)}, "image_id": 0}])
     model = make_model()
-    model.set_trainable(clip=True)
-    trainer = make_trainer(model=model, max_steps=1, image_cache_dir=str(tmp_path / "cache"))
-    trainer.train()
-    assert not (tmp_path / "cache").exists()
+    seen = counting_images(model)
+    for change in (None, None, (1, 1)):
+        if change:
+            os.utime(file, ns=change)
+        cache_image_embeddings(model, tiny_processor, rows, tmp_path / "cache")
+    assert sum(seen) == 2
 
 
 def test_bfloat16_trains_and_keeps_its_weights_in_float32(make_trainer):
@@ -631,7 +669,7 @@ def test_recordings_are_grouped_by_the_lengths_that_their_headers_tell(make_trai
     with pytest.raises(ValueError, match="audio of row 0 cannot be read"):
         utterance_lengths([{"bytes": b"no sound", "path": None}])
     trainer = make_trainer(train_sampling_strategy="group_by_length", max_audio_samples=10_000)
-    sampler = trainer._get_train_sampler()
+    sampler = trainer.get_train_dataloader().batch_sampler.rows
     assert sampler.lengths == [min(length, 10_000) for length in expected]
 
 

@@ -1,4 +1,4 @@
-"""What a training run tells for its model card."""
+"""Model-card facts: what a training run and its data sets tell for a card."""
 
 import platform
 import re
@@ -7,18 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 
-from ..hub_cards.known_sources import TINY_BACKBONES, Source
-from ..hub_cards.model_card import ModelCardFacts, config_backbones
+from ..hub_cards.known_sources import DATASETS, TINY_BACKBONES, Source
+from ..hub_cards.model_card import KeywordExample, ModelCardFacts, SplitSize, config_backbones
+from ..hub_cards.results import Results
 from ..hub_cards.training_chart import Series
-from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
-from .card_results import history_results, keyword_examples, named_splits
-from .data_facts import dataset_name, has_audio, split_size, spoken_languages
-from .frozen_features import FrozenFeatures
+from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
+from .evaluation.evaluate import SplitOutputs, evaluate, spoken_keywords
+from .evaluation.retrieval_metrics import chance_recall
+from .sampler import utterance_lengths
 from .tiny_backbones import tiny_backbone
-from .training_meter import ENERGY_SOURCE, TrainingMeter
 
+EXAMPLES = 5
+_LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Z]{2})?")
 _LOSSES = {
     "loss": "total",
     "parallel_loss": "parallel",
@@ -54,7 +57,7 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
     Raises:
         TypeError: if there is no such field.
     """
-    model, args, state = trainer.accelerator.unwrap_model(trainer.model), trainer.args, trainer.state
+    model, args, state = trainer.speech_clip, trainer.args, trainer.state
     evaluated = named_splits(trainer)
     prefix = next(iter(evaluated.values()))[0]  # the first is watched in training
     splits = {"train": trainer.train_dataset, **{split: data for split, (_, data) in evaluated.items()}}
@@ -75,11 +78,11 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
         best_step=state.best_global_step,
         best_metric=(args.metric_for_best_model or "").removeprefix("eval_"),
         hardware=_hardware(args),
+        seconds=_training_seconds(state.log_history),
+        progress=_progress(state.log_history, prefix),
+        curves=training_curves(state.log_history, prefix),
     )
-    if "progress" not in given:
-        facts.progress = _progress(state.log_history, prefix)
-    if "curves" not in given:
-        facts.curves = training_curves(state.log_history, prefix)
+    # What takes time is gathered only if it is not given.
     if "splits" not in given:
         facts.splits = {split: split_size(data) for split, data in splits.items() if data is not None}
     if "results" not in given:
@@ -88,13 +91,13 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
         split, data = next(((s, d) for s, d in splits.items() if s != "train" and has_audio(d)), ("", None))
         facts.examples = keyword_examples(trainer, data) if data is not None else []
         facts.examples_split = split
-    meter = next((c for c in trainer.callback_handler.callbacks if isinstance(c, TrainingMeter)), None)
-    if meter is not None and state.global_step > 0:
-        counted = meter.state()["attributes"]
-        facts.seconds = counted["seconds"]
-        if counted["joules"] is not None:
-            facts.energy_kwh, facts.energy_source = counted["joules"] / 3.6e6, ENERGY_SOURCE
     return replace(facts, **given)
+
+
+def _training_seconds(history: Sequence[Mapping[str, float]]) -> float | None:
+    """Seconds of training, evaluations included; None before the first log."""
+    seconds = [entry["train_hours"] * 3600 for entry in history if "train_hours" in entry]
+    return max([*seconds, *(entry["train_runtime"] for entry in history if "train_runtime" in entry)], default=None)
 
 
 def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_") -> dict[str, dict[str, Series]]:
@@ -160,7 +163,7 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }
-    if isinstance(trainer.train_dataset, FrozenFeatures):
+    if isinstance(trainer.train_dataset, datasets.Dataset) and not has_audio(trainer.train_dataset):
         found["frozen encoders"] = "run once before the training, which read what they gave (never cropped)"
         del found["longest utterance"]
     return found
@@ -169,19 +172,14 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
 def _hardware(args: Any) -> str:
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
-    processor = _processor_name()
-    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    return f"{args.device.type.upper()}: {processor}, {threads}" + (
-        f" in each of {args.world_size} processes" if args.world_size > 1 else ""
-    )
-
-
-def _processor_name() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
+    except OSError:  # no Linux
         found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    processor = found[1].strip() if found else platform.processor() or platform.machine()
+    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    several = f" in each of {args.world_size} processes" if args.world_size > 1 else ""
+    return f"{args.device.type.upper()}: {processor}, {threads}{several}"
 
 
 def _steps_of_weights(trainer: Any) -> int | None:
@@ -209,3 +207,125 @@ def _curve(history: Sequence[Mapping[str, float]], name: str) -> Series:
         if name in entry:
             found.setdefault(int(entry["step"]), entry[name])
     return list(found), list(found.values())
+
+
+def predicted_results(trainer: Any, output: Any, dataset: str, split: str, how: str = "") -> Results:
+    """Return what `trainer.predict` measured, with intervals and chance.
+
+    Args:
+        trainer: the `SpeechClipPlusTrainer`.
+        output: what its `predict(..., metric_key_prefix=split)` returned.
+        dataset: the data set's name.
+        split: the split's.
+        how: by what it was measured, for the card.
+    """
+    model = trainer.speech_clip
+    outputs = SplitOutputs.from_predictions(output.predictions, output.label_ids)
+    results = evaluate(outputs, model, hit_rate_neighbours=trainer.args.hit_rate_neighbours)
+    metrics = {name.removeprefix(f"{split}_"): value for name, value in output.metrics.items()}
+    return replace(results, metrics=metrics | results.metrics, dataset=dataset, split=split, how=how)
+
+
+def history_results(trainer: Any, dataset: str, steps: int | None) -> list[Results]:
+    """Return what was evaluated during training of the weights that have seen so many steps; else the last of all."""
+    results = []
+    for split, (prefix, data) in named_splits(trainer).items():
+        entries = [entry for entry in trainer.state.log_history if f"{prefix}utterances" in entry]
+        entry = next((entry for entry in entries if entry["step"] == steps), entries[-1] if entries else None)
+        if entry is None:
+            continue
+        ids = data["image_id"] if isinstance(data, datasets.Dataset) else None
+        results.append(
+            Results(
+                metrics={name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)},
+                chance={} if ids is None else chance_recall(list(ids), list(ids)),
+                dataset=dataset_name(data) or dataset or "unnamed data",
+                split=split,
+                how=f"the training's evaluation at step {entry['step']}",
+                retrieval_branch=trainer.speech_clip.config.retrieval_branch,
+            )
+        )
+    return results
+
+
+def keyword_examples(trainer: Any, data: Any, count: int = EXAMPLES) -> list[KeywordExample]:
+    """Read the keywords out of a split's first recordings; none if the model has none."""
+    model = trainer.speech_clip
+    if not model.config.has_cascaded:
+        return []
+    processor = getattr(trainer.data_collator, "processor", None) or trainer.processing_class
+    was_training = model.training
+    model.eval()
+    try:
+        examples = []
+        for row in data.select(range(min(count, len(data)))):
+            waveform = load_audio(row["audio"], name=f"audio of {row.get('caption_id', 'a recording')}")
+            keywords, _ = spoken_keywords(model, processor, waveform, None)
+            said = [(keyword.text, keyword.start, keyword.end) for keyword in keywords]
+            examples.append(KeywordExample(row.get("text") or "", said))
+        return examples
+    finally:
+        model.train(was_training)
+
+
+def named_splits(trainer: Any) -> dict[str, tuple[str, Any]]:
+    """What a trainer evaluates on: by name, the prefix of its metrics in the log and the data."""
+    data = trainer.eval_dataset
+    if isinstance(data, dict):
+        return {split: (f"eval_{split}_", part) for split, part in data.items()}
+    return {"validation": ("eval_", data)}
+
+
+def given_name(name: str | Path, data_dir: str | Path | None) -> str:
+    """What to call a data set: a corpus or a repository by its name, a folder without what is above it."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not Path(name).expanduser().exists():
+        return str(name)
+    if str(name) in DATASETS:
+        return str(name)
+    own = Path(data_dir if str(name) == "folder" and data_dir is not None else name).expanduser().resolve().name
+    # A folder is no corpus because it is called like one: that would lend it the corpus's licence.
+    return f"{own} (folder)" if own in DATASETS else own
+
+
+def dataset_name(data: Any) -> str | None:
+    """What a data set was loaded by."""
+    return getattr(getattr(data, "info", None), "dataset_name", None)
+
+
+def has_audio(data: Any) -> bool:
+    """Whether rows hold recordings that can be read again."""
+    return isinstance(data, datasets.Dataset) and "audio" in data.column_names
+
+
+def spoken_languages(name: str, data: Any) -> tuple[str, ...]:
+    """BCP 47 codes of a data set's speech, as far as its name or its speakers, if called by languages, tell them."""
+    if name in DATASETS and DATASETS[name].languages:
+        return DATASETS[name].languages
+    if not isinstance(data, datasets.Dataset) or "speaker" not in data.column_names:
+        return ()
+    speakers = set(data["speaker"])
+    if not all(speaker and _LANGUAGE.fullmatch(speaker) for speaker in speakers):
+        return ()
+    return tuple(sorted(speaker.replace("_", "-") for speaker in speakers))
+
+
+def split_size(data: Any) -> SplitSize:
+    """Count a split; what it does not tell without reading it all stays open."""
+    if not hasattr(data, "__len__"):
+        return SplitSize()
+
+    def different(column: str) -> int | None:
+        if column not in (getattr(data, "column_names", None) or ()):
+            return None
+        return len(set(data[column]) - {"", None}) or None
+
+    return SplitSize(rows=len(data), images=different("image_id"), speakers=different("speaker"), hours=_hours(data))
+
+
+def _hours(data: Any) -> float | None:
+    if not has_audio(data):
+        return None
+    try:
+        return sum(utterance_lengths(data.select_columns(["audio"])["audio"])) / SAMPLING_RATE / 3600
+    except ValueError:  # a broken file: whoever reads it says so
+        return None

@@ -1,14 +1,24 @@
-"""Checkpoints that are whole or are not there, so that a run killed at any moment can be resumed."""
+"""Completeness of checkpoints: a list of a checkpoint's files, written when all of them are there."""
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
-# Where a checkpoint is written before it is moved to its place.
-UNFINISHED = ".unfinished"
-_MANIFEST = "files.json"  # of a finished checkpoint: sizes of all its other files
+from ..atomic_files import write_json
+
+_MANIFEST = "files.json"
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Write the names and sizes of a checkpoint's files beside them."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    write_json(checkpoint / _MANIFEST, sizes)
+
+
+def mark_incomplete(checkpoint: Path) -> None:
+    """Take the list away, before files are written where an earlier run left a checkpoint of the same step."""
+    (checkpoint / _MANIFEST).unlink(missing_ok=True)
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:
@@ -20,31 +30,12 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
     Returns:
         Its path; None if there is none.
     """
-    found = []
-    for path in Path(folder).glob("checkpoint-*"):
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and _is_complete(path):
-            found.append((int(match[1]), str(path)))
-    return max(found)[1] if found else None
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed run left of a checkpoint."""
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-
-
-def finish_checkpoint(folder: Path, name: str) -> None:
-    """Move a checkpoint written to `folder/UNFINISHED/name` to its place, after all of it has reached the disk."""
-    work, final = folder / UNFINISHED / name, folder / name
-    files = sorted(path for path in work.rglob("*") if path.is_file())
-    sizes = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
-    (work / _MANIFEST).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
-    for path in [*files, work / _MANIFEST]:
-        _sync(path)
-    if final.exists():  # of an earlier run, or saved twice in one step
-        final.rename(folder / UNFINISHED / "replaced")
-    work.rename(final)
-    _sync(folder)
-    remove_unfinished(folder)
+    steps = {
+        int(match[1]): str(path)
+        for path in Path(folder).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and _is_complete(path)
+    }
+    return steps[max(steps)] if steps else None
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -53,14 +44,3 @@ def _is_complete(checkpoint: Path) -> bool:
         return False
     sizes = json.loads(manifest.read_text(encoding="utf-8"))
     return all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size == sizes[name] for name in sizes)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        if os.name != "nt":
-            os.fsync(handle)
-    finally:
-        os.close(handle)

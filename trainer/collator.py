@@ -1,4 +1,4 @@
-"""From rows of a data set to the tensors of a batch."""
+"""Collator: from rows of a data set to the tensors of a batch."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class SpeechImageCollator:
 
     The batch has `input_values` (B, S) and `attention_mask` (B, S), or `speech_hidden_states` (B, L+1, T, D) and
     `frame_lengths` (B,); `pixel_values` or `image_embeds` (B, P); `image_ids` (B,) int64; and `gold_subwords` (B, L),
-    the captions' subword ids padded with -1.
+    the captions' token ids padded with -1.
 
     Args:
         processor: a `SpeechClipPlusProcessor`.
@@ -57,7 +57,7 @@ class SpeechImageCollator:
         """Collate.
 
         Raises:
-            ValueError: for an empty batch, a row without speech, picture or `image_id`, and audio or pictures that
+            ValueError: for an empty batch, a row without audio, image or `image_id`, and audio or images that
                 cannot be read; the message names the row by its `caption_id` or `image_id`.
         """
         if len(rows) == 0:
@@ -79,17 +79,16 @@ class SpeechImageCollator:
             for index, state in enumerate(states):
                 padded[index, :, : lengths[index]] = state  # stored in fp16, computed with in fp32
             return {"speech_hidden_states": padded, "frame_lengths": lengths}
-        audio = []
-        for row, name in zip(rows, names, strict=True):
-            waveform = load_audio(row["audio"], name=f"audio of {name}")
-            if self.max_audio_samples is not None and len(waveform) > self.max_audio_samples:
-                waveform = self._crop(waveform, name)
-            audio.append(waveform)
+        audio = [
+            self._crop(load_audio(row["audio"], name=f"audio of {name}"), name)
+            for row, name in zip(rows, names, strict=True)
+        ]
         inputs = self.processor(audio=audio, sampling_rate=SAMPLING_RATE, return_tensors="pt")
         return {"input_values": inputs["input_values"], "attention_mask": inputs["attention_mask"]}
 
     def _crop(self, waveform: np.ndarray, name: str) -> np.ndarray:
-        assert self.max_audio_samples is not None
+        if self.max_audio_samples is None or len(waveform) <= self.max_audio_samples:
+            return waveform
         # A checksum instead of a random generator: no state to save, the same in every worker process.
         draw = zlib.crc32(f"{self.seed}/{int(self._epoch)}/{name}".encode())
         start = draw % (len(waveform) - self.max_audio_samples + 1)
@@ -108,16 +107,14 @@ class SpeechImageCollator:
         texts = [row.get("text") or "" for row in rows]  # no caption: a row of padding, which evaluation leaves out
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         gold = torch.full((len(rows), max(1, max(map(len, ids)))), -1)  # (B, L)
-        for row, subwords in enumerate(ids):
-            gold[row, : len(subwords)] = torch.tensor(subwords, dtype=torch.long)
+        for row, tokens in enumerate(ids):
+            gold[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
         return {GOLD_SUBWORDS: gold}
 
 
 def _name(row: Mapping[str, Any], number: int) -> str:
-    for key in ("caption_id", "image_id"):
-        if row.get(key) is not None:
-            return f"{key} {row[key]}"
-    return f"row {number} of the batch"
+    known = (f"{key} {row[key]}" for key in ("caption_id", "image_id") if row.get(key) is not None)
+    return next(known, f"row {number} of the batch")
 
 
 def _image_id(row: Mapping[str, Any], name: str) -> int:
@@ -125,7 +122,7 @@ def _image_id(row: Mapping[str, Any], name: str) -> int:
     if isinstance(image_id, (int, np.integer)) and not isinstance(image_id, bool):
         return int(image_id)
     raise ValueError(
-        f"{name} has the image_id {image_id!r}; expected a whole number, the same for all utterances of one picture."
+        f"{name} has the image_id {image_id!r}; expected a whole number, the same for all utterances of one image."
     )
 
 

@@ -1,193 +1,257 @@
-"""CLIP's embedding of every picture, computed once and kept on disk for all epochs and all runs.
+"""Feature cache on disk for what frozen encoders give: image embeddings, and hidden states of the speech encoder.
 
-The files never change once they are there: `ROOT/TOWER/PICTURES.npy` holds the embeddings `(I, P)`, float32, which is
-read by memory mapping, and `PICTURES.json` beside it what pictures they are of. TOWER names the image tower's weights
-and the image processor's settings, PICTURES the pictures' content, so that other weights, another processor or a
-changed picture are simply other files.
+`FOLDER/TOWER/PACK/` holds `values.bin`, tensors one after the other, and `index.json`, which items they belong to and
+where each begins. TOWER is a hash of the encoder's weights and settings and of the processor's, an item's key one of
+its content, so that other weights, other settings or a changed file are simply computed anew. A pack never changes
+once it is there; what another data set needs beyond it goes into a pack of its own.
 """
 
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
-from torch.utils.data import Dataset
+import torch
+from torch import Tensor
 
+from ..atomic_files import finished_folder
+from ..modeling_speechclip_plus.audio_utils import load_audio
+from ..modeling_speechclip_plus.embedding import audio_batches, image_batches
+from ..modeling_speechclip_plus.image_utils import load_image
 from ..modeling_speechclip_plus.modeling_speechclip_plus import is_frozen
 from ..modeling_speechclip_plus.weight_fingerprint import hash_weights
-from .batched_embedding import embed_pixels, picture_pixels
 
+CACHED_ROW = "cached_row"
+"""Column of a cached data set by which a row finds its tensors."""
 
-def default_cache_folder() -> Path:
-    """The folder `speechclip_plus/image_embeddings` in the Hugging Face home (`HF_HOME`)."""
-    return Path(huggingface_hub.constants.HF_HOME) / "speechclip_plus" / "image_embeddings"
-
-
-class CachedImageEmbeddings(Dataset):
-    """A data set's rows with `image_embeds` in place of `image`.
-
-    Args:
-        rows: a `datasets.Dataset` without the pictures.
-        file: the embeddings `(I, P)`.
-        places: for each row that of its picture in the file.
-    """
-
-    def __init__(self, rows: Any, file: Path, places: Sequence[int]) -> None:
-        self.rows, self.file, self.places = rows, file, list(places)
-        self._embeds: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._with_embedding(self.rows[index], index)
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [self._with_embedding(row, i) for row, i in zip(self.rows.__getitems__(indices), indices, strict=True)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_embeds": None}  # a worker process maps the file anew instead of copying it
-
-    def _with_embedding(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        if self._embeds is None:
-            self._embeds = np.load(self.file, mmap_mode="r")
-        return {**row, "image_embeds": np.array(self._embeds[self.places[index]])}
+Place = tuple[str, int, tuple[int, ...]]  # file, first byte, shape
 
 
 def cache_image_embeddings(
-    model: Any, dataset: Any, processor: Any, folder: str | Path | None = None, batch_size: int = 64
-) -> CachedImageEmbeddings:
-    """Embed a data set's pictures, each once, or take what is kept of them.
+    model: Any, processor: Any, dataset: Any, folder: str | Path | None = None, batch_size: int = 64
+) -> Any:
+    """Replace a data set's images by their embeddings, each computed once for all epochs and runs.
 
-    Pictures of which another data set's file has the embedding are taken from there. Several processes may do this at
-    once: each writes a file of its own and moves it in place.
+    Several processes may do this at once, but each would embed the images: let the first go ahead
+    (`with args.main_process_first():`).
 
     Args:
-        model: a `SpeechClipPlusModel` with a frozen CLIP.
-        dataset: a `datasets.Dataset` with `image` and `image_id`; rows with one id show one picture.
-        processor: the model's `SpeechClipPlusProcessor`.
-        folder: root of the cache; default: `default_cache_folder()`.
-        batch_size: pictures at a time.
+        model: A `SpeechClipPlusModel` with a frozen CLIP, on the device that is to compute.
+        processor: Its processor.
+        dataset: A `datasets.Dataset` with `image` and `image_id`; rows with one id show one image.
+        folder: Root of the cache; `speechclip_plus/features` in the Hugging Face home (`HF_HOME`) if not given.
+        batch_size: Images at a time.
+
+    Returns:
+        The data set with `image_embeds`, `(P,)` float32, in place of `image`.
 
     Raises:
-        ValueError: if CLIP is trained, so that its embeddings change, or gives NaN for a picture.
+        ValueError: If CLIP is trained, an image's embedding is not finite, or the data set has a transform.
     """
-    if not is_frozen(model.clip):
-        raise ValueError("The image embeddings of a CLIP that is trained change with every step: they cannot be kept.")
-    images = dataset.select_columns(["image"])
-    first_row: dict[int, int] = {}
-    for row, image_id in enumerate(dataset["image_id"]):
-        first_row.setdefault(image_id, row)
-    rows = list(first_row.values())
-    identities = [image_identity(images[row]["image"]) for row in rows]
-    folder = (default_cache_folder() if folder is None else Path(folder)) / tower_identity(model, processor)
-    file = folder / f"{_hash('/'.join(identities).encode())}.npy"
-    if not file.is_file():
-        _write(file, identities, model, processor, images, rows, batch_size)
-    place = {image_id: number for number, image_id in enumerate(first_row)}
-    return CachedImageEmbeddings(
-        dataset.remove_columns("image"), file, [place[image_id] for image_id in dataset["image_id"]]
+    _check_no_format(dataset)
+    return _with_columns(
+        dataset.remove_columns("image"),
+        {"image_embeds": (_image_places(model, processor, dataset, folder, batch_size), torch.float32)},
     )
 
 
-def image_identity(image: Any) -> str:
-    """Tell a picture from others: by its bytes, or by its file's path, size and time of change."""
-    if isinstance(image, Mapping):
-        if image.get("bytes") is not None:
-            return _hash(image["bytes"])
-        image = image.get("path")
-    if isinstance(image, str | os.PathLike):
-        status = os.stat(image)
-        return _hash(f"{os.path.abspath(image)}\0{status.st_size}\0{status.st_mtime_ns}".encode())
-    pixels = np.asarray(image)
-    return _hash(f"{pixels.shape} {pixels.dtype}\0".encode() + pixels.tobytes())
+def cache_features(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    folder: str | Path,
+    batch_size: int = 16,
+    dtype: torch.dtype = torch.float16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Replace a data set's recordings and images by what the frozen encoders give for them, computed once.
+
+    Training on it costs what the branch costs. Utterances are never cropped. Count on
+    `2 * 50 * (layers + 1) * hidden_size` bytes for a second of speech.
+
+    Args:
+        model: A `SpeechClipPlusModel` whose speech encoder and CLIP are frozen and whose padding is `"invariant"` (in
+            the original mode an utterance's features depend on the batch).
+        processor: Its processor.
+        dataset: A `datasets.Dataset` with `audio`, `image` and `image_id`.
+        folder: Root of the cache.
+        batch_size: Utterances, or images, at a time.
+        dtype: How hidden states are stored.
+        progress: Called with (utterances done, utterances to do) after every batch.
+
+    Returns:
+        The data set with `speech_hidden_states` `(L+1, T, D)` and `image_embeds` `(P,)` in place of `audio` and
+        `image`, and their frames in `length`.
+
+    Raises:
+        ValueError: If the features can change, do not fit into `dtype`, or the data set is empty or has a transform.
+    """
+    _check_no_format(dataset)
+    if not is_frozen(model.speech_encoder) or model.config.padding != "invariant":
+        raise ValueError(
+            "Features can be computed beforehand only if they never change: the speech encoder must be frozen and "
+            f"padding='invariant'; frozen is {is_frozen(model.speech_encoder)}, padding is {model.config.padding!r}."
+        )
+    images = _image_places(model, processor, dataset, folder, batch_size)
+    settings = [model.config.speech_config.to_diff_dict(), processor.feature_extractor.to_dict(), str(dtype)]
+    tower = Path(folder) / _tower_key({"speech_encoder": model.speech_encoder}, settings)
+    audio = dataset.select_columns(["audio"])
+
+    def hidden_states(rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        done, recordings = 0, (audio[row]["audio"] for row in rows)
+        for batch in audio_batches(model, processor, recordings, batch_size, name=_names("audio", rows)):
+            hidden, lengths = model.encode_speech_frames(**batch.inputs)  # (B, L+1, T, D), (B,)
+            for number, states, length in zip(batch.rows, hidden.to("cpu", dtype), lengths.tolist(), strict=True):
+                yield rows[number], states[:, :length]
+            done += len(batch.rows)
+            if progress is not None:
+                progress(done, len(rows))
+
+    keys = {row: _item_key(audio[row]["audio"], load_audio) for row in range(len(dataset))}
+    places = list(_cached(model, tower, keys, hidden_states, f"hidden states in {dtype}").values())
+    cached = dataset.remove_columns(["audio", "image"])
+    if "length" not in cached.column_names:
+        cached = cached.add_column("length", [shape[1] for _, _, shape in places])
+    return _with_columns(cached, {"speech_hidden_states": (places, dtype), "image_embeds": (images, torch.float32)})
 
 
-def tower_identity(model: Any, processor: Any) -> str:
-    """Tell an image tower from others: by its weights, its configuration and the image processor's settings."""
+class CachedColumns:
+    """Transform for `datasets.Dataset` that adds columns of tensors, read when a row is asked for.
+
+    Read, not mapped: what was mapped and touched counts as memory of the process.
+
+    Args:
+        columns: By name, the place of each row's tensor and its dtype.
+    """
+
+    def __init__(self, columns: Mapping[str, tuple[Sequence[Place], torch.dtype]]) -> None:
+        self.columns = columns
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Add the columns, if the batch says which rows it has."""
+        rows = batch.get(CACHED_ROW)
+        if rows is not None:
+            for name, (places, dtype) in self.columns.items():
+                batch[name] = [_read(*places[row], dtype) for row in rows]
+        return batch
+
+
+def _with_columns(dataset: Any, columns: Mapping[str, tuple[Sequence[Place], torch.dtype]]) -> Any:
+    numbered = dataset.add_column(CACHED_ROW, list(range(len(dataset))))
+    return numbered.with_transform(CachedColumns(columns))
+
+
+def _check_no_format(dataset: Any) -> None:
+    if len(dataset) == 0:
+        raise ValueError("The data set is empty, so there is nothing to compute.")
+    if dataset.format["type"] is not None:
+        raise ValueError(
+            f"The data set has a format or transform ({dataset.format['type']}), and what a cache holds must not "
+            "depend on it: take it off with dataset.with_format(None), or train without a cache."
+        )
+
+
+def _image_places(model: Any, processor: Any, dataset: Any, folder: str | Path | None, batch_size: int) -> list[Place]:
+    """Return for each row the place of its image's embedding."""
+    if not is_frozen(model.clip):
+        raise ValueError("The image embeddings of a CLIP that is trained change with every step: they cannot be kept.")
+    settings = [model.config.clip_config.vision_config.to_diff_dict(), processor.image_processor.to_dict()]
+    parts = {"vision_model": model.clip.vision_model, "projection": model.clip.visual_projection}
+    root = Path(huggingface_hub.constants.HF_HOME, "speechclip_plus", "features") if folder is None else Path(folder)
+    tower = root / _tower_key(parts, settings)
+    images, image_ids = dataset.select_columns(["image"]), list(dataset["image_id"])
+    first_row: dict[int, int] = {}
+    for row, image_id in enumerate(image_ids):
+        first_row.setdefault(image_id, row)
+
+    def embeddings(rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        missing = (images[row]["image"] for row in rows)
+        for batch in image_batches(model, processor, missing, batch_size, name=_names("image", rows)):
+            embeds = model.get_image_features(**batch.inputs).pooler_output.float().cpu()  # (B, P)
+            yield from zip((rows[number] for number in batch.rows), embeds, strict=True)
+
+    def pixel_values(image: Any) -> Any:
+        return processor(images=[load_image(image)], return_tensors="pt")["pixel_values"]
+
+    keys = {row: _item_key(images[row]["image"], pixel_values) for row in first_row.values()}
+    places = _cached(model, tower, keys, embeddings, "image embedding")
+    return [places[first_row[image_id]] for image_id in image_ids]
+
+
+@torch.no_grad()
+def _cached(
+    model: Any,
+    tower: Path,
+    keys: Mapping[int, str],
+    compute: Callable[[Sequence[int]], Iterable[tuple[int, Tensor]]],
+    what: str,
+) -> dict[int, Place]:
+    """Return the place of each row's tensor, after computing those whose keys no pack has."""
+    known = _known(tower)
+    missing = {key: row for row, key in keys.items() if key not in known}
+    if missing:
+        was_training = model.training
+        model.eval()
+        try:
+            with finished_folder(tower / _hash("/".join(missing).encode())) as pack:
+                _write(pack, keys, compute(list(missing.values())), what)
+        finally:
+            model.train(was_training)
+        known = _known(tower)
+    return {row: known[key] for row, key in keys.items()}
+
+
+def _write(pack: Path, keys: Mapping[int, str], computed: Iterable[tuple[int, Tensor]], what: str) -> None:
+    index: dict[str, list[int]] = {}
+    with (pack / "values.bin").open("wb") as stream:
+        for row, value in computed:
+            if not value.isfinite().all():
+                raise ValueError(f"The {what} of row {row} would hold NaN or infinity.")
+            index[keys[row]] = [stream.tell(), *value.shape]
+            stream.write(value.contiguous().view(torch.uint8).numpy().data)
+    (pack / "index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _known(tower: Path) -> dict[str, Place]:
+    places: dict[str, Place] = {}
+    for index in sorted(tower.glob("[!.]*/index.json")):
+        for key, (start, *shape) in json.loads(index.read_text(encoding="utf-8")).items():
+            places.setdefault(key, (str(index.with_name("values.bin")), start, tuple(shape)))
+    return places
+
+
+def _read(file: str, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    count = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.fromfile(file, np.uint8, count, offset=start)).view(dtype).view(shape)
+
+
+def _names(kind: str, rows: Sequence[int]) -> Callable[[int], str]:
+    return lambda number: f"{kind} of row {rows[number]}"
+
+
+def _item_key(item: Any, decode: Callable[[Any], Any]) -> str:
+    """Hash an encoded file's bytes, or its path, size and time of change; of anything else what the encoder sees."""
+    if isinstance(item, Mapping) and item.get("bytes") is not None:
+        return _hash(item["bytes"])
+    path = item.get("path") if isinstance(item, Mapping) and item.get("array") is None else item
+    if isinstance(path, str | os.PathLike):
+        status = os.stat(path)
+        return _hash(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    values = np.ascontiguousarray(decode(item))
+    return _hash(f"{values.shape} {values.dtype}\0".encode() + values.tobytes())
+
+
+def _tower_key(parts: Mapping[str, torch.nn.Module], settings: Sequence[Any]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for prefix, part in (("vision_model", model.clip.vision_model), ("projection", model.clip.visual_projection)):
+    for prefix, part in parts.items():
         hash_weights(digest, prefix, part)
-    settings = {
-        "tower": model.config.clip_config.vision_config.to_diff_dict(),
-        "processor": processor.image_processor.to_dict(),
-    }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
 def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _write(
-    file: Path, identities: list[str], model: Any, processor: Any, images: Any, rows: list[int], batch_size: int
-) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    known = _known(file.parent)
-    width = model.config.clip_config.projection_dim
-    with _moved_in_place(file) as unfinished:
-        embeds = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=(len(rows), width))
-        missing = []
-        for number, identity in enumerate(identities):
-            if identity in known:
-                source, place = known[identity]
-                embeds[number] = source[place]
-            else:
-                missing.append(number)
-        was_training = model.training
-        model.eval()
-        try:
-            for start in range(0, len(missing), batch_size):
-                numbers = missing[start : start + batch_size]
-                embeds[numbers] = _embed(model, processor, images, [rows[number] for number in numbers])
-        finally:
-            model.train(was_training)
-        embeds.flush()
-        del embeds
-        # The embeddings come last: where they are, all is there.
-        with _moved_in_place(file.with_suffix(".json")) as index:
-            index.write_text(json.dumps(identities), encoding="utf-8")
-
-
-@contextmanager
-def _moved_in_place(file: Path) -> Iterator[Path]:
-    """Give a temporary name that no other process has; what is written there becomes `file` if all went well."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}-", suffix=".tmp", dir=file.parent)
-    os.close(handle)
-    unfinished = Path(name)
-    try:
-        yield unfinished
-        with unfinished.open("rb") as stream:
-            os.fsync(stream.fileno())
-        unfinished.chmod(0o644)  # mkstemp makes files that only their owner can read
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _embed(model: Any, processor: Any, images: Any, rows: list[int]) -> np.ndarray:
-    pixels = [picture_pixels(processor, images[row]["image"], f"image of row {row}") for row in rows]
-    embeds = embed_pixels(model, pixels)
-    if not embeds.isfinite().all():
-        wrong = [rows[number] for number in (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist()]
-        raise ValueError(f"CLIP's image tower gives NaN or infinity for the pictures of the rows {wrong}.")
-    return embeds.numpy()
-
-
-def _known(folder: Path) -> dict[str, tuple[np.ndarray, int]]:
-    """Embeddings that other files of this tower have: identity -> (file's embeddings, place in it)."""
-    known: dict[str, tuple[np.ndarray, int]] = {}
-    for index in sorted(folder.glob("*.json")):
-        file = index.with_suffix(".npy")
-        if file.is_file():
-            embeds = np.load(file, mmap_mode="r")
-            for place, identity in enumerate(json.loads(index.read_text(encoding="utf-8"))):
-                known.setdefault(identity, (embeds, place))
-    return known

@@ -1,74 +1,33 @@
-"""Which rows meet in a training batch, and which process gets which of them.
+"""Samplers for training: which rows meet in a batch, and which process gets which of them.
 
 The order of an epoch follows from the seed and the epoch alone, so that a resumed run meets the rows it would have
-met, and a run of several processes those of one.
+met, and a run of several processes those of one. (The samplers of transformers draw from the global generator, run
+through length-bucketed batches from long to short, and fill or drop the last batch of several processes.)
 """
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import soundfile
 import torch
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
+from transformers.trainer_utils import has_length, seed_worker
 
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
+from .collator import SpeechImageCollator
+from .training_arguments import SpeechClipPlusTrainingArguments as TrainingArguments
 
 _BATCHES_SORTED_TOGETHER = 16
 
 
-class LengthGroupedBatches(Sampler[int]):
-    """Rows in random order, sorted by length within groups of batches, the batches then shuffled.
-
-    Little of a batch is padding, and which rows meet still changes with every epoch. Unlike the one of
-    `transformers`, batches do not run from long to short, which would drag running statistics along.
-
-    Args:
-        lengths: of all rows, in any unit.
-        batch_size: rows of a batch.
-        seed: of the order.
-
-    Example:
-        >>> sampler = LengthGroupedBatches([5, 1, 4, 2], batch_size=2)
-        >>> order = list(sampler)
-        >>> sorted(map(sorted, (order[:2], order[2:])))
-        [[0, 2], [1, 3]]
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
-        self.lengths = list(lengths)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose another order."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = _generator(self.seed, self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        # The incomplete batch stays at the end, where a loader expects it (and may drop it).
-        whole = len(order) - len(order) % self.batch_size
-        group = self.batch_size * _BATCHES_SORTED_TOGETHER
-        batches = []
-        for start in range(0, whole, group):
-            rows = sorted(order[start : min(start + group, whole)], key=self.lengths.__getitem__)
-            batches += [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
-        for batch in torch.randperm(len(batches), generator=generator).tolist():
-            yield from batches[batch]
-        yield from order[whole:]
-
-
 class ShuffledRows(Sampler[int]):
-    """Rows in random order.
+    """Rows in random order, another in every epoch.
 
     Args:
-        count: number of rows.
-        seed: of the order.
+        count: Number of rows.
+        seed: Of the order.
     """
 
     def __init__(self, count: int, seed: int = 0) -> None:
@@ -82,7 +41,49 @@ class ShuffledRows(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        yield from torch.randperm(self.count, generator=_generator(self.seed, self.epoch)).tolist()
+        yield from self._permutation(self.count, self._generator())
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + self.epoch)
+
+    @staticmethod
+    def _permutation(count: int, generator: torch.Generator) -> list[int]:
+        return torch.randperm(count, generator=generator).tolist()
+
+
+class LengthGroupedBatches(ShuffledRows):
+    """Rows in random order, sorted by length within groups of batches, the batches then shuffled.
+
+    Little of a batch is padding, and which rows meet still changes with every epoch.
+
+    Args:
+        lengths: Of all rows, in any unit.
+        batch_size: Rows of a batch.
+        seed: Of the order.
+
+    Example:
+        >>> order = list(LengthGroupedBatches([5, 1, 4, 2], batch_size=2))
+        >>> sorted(map(sorted, (order[:2], order[2:])))
+        [[0, 2], [1, 3]]
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
+        super().__init__(len(lengths), seed)
+        self.lengths, self.batch_size = list(lengths), batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = self._generator()
+        order = self._permutation(self.count, generator)
+        # The incomplete batch stays at the end, where a loader expects it (and may drop it).
+        whole = self.count - self.count % self.batch_size
+        group = self.batch_size * _BATCHES_SORTED_TOGETHER
+        batches = []
+        for start in range(0, whole, group):
+            rows = sorted(order[start : min(start + group, whole)], key=self.lengths.__getitem__)
+            batches += [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
+        for batch in self._permutation(len(batches), generator):
+            yield from batches[batch]
+        yield from order[whole:]
 
 
 class SharedBatches(Sampler[list[int]]):
@@ -93,11 +94,11 @@ class SharedBatches(Sampler[list[int]]):
     processes, none gets any.
 
     Args:
-        rows: the order of all rows, the same on every process.
-        batch_size: rows of a batch of all processes together.
-        rank: number of this process.
-        num_processes: how many there are.
-        drop_last: leave out an incomplete batch.
+        rows: The order of all rows, the same on every process.
+        batch_size: Rows of a batch of all processes together.
+        rank: Number of this process.
+        num_processes: How many there are.
+        drop_last: Leave out an incomplete batch.
 
     Example:
         >>> [list(SharedBatches(range(7), 4, rank, 2)) for rank in (0, 1)]
@@ -131,10 +132,10 @@ class StreamShare(IterableDataset):
     Without an end no process runs out of rows before the others; training ends at its `max_steps`.
 
     Args:
-        stream: a `datasets.IterableDataset`. With as many files as processes each reads files of its own; otherwise
+        stream: A `datasets.IterableDataset`. With as many files as processes each reads files of its own; otherwise
             all read everything and keep their share.
-        rank: number of this process.
-        num_processes: how many there are.
+        rank: Number of this process.
+        num_processes: How many there are.
     """
 
     def __init__(self, stream: Any, rank: int = 0, num_processes: int = 1) -> None:
@@ -157,8 +158,11 @@ def utterance_lengths(audio: Sequence[Any]) -> list[int]:
     """Lengths of utterances in samples at 16 kHz, read from the files' headers.
 
     Args:
-        audio: as the data sets of this package hold them: dictionaries with `bytes` or `path`, or with `array` and
+        audio: As the data sets of this package hold them: dictionaries with `bytes` or `path`, or with `array` and
             `sampling_rate`.
+
+    Raises:
+        ValueError: If a header cannot be read.
     """
     lengths = []
     for row, item in enumerate(audio):
@@ -175,5 +179,69 @@ def utterance_lengths(audio: Sequence[Any]) -> list[int]:
     return lengths
 
 
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
+def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments) -> DataLoader:
+    """Make the loader of this process's share of the training batches, in which long utterances are cropped.
+
+    Raises:
+        ValueError: If there is too little for the processes, or a stream without `max_steps`.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    if isinstance(collator, SpeechImageCollator):
+        collator = collator.for_training(args.max_audio_samples, seed)
+    shared: dict[str, Any] = {
+        "collate_fn": collator,
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory,
+        "persistent_workers": args.dataloader_persistent_workers,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "in_order": args.dataloader_in_order,
+        # Of its own: otherwise every epoch would draw from the one that dropout draws from.
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    # Not given to accelerate, which would fill up the last batch with rows of the first, and let one process read
+    # streams for all.
+    if not has_length(dataset):
+        if args.max_steps <= 0:
+            raise ValueError("A stream does not tell its length: give max_steps, after which training ends.")
+        if args.train_sampling_strategy == "group_by_length":
+            raise ValueError("A stream cannot be grouped by length: use train_sampling_strategy='random'.")
+        stream = StreamShare(dataset, args.process_index, args.world_size)
+        return DataLoader(stream, batch_size=args.train_batch_size, drop_last=True, **shared)
+    batches = SharedBatches(
+        _row_order(dataset, args, seed),
+        args.train_batch_size * args.world_size,
+        args.process_index,
+        args.world_size,
+        args.dataloader_drop_last,
+    )
+    if len(batches) == 0:
+        raise ValueError(
+            f"{len(dataset)} rows make no batch for {args.world_size} processes of {args.train_batch_size} each "
+            f"(dataloader_drop_last={args.dataloader_drop_last})."
+        )
+    seed_workers = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
+    return DataLoader(dataset, batch_sampler=batches, worker_init_fn=seed_workers, **shared)
+
+
+def _row_order(dataset: Any, args: TrainingArguments, seed: int) -> Sampler[int]:
+    if args.train_sampling_strategy == "sequential":
+        return SequentialSampler(dataset)
+    if args.train_sampling_strategy == "random":
+        return ShuffledRows(len(dataset), seed)
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return LengthGroupedBatches(_row_lengths(dataset, args), per_step, seed)
+
+
+def _row_lengths(dataset: Any, args: TrainingArguments) -> Sequence[int]:
+    columns = getattr(dataset, "column_names", None) or ()
+    if args.length_column_name in columns:
+        return list(dataset[args.length_column_name])
+    if "audio" not in columns:
+        raise ValueError(
+            f"Grouping by length needs the rows' lengths: give the data set a column {args.length_column_name!r} or "
+            "'audio', or use train_sampling_strategy='random'."
+        )
+    longest = args.max_audio_samples
+    lengths = utterance_lengths(dataset.select_columns(["audio"])["audio"])
+    return lengths if longest is None else [min(length, longest) for length in lengths]

@@ -28,49 +28,32 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
         final_learning_rate: where "warmup_decay" ends, after which it stays there.
         max_audio_samples: longest utterance in training, in samples at 16 kHz; longer ones are cropped at a random
             place. None never crops. Evaluation never does.
-        hit_rate_neighbours: the k of the keyword hit rates: a keyword hits if one of its k nearest subwords is in
-            the caption.
-        cache_image_embeddings: compute CLIP's embedding of each picture once and keep it on disk, for this and other
-            runs. Not done where CLIP is trained, nor for streams, whose pictures are not known beforehand.
-        image_cache_dir: where; default: `speechclip_plus/image_embeddings` in the Hugging Face home.
+        hit_rate_neighbours: the k of the keyword hit rates: a keyword hits if one of its k nearest tokens is in the
+            caption.
         gradient_cache_chunk: run the speech side this many utterances at a time, with the gradients of the whole
             batch (see `gradient_cache`). Takes less memory and one more forward pass of the speech side.
     """
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "The highest learning rate, after the warm-up."})
-    weight_decay: float = field(default=1e-6, metadata={"help": "L2 term (adam) or weight decay (others)."})
-    warmup_steps: float = field(default=5000, metadata={"help": "Steps of the warm-up; below 1: a share of all."})
-    max_steps: int = field(default=50_000, metadata={"help": "Optimiser steps; -1 counts epochs instead."})
-    max_grad_norm: float = field(default=4.0, metadata={"help": "Gradients are clipped to this norm."})
-    per_device_train_batch_size: int = field(default=256, metadata={"help": "Pairs per device: all are negatives."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per device in evaluation."})
-    metric_for_best_model: str | None = field(default="mean_R@10", metadata={"help": "Chooses the best checkpoint."})
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "Whether a higher metric is better; by default as its name says."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads columns by name."})
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["image_ids"], metadata={"help": "What evaluation keeps beside the predictions."}
-    )
-    eval_do_concat_batches: bool = field(default=False, metadata={"help": "Concatenated once, after the loop."})
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-6
+    warmup_steps: float = 5000
+    max_steps: int = 50_000
+    max_grad_norm: float = 4.0
+    per_device_train_batch_size: int = 256
+    per_device_eval_batch_size: int = 64
+    metric_for_best_model: str | None = "mean_R@10"
+    greater_is_better: bool | None = None  # as the metric's name says
+    remove_unused_columns: bool = False  # the collator reads columns by name
+    label_names: list[str] | None = field(default_factory=lambda: ["image_ids"])
+    eval_do_concat_batches: bool = False  # evaluation joins them once, after the loop
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory speeds up copies to a GPU."}
-    )
-
-    optimizer: str = field(default="adam", metadata={"help": f"One of {', '.join(OPTIMIZERS)}."})
-    schedule: str = field(default="warmup_decay", metadata={"help": f"One of {', '.join(SCHEDULES)}."})
-    final_learning_rate: float = field(default=1e-8, metadata={"help": "Where warmup_decay ends."})
-    max_audio_samples: int | None = field(
-        default=102_400, metadata={"help": "Longest training utterance, in samples."}
-    )
-    hit_rate_neighbours: list[int] = field(
-        default_factory=lambda: [1, 5], metadata={"help": "The k of the keyword hit rates."}
-    )
-
-    cache_image_embeddings: bool = field(default=True, metadata={"help": "Keep image embeddings of a frozen CLIP."})
-    image_cache_dir: str | None = field(default=None, metadata={"help": "Where to keep them."})
-    gradient_cache_chunk: int | None = field(default=None, metadata={"help": "Utterances at a time, see GradCache."})
+    optimizer: str = "adam"
+    schedule: str = "warmup_decay"
+    final_learning_rate: float = 1e-8
+    max_audio_samples: int | None = 102_400
+    hit_rate_neighbours: list[int] = field(default_factory=lambda: [1, 5])
+    gradient_cache_chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Check our own fields, then those of `transformers`."""
@@ -104,6 +87,10 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the token out: the Trainer pickles its arguments beside every saved model."""
+        return {**self.__dict__, "hub_token": None}
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "SpeechClipPlusTrainingArguments":

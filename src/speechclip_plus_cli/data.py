@@ -17,10 +17,10 @@ from speechclip_plus.conversion.clip_tokenizer import openai_tokenizer
 from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts
 from speechclip_plus.hub_cards.model_card import SplitSize
 from speechclip_plus.modeling_speechclip_plus.audio_utils import MIN_SAMPLES, SAMPLING_RATE
+from speechclip_plus.trainer.card_data import given_name, spoken_languages
 from speechclip_plus.trainer.data.export import check_output, finished_file, push_dataset, write_parquet
 from speechclip_plus.trainer.data.load import DATASETS, read_dataset
 from speechclip_plus.trainer.data.schema import Findings, NoSuchSplitError
-from speechclip_plus.trainer.data_facts import given_name, spoken_languages
 from speechclip_plus.trainer.spoken_scenes.scenes import SPLITS
 
 from .command_options import data_options

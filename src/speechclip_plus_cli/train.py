@@ -21,19 +21,19 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import TrainerState
 from transformers.integrations import get_available_reporting_integrations
 
-from speechclip_plus.atomic_files import finished_folder, write_json
+from speechclip_plus.atomic_files import finished_folder, write_json, write_text
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import load_preset
 from speechclip_plus.hub_cards.model_card import save_model_card
-from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
+from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel, is_frozen
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from speechclip_plus.trainer.card_data import trainer_card_facts
-from speechclip_plus.trainer.card_results import predicted_results
+from speechclip_plus.trainer.card_data import dataset_name, predicted_results, split_size, trainer_card_facts
 from speechclip_plus.trainer.checkpoints import last_complete_checkpoint
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
-from speechclip_plus.trainer.data_facts import dataset_name
+from speechclip_plus.trainer.feature_cache import cache_image_embeddings
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
@@ -116,69 +116,96 @@ def train(settings: Mapping[str, Any], resume: bool = False) -> dict[str, float]
     """Train, evaluate on the validation split, and save the best model with its processor and a card.
 
     Args:
-        settings: as `read_settings` returns them.
-        resume: go on from the last complete checkpoint, if there is one.
+        settings: As `read_settings` returns them.
+        resume: Go on from the last complete checkpoint, if there is one.
 
     Returns:
-        The metrics of the best model on the validation split; None on all processes but the first.
+        The metrics of the best model on the validation split; None on all processes but the first, and where the run
+        was finished before.
 
     Raises:
-        ValueError: if the output folder holds a run already and `resume` is not given.
+        ValueError: If the output folder holds a run already and `resume` is not given.
     """
     output_dir = Path(settings["output_dir"])
     checkpoint = last_complete_checkpoint(output_dir)
-    if not resume and (checkpoint is not None or (output_dir / MODEL_FOLDER).exists()):
+    finished = (output_dir / MODEL_FOLDER).exists()
+    if not resume and (checkpoint is not None or finished):
         raise ValueError(f"{output_dir} holds a run already: go on with it (--resume), or name another folder.")
     arguments = _training_arguments(settings)
     _check_reporting(arguments.report_to)
+    if checkpoint is not None and finished:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        steps = arguments.max_steps if arguments.max_steps > 0 else state.max_steps
+        if state.global_step >= steps:
+            print(f"this run is finished ({state.global_step:,} of {steps:,} steps)")
+            return None
+    trainer = _make_trainer(settings, arguments)
+    if trainer.is_world_process_zero():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_text(output_dir / SETTINGS_FILE, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+        _say_what_is_trained(trainer)
+        if resume:
+            print(f"going on from {checkpoint}" if checkpoint else "no complete checkpoint: from the beginning")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    validation = trainer.eval_dataset
+    output = trainer.predict(validation, metric_key_prefix="validation")
+    if not trainer.is_world_process_zero():
+        return None
+    measured = predicted_results(
+        trainer, output, dataset_name(validation) or "", "validation", how="`speechclip-plus train`"
+    )
+    with finished_folder(output_dir / MODEL_FOLDER) as work:
+        trainer.model.save_pretrained(work)
+        trainer.processing_class.save_pretrained(work)
+        save_model_card(work, trainer_card_facts(trainer, results=[measured]))
+    results = {
+        "best_step": trainer.state.best_global_step,
+        "split": "validation",
+        "metrics": dict(measured.metrics),
+        "intervals": measured.intervals,
+        "chance": measured.chance,
+        "history": trainer.state.log_history,
+    }
+    write_json(output_dir / RESULTS_FILE, results)
+    return results["metrics"]
+
+
+def _make_trainer(settings: Mapping[str, Any], arguments: SpeechClipPlusTrainingArguments) -> SpeechClipPlusTrainer:
     torch.manual_seed(arguments.seed)
+    chosen = {"data_dir": settings.get("data_dir"), **(settings.get("data_options") or {})}
+    streaming = bool(settings.get("streaming"))
     with arguments.main_process_first(desc="loading the data"):
-        chosen = {"data_dir": settings.get("data_dir"), **(settings.get("data_options") or {})}
-        streaming = bool(settings.get("streaming"))
         train_split = load_speech_image_dataset(settings["data"], split="train", streaming=streaming, **chosen)
         validation = load_speech_image_dataset(settings["data"], split="validation", **chosen)
-    if streaming:  # captions of a picture are neighbours
+    if streaming:  # captions of an image are neighbours
         train_split = train_split.shuffle(seed=arguments.seed, buffer_size=SHUFFLED_TOGETHER)
     model, processor = _build(settings)
-    trainer = SpeechClipPlusTrainer(
+    if is_frozen(model.clip):
+        model.to(arguments.device)
+        with arguments.main_process_first(desc="embedding the images"):
+            validation = cache_image_embeddings(model, processor, validation)
+            if not streaming:
+                train_split = cache_image_embeddings(model, processor, train_split)
+    return SpeechClipPlusTrainer(
         model=model,
         args=arguments,
         train_dataset=train_split,
         eval_dataset=validation,
         processing_class=processor,
     )
-    is_first = trainer.is_world_process_zero()
-    if is_first:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        unfinished = output_dir / f".{SETTINGS_FILE}.tmp"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(output_dir / SETTINGS_FILE)
-        if resume:
-            print(f"going on from {checkpoint}" if checkpoint else "no complete checkpoint: from the beginning")
-    trainer.train(resume_from_checkpoint=checkpoint if resume else None)
-    output = trainer.predict(validation, metric_key_prefix="validation")
-    weights = trainer.accelerator.get_state_dict(trainer.model)  # by all processes, which may each have a part of it
-    if not is_first:
-        return None
-    measured = predicted_results(
-        trainer, output, dataset_name(validation) or "", "validation", how="`speechclip-plus train`"
-    )
-    with finished_folder(output_dir / MODEL_FOLDER) as work:
-        model.save_pretrained(work, state_dict=weights)
-        processor.save_pretrained(work)
-        save_model_card(work, trainer_card_facts(trainer, results=[measured]))
-    metrics = dict(measured.metrics)
-    results = {
-        "best_step": trainer.state.best_global_step,
-        "split": "validation",
-        "metrics": metrics,
-        "intervals": measured.intervals,
-        "chance": measured.chance,
-        "history": trainer.state.log_history,
-    }
-    write_json(output_dir / RESULTS_FILE, results)
-    return metrics
+
+
+def _say_what_is_trained(trainer: SpeechClipPlusTrainer) -> None:
+    args, model = trainer.args, trainer.speech_clip
+    for name, data in (("training", trainer.train_dataset), ("validation", trainer.eval_dataset)):
+        size = split_size(data)
+        counts = [(size.rows, "{:,} utterances"), (size.images, "{:,} images"), (size.hours, "{:.1f} hours")]
+        print(f"{name}: {', '.join(text.format(count) for count, text in counts if count is not None) or 'a stream'}")
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    print(f"model: {model.config.variant}, {trained:,} of {model.num_parameters():,} parameters trained")
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    print(f"{length} of {pairs:,} pairs on {args.device}, evaluated every {args.eval_steps:g} steps", flush=True)
 
 
 def _training_arguments(settings: Mapping[str, Any]) -> SpeechClipPlusTrainingArguments:

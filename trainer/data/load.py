@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from ..data_facts import given_name
+from ..card_data import given_name
 from ..spoken_scenes.dataset import build_spoken_scenes
 from .flickr8k import load_flickr8k
 from .folder import METADATA_FILES, load_folder, metadata_file

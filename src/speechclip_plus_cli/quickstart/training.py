@@ -17,13 +17,11 @@ from speechclip_plus.hub_cards.model_card import save_model_card
 from speechclip_plus.hub_cards.versions import versions
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from speechclip_plus.trainer.card_data import trainer_card_facts
-from speechclip_plus.trainer.card_results import keyword_examples, predicted_results
+from speechclip_plus.trainer.card_data import keyword_examples, predicted_results, split_size, trainer_card_facts
 from speechclip_plus.trainer.collator import SpeechImageCollator
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
-from speechclip_plus.trainer.data_facts import split_size
 from speechclip_plus.trainer.evaluation.evaluate import join_batches
-from speechclip_plus.trainer.frozen_features import FrozenFeatures, compute_frozen_features
+from speechclip_plus.trainer.feature_cache import cache_features
 from speechclip_plus.trainer.sampler import LengthGroupedBatches
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
@@ -34,8 +32,7 @@ from .plan import Plan
 from .report import score_tables
 
 DATASET = "spoken_scenes"
-# Hidden states of more bytes are kept in a file.
-IN_MEMORY_BYTES = 5e8
+FEATURES = "features"
 _TIMED_STEPS = 8
 
 
@@ -82,6 +79,7 @@ def train_and_evaluate(plan: Plan, preset: str, work: Path, model_folder: str, c
         print(format_table(table.columns, rows), flush=True)
 
     shutil.rmtree(trainer.args.output_dir, ignore_errors=True)  # nothing is kept there: there are no checkpoints
+    shutil.rmtree(work / FEATURES)
     _save_expected(work / "expected.safetensors", output.predictions, splits["test"]["image_id"])
     results = {
         "package_version": versions()["speechclip-plus"],
@@ -152,28 +150,20 @@ def _build_model(preset: str, captions: Sequence[str]) -> tuple[SpeechClipPlusMo
     return model, processor
 
 
-def _features(
-    model: SpeechClipPlusModel, processor: Any, split: Any, name: str, work: Path, console: Console
-) -> FrozenFeatures:
-    # About 3.5 seconds each, 50 frames a second, fp16.
-    expected = len(split) * 175 * (model.config.speech_config.num_hidden_layers + 1) * model.config.hidden_size * 2
+def _features(model: SpeechClipPlusModel, processor: Any, split: Any, name: str, work: Path, console: Console) -> Any:
     with console.bar(len(split), name, "recording") as bar:
-        features = compute_frozen_features(
-            model,
-            split,
-            processor,
-            folder=work if expected > IN_MEMORY_BYTES else None,
-            progress=lambda done, _: bar.update(done - bar.n),
+        features = cache_features(
+            model, processor, split, work / FEATURES, progress=lambda done, _: bar.update(done - bar.n)
         )
-    console.say(f"  {name}: hidden states of {len(split):,} recordings, {features.num_bytes / 1e6:.0f} MB")
+    console.say(f"  {name}: hidden states of {len(split):,} recordings")
     return features
 
 
 def _make_trainer(
     model: SpeechClipPlusModel,
     processor: Any,
-    train: FrozenFeatures,
-    validation: FrozenFeatures,
+    train: Any,
+    validation: Any,
     plan: Plan,
     preset: str,
     work: Path,
@@ -219,7 +209,7 @@ def _printer() -> type:
     return PrinterCallback
 
 
-def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: FrozenFeatures, plan: Plan) -> float:
+def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: Any, plan: Plan) -> float:
     """Time a few steps with a copy of the model, so that the run that counts starts from untouched weights."""
     state = torch.get_rng_state()
     trial = copy.deepcopy(model).train()
@@ -227,7 +217,7 @@ def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: FrozenF
     optimizer = torch.optim.Adam([p for p in trial.parameters() if p.requires_grad])
     size = min(plan.batch_size, len(train))
     # Batches as the training will meet them: how long a step takes depends on the longest utterance.
-    order = list(LengthGroupedBatches(train.lengths, size, plan.seed))
+    order = list(LengthGroupedBatches(list(train["length"]), size, plan.seed))
     times = []
     for start in range(0, size * _TIMED_STEPS, size):
         started = time.monotonic()
