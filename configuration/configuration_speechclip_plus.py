@@ -5,46 +5,33 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import fields
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 VARIANTS = ("parallel", "cascaded", "cascaded_plus", "hybrid", "hybrid_plus")
-SPEECH_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2")
 FORMAT_VERSION = 1
 
 
-@dataclass
-class _Block:
-    """A named group of settings, which knows its keys and refuses others."""
+class _BlockConfig(PreTrainedConfig):
+    """A part of a [`SpeechClipPlusConfig`], which refuses keys that it does not know."""
 
-    @classmethod
-    def of(cls, values: Any) -> Any:
-        """Make the block from a dictionary, from its own kind, or with its defaults from `None`.
-
-        Raises:
-            ValueError: If the dictionary has a key that the block does not know.
-            TypeError: If it is neither.
-        """
-        if values is None or isinstance(values, dict):
-            values = values or {}
-            names = {field.name for field in fields(cls)}
-            if unknown := sorted(values.keys() - names):
-                raise ValueError(
-                    f"{cls.__name__} does not know {', '.join(map(repr, unknown))}; it has {', '.join(sorted(names))}."
-                )
-            return cls(**values)
-        if type(values).__name__ != cls.__name__:
-            raise TypeError(f"Expected a dictionary or a {cls.__name__}, but got {type(values).__name__}.")
-        return values
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = [key for key in kwargs if not (hasattr(PreTrainedConfig, key) or key.startswith("_"))]
+        if unknown:
+            names = {field.name for field in fields(self)} - {field.name for field in fields(PreTrainedConfig)}
+            raise ValueError(
+                f"{type(self).__name__} does not know {', '.join(map(repr, sorted(unknown)))}; "
+                f"it has {', '.join(sorted(names))}."
+            )
+        super().__post_init__(**kwargs)
 
 
 @strict
-@dataclass(kw_only=True)
-class SpeechClipPlusBranchConfig(_Block):
+class SpeechClipPlusBranchConfig(_BlockConfig):
     """The trained layer over the frozen speech features, shared by both branches of the hybrids.
 
     Args:
@@ -59,6 +46,9 @@ class SpeechClipPlusBranchConfig(_Block):
             plain linear map.
     """
 
+    model_type = "speechclip_plus_branch"
+    base_config_key = "branch_config"
+
     layer_type: str = "attention_and_norm"
     num_layers: int = 1
     num_attention_heads: int = 8
@@ -69,8 +59,7 @@ class SpeechClipPlusBranchConfig(_Block):
 
 
 @strict
-@dataclass(kw_only=True)
-class SpeechClipPlusCifConfig(_Block):
+class SpeechClipPlusCifConfig(_BlockConfig):
     """Continuous Integrate-and-Fire, which decides how many keywords an utterance has (paper section 2.2).
 
     Args:
@@ -86,6 +75,9 @@ class SpeechClipPlusCifConfig(_Block):
         frames_per_keyword: Frames (50 per second) per keyword of the `"frames"` target.
     """
 
+    model_type = "speechclip_plus_cif"
+    base_config_key = "cif_config"
+
     threshold: float | int = 1.0
     conv_layers: int = 1
     conv_width: int = 3
@@ -97,8 +89,7 @@ class SpeechClipPlusCifConfig(_Block):
 
 
 @strict
-@dataclass(kw_only=True)
-class SpeechClipPlusKeywordConfig(_Block):
+class SpeechClipPlusKeywordConfig(_BlockConfig):
     """Keywords: from speech features to subwords of CLIP (paper section 2.1).
 
     Args:
@@ -114,6 +105,9 @@ class SpeechClipPlusKeywordConfig(_Block):
         excluded_ids: Ids of that vocabulary that are no keywords; `None` for CLIP's padding (0), start and end.
     """
 
+    model_type = "speechclip_plus_keyword"
+    base_config_key = "keyword_config"
+
     num_keywords: int | None = None
     projection_hidden_size: int | None = None
     projection_dropout: float | int = 0.1
@@ -124,8 +118,7 @@ class SpeechClipPlusKeywordConfig(_Block):
 
 
 @strict
-@dataclass(kw_only=True)
-class SpeechClipPlusLossConfig(_Block):
+class SpeechClipPlusLossConfig(_BlockConfig):
     """Weights of the losses and the temperature shared by the branches.
 
     Args:
@@ -135,6 +128,9 @@ class SpeechClipPlusLossConfig(_Block):
         temperature: Initial temperature; the model's `logit_scale` starts at `log(1 / temperature)`.
         train_temperature: Whether `logit_scale` is trained.
     """
+
+    model_type = "speechclip_plus_loss"
+    base_config_key = "loss_config"
 
     parallel_weight: float | int = 1.0
     cascaded_weight: float | int = 1.0
@@ -149,8 +145,8 @@ class SpeechClipPlusConfig(PreTrainedConfig):
 
     Args:
         variant: `"parallel"`, `"cascaded"`, `"cascaded_plus"`, `"hybrid"` or `"hybrid_plus"`.
-        speech_config: Configuration (or its dictionary with `model_type`) of the speech encoder: hubert, wavlm or
-            wav2vec2. Its LayerDrop is set to 0, since every layer enters the weighted sum.
+        speech_config: Configuration (or its dictionary with `model_type`) of the speech encoder: hubert, wavlm,
+            wav2vec2, wav2vec2-bert or whisper. Its LayerDrop is set to 0, since every layer enters the weighted sum.
         clip_config: Configuration of the CLIP model.
         branch_config: A [`SpeechClipPlusBranchConfig`] or its dictionary.
         cif_config: A [`SpeechClipPlusCifConfig`] or its dictionary; `None` in the variants without CIF.
@@ -168,6 +164,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         train_clip: Whether CLIP is trained; frozen otherwise.
         speech_backbone: Where the speech encoder's weights came from, `{"repo_id": ..., "revision": ...}`.
         clip_backbone: The same for CLIP.
+        preset: Name of the preset that the configuration was made from; keys of it may have been changed since.
         backbones_saved: `False` in a saved model that holds the trained part alone; its backbones are then loaded
             from `speech_backbone` and `clip_backbone`.
         format_version: Version of this layout; newer ones are refused.
@@ -185,21 +182,22 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     """
 
     model_type = "speechclip_plus"
-    # Set by who registers the pipelines with transformers, which then needs none of those that travel with a model;
-    # as long as a configuration names them, it would ask for `trust_remote_code`.
-    has_registered_pipelines: ClassVar[bool] = False
     sub_configs_defaults = {
         "speech_config": SubConfigSpec(AutoConfig, model_type="hubert"),
         "clip_config": CLIPConfig,
+        "branch_config": SpeechClipPlusBranchConfig,
+        "cif_config": SubConfigSpec(SpeechClipPlusCifConfig, optional=True),
+        "keyword_config": SubConfigSpec(SpeechClipPlusKeywordConfig, optional=True),
+        "loss_config": SpeechClipPlusLossConfig,
     }
 
     variant: str = "hybrid_plus"
     speech_config: dict | PreTrainedConfig | None = None
     clip_config: dict | PreTrainedConfig | None = None
-    branch_config: dict | SpeechClipPlusBranchConfig | None = None
-    cif_config: dict | SpeechClipPlusCifConfig | None = None
-    keyword_config: dict | SpeechClipPlusKeywordConfig | None = None
-    loss_config: dict | SpeechClipPlusLossConfig | None = None
+    branch_config: dict | PreTrainedConfig | None = None
+    cif_config: dict | PreTrainedConfig | None = None
+    keyword_config: dict | PreTrainedConfig | None = None
+    loss_config: dict | PreTrainedConfig | None = None
     retrieval_branch: str | None = None
     normalize_hidden_states: bool = False
     padding: str = "invariant"
@@ -208,6 +206,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     train_clip: bool = False
     speech_backbone: dict | None = None
     clip_backbone: dict | None = None
+    preset: str | None = None
     backbones_saved: bool = True
     format_version: int = FORMAT_VERSION
 
@@ -219,25 +218,26 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             )
         if self.variant not in VARIANTS:
             raise ValueError(f"Unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}.")
-        if self.has_registered_pipelines:
+        if not __name__.startswith("transformers_modules"):
+            # This package registers its pipelines. With those that travel with a model in its configuration,
+            # transformers would ask for `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
         names = [field.name for field in fields(self)]
         for key in kwargs:
             if (close := difflib.get_close_matches(key, names, n=1, cutoff=0.85)) and key not in names:
                 raise ValueError(f"SpeechClipPlusConfig does not know {key!r}; did you mean {close[0]!r}?")
-        self.branch_config = SpeechClipPlusBranchConfig.of(self.branch_config)
-        self.loss_config = SpeechClipPlusLossConfig.of(self.loss_config)
-        if self.has_cif or self.cif_config is not None:
-            self.cif_config = SpeechClipPlusCifConfig.of(self.cif_config)
-        if self.has_cascaded or self.keyword_config is not None:
-            self.keyword_config = SpeechClipPlusKeywordConfig.of(self.keyword_config)
+        if self.has_cif and self.cif_config is None:
+            self.cif_config = {}
+        if self.has_cascaded and self.keyword_config is None:
+            self.keyword_config = {}
         super().__post_init__(**kwargs)
         if self.has_cascaded and not self.has_cif and self.keyword_config.num_keywords is None:
             self.keyword_config.num_keywords = 8
         if self.retrieval_branch is None:
             self.retrieval_branch = "parallel" if self.has_parallel else "cascaded"
-        if hasattr(self.speech_config, "layerdrop"):
-            self.speech_config.layerdrop = 0.0
+        for key in ("layerdrop", "encoder_layerdrop"):
+            if hasattr(self.speech_config, key):
+                setattr(self.speech_config, key, 0.0)
         # Called here too, so that what is wrong surfaces as a plain ValueError at construction.
         self.validate_architecture()
 
@@ -254,7 +254,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         """
         from .presets import load_preset
 
-        values = load_preset(name)["config"]
+        values = {"preset": name, **load_preset(name)["config"]}
         for key, value in overrides.items():
             merge = isinstance(value, dict) and isinstance(values.get(key), dict)
             values[key] = {**values[key], **value} if merge else value
@@ -281,6 +281,11 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         return self.speech_config.hidden_size
 
     @property
+    def projection_dim(self) -> int:
+        """Width of the joint embedding space, P."""
+        return self.clip_config.projection_dim
+
+    @property
     def max_keywords(self) -> int:
         """Keywords that fit between CLIP's start and end subwords."""
         return self.clip_config.text_config.max_position_embeddings - 2
@@ -305,11 +310,6 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             ValueError: Naming the keys and values that do not.
         """
         super().validate_architecture()
-        if self.speech_config.model_type not in SPEECH_MODEL_TYPES:
-            raise ValueError(
-                f"speech_config has model_type {self.speech_config.model_type!r}; "
-                f"the speech encoder must be one of {', '.join(SPEECH_MODEL_TYPES)}."
-            )
         _require_choice("padding", self.padding, ("invariant", "original"))
         branches = [
             name for name, built in (("parallel", self.has_parallel), ("cascaded", self.has_cascaded)) if built
@@ -417,10 +417,6 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         """CLIP subword ids that never become keywords."""
         excluded = self.keyword_config.excluded_ids
         return {0, self.start_token_id, self.end_token_id} if excluded is None else set(excluded)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Turn the configuration and its blocks into dictionaries, as `config.json` holds them."""
-        return {key: asdict(value) if isinstance(value, _Block) else value for key, value in super().to_dict().items()}
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Serialise, with lists of numbers on one line each: a vocabulary has thousands."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .all_gather import sum_over_processes
 from .cif import accumulation_dtype
 
 
@@ -24,8 +24,8 @@ def projection_head(in_size: int, out_size: int, hidden_size: int | None, dropou
 class KeywordBatchNorm(nn.Module):
     """Batch normalisation that puts keyword features where CLIP's subword embeddings lie.
 
-    Its statistics are kept in float32 whatever the dtype of the model. Padding can be left out of them, which torch's
-    own batch norm cannot.
+    Its statistics are kept in float32 whatever the dtype of the model. In training they are those of the batches of
+    all processes where `torch.distributed` runs. Padding can be left out of them, which torch's own batch norm cannot.
 
     Args:
         embed_size: Width E of CLIP's subword embeddings.
@@ -37,8 +37,6 @@ class KeywordBatchNorm(nn.Module):
         self.num_places = num_places
         self.eps = eps
         self.momentum = momentum
-        # Set by a trainer of several processes: the sum of a tensor over all of them, with its gradient.
-        self.sum_over_processes: Callable[[Tensor], Tensor] | None = None
         # Channel d * K + k belongs to dimension d of place k: the layout of the published checkpoints.
         channels = embed_size * (num_places or 1)
         self.weight = nn.Parameter(torch.ones(channels))
@@ -59,10 +57,9 @@ class KeywordBatchNorm(nn.Module):
         rows = rows.reshape(-1, embed_size) if self.num_places is None else rows.transpose(1, 2).reshape(batch, -1)
         if self.training:
             mask = rows.new_ones(len(rows), 1) if mask is None else mask.reshape(-1, 1).to(rows.dtype)
-            total = self.sum_over_processes or _unchanged
-            count = total(mask.sum()).clamp(min=1)
-            mean = total((rows * mask).sum(dim=0)) / count
-            var = total(((rows - mean).square() * mask).sum(dim=0)) / count
+            count = sum_over_processes(mask.sum()).clamp(min=1)
+            mean = sum_over_processes((rows * mask).sum(dim=0)) / count
+            var = sum_over_processes(((rows - mean).square() * mask).sum(dim=0)) / count
             with torch.no_grad():
                 unbiased = var * count / (count - 1).clamp(min=1)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -82,10 +79,6 @@ class KeywordBatchNorm(nn.Module):
         std, mean = torch.std_mean(embeddings.float(), dim=0)
         places = self.num_places or 1
         return (std * scale).repeat_interleave(places), mean.repeat_interleave(places)
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 @dataclass

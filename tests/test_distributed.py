@@ -1,4 +1,4 @@
-"""Two processes train as one does with their batches joined, with DDP and with FSDP."""
+"""Two processes train as one does with their batches joined."""
 
 import importlib.util
 import json
@@ -6,14 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.trainer.checkpoints import last_complete_checkpoint
-from speechclip_plus.trainer.sharding import prepare_sharding
 
 SCRIPT = Path(__file__).parent / "training_runs.py"
 spec = importlib.util.spec_from_file_location("training_runs", SCRIPT)
@@ -38,12 +36,12 @@ def two_processes(tmp_path_factory, repository_root):
     return torch.load(folder / "runs.pt", weights_only=False) | {"folder": folder}
 
 
-RUNS = ["random", "grouped", "cached", "sharded_random", "sharded_grouped"]
+RUNS = ["random", "grouped", "cached"]
 
 
 @pytest.fixture
 def expected(one_process, run):
-    return one_process[run.removeprefix("sharded_")]
+    return one_process[run]
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -94,10 +92,9 @@ def test_each_process_streams_rows_of_its_own(two_processes):
     assert [len(seen) for seen in two_processes["streamed"]] == [12, 12]  # two passes over its six rows
 
 
-@pytest.mark.parametrize(("name", "optimizer"), [("command", "optimizer.pt"), ("sharded_command", "optimizer.bin")])
-def test_the_command_trains_and_resumes_with_two_processes(two_processes, name, optimizer):
-    assert two_processes[name] == [0, 0]
-    run = two_processes["folder"] / name
+def test_the_command_trains_and_resumes_with_two_processes(two_processes):
+    assert two_processes["command"] == [0, 0]
+    run = two_processes["folder"] / "command"
     results = json.loads((run / "results.json").read_text())
     assert max(entry["step"] for entry in results["history"]) == 4
     assert results["metrics"]["utterances"] == 4
@@ -106,31 +103,5 @@ def test_the_command_trains_and_resumes_with_two_processes(two_processes, name, 
     assert model.config.architectures == ["SpeechClipPlusModel"]
     newest = last_complete_checkpoint(run)
     assert Path(newest).name == "checkpoint-4"
-    assert {"rng_state_0.pth", "rng_state_1.pth", optimizer} <= {path.name for path in Path(newest).iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= {path.name for path in Path(newest).iterdir()}
     assert not (run / ".unfinished").exists()
-
-
-def test_a_sharded_run_resumes_bit_for_bit_and_saves_the_whole_model(two_processes):
-    whole, resumed = two_processes["sharded_random"]["weights"], two_processes["sharded_resumed"]
-    saved = SpeechClipPlusModel.from_pretrained(two_processes["folder"] / "sharded" / "saved").state_dict()
-    assert whole.keys() == resumed.keys() == saved.keys()
-    for name, value in whole.items():
-        assert torch.equal(resumed[name], value), name
-        assert torch.equal(saved[name], value), name
-
-
-def test_sharded_weights_stay_in_float32_under_bfloat16(one_process, two_processes):
-    found = two_processes["sharded_in_half"]
-    assert found["dtypes"] == {"torch.float32"}
-    exact = one_process["random"]["logs"][0]["loss"]
-    assert found["loss"] != pytest.approx(exact, rel=1e-5)  # computed in half precision
-    assert found["loss"] == pytest.approx(exact, rel=2e-2)
-
-
-def test_sharding_that_would_not_happen_is_refused(tmp_path):
-    trainer = training_runs.make_trainer(tmp_path)
-    with pytest.raises(ValueError, match="accelerate shards on GPUs alone and this run is on cpu"):
-        prepare_sharding(trainer.accelerator, trainer.model, wanted=True)
-    first_version = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1)))
-    with pytest.raises(ValueError, match="sharded by FSDP2, and the settings ask for version 1"):
-        prepare_sharding(first_version, trainer.model, wanted=True)

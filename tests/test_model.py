@@ -518,6 +518,12 @@ def test_a_folder_that_is_no_model_is_an_error(tmp_path):
 # Bad input
 
 
+def test_a_speech_encoder_without_an_adapter_is_refused():
+    config = SpeechClipPlusConfig(speech_config={"model_type": "bert"})
+    with pytest.raises(ValueError, match="'bert'; the speech encoder must be one of hubert, wavlm"):
+        SpeechClipPlusModel(config)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

@@ -12,8 +12,6 @@ import numpy as np
 import soundfile
 import torch
 import transformers
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
 from PIL import Image
 from transformers import TrainerCallback
 
@@ -103,11 +101,6 @@ def make_dataset(num_rows=NUM_ROWS):
     return datasets.Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False))
 
 
-def whole(tensor):
-    """A copy, joined if the processes share it out."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
-
-
 class Recorder(TrainerCallback):
     """Keeps the gradients of every step, as the optimiser gets them."""
 
@@ -116,7 +109,7 @@ class Recorder(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         model = getattr(model, "module", model)
-        self.gradients.append({name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None})
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
 
 def make_trainer(folder, model=None, dataset=None, callbacks=None, **arguments):
@@ -155,15 +148,15 @@ def recorded_run(folder, variant="hybrid_plus", **arguments):
     trainer.train()
     return {
         "gradients": recorder.gradients,
-        "weights": {name: whole(value) for name, value in trainer.model.state_dict().items()},
+        "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
         "metrics": trainer.evaluate(),
     }
 
 
-def distributed_runs(folder, batch_size, **more):
+def distributed_runs(folder, batch_size):
     """The runs that must not depend on the number of processes; `batch_size` is that of each of them."""
-    sizes = {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 3, **more}
+    sizes = {"per_device_train_batch_size": batch_size, "per_device_eval_batch_size": 3}
     runs = {
         "random": recorded_run(folder / "random", **sizes),
         "grouped": recorded_run(
@@ -175,38 +168,8 @@ def distributed_runs(folder, batch_size, **more):
             **sizes,
         ),
     }
-    if "fsdp" not in more:
-        runs["cached"] = recorded_run(folder / "cached", max_steps=3, gradient_cache_chunk=1, **sizes)
+    runs["cached"] = recorded_run(folder / "cached", max_steps=3, gradient_cache_chunk=1, **sizes)
     return runs
-
-
-def accelerate_shards_on_cpu():
-    """Let accelerate, which takes FSDP for GPUs alone, believe to have some. From then on all of it is FSDP's.
-
-    Sharding, gathering, reducing and saving are torch's own, over gloo.
-    """
-    plain = AcceleratorState.__init__
-
-    def on_gpus(self, *args, fsdp_plugin=None, **kwargs):
-        if fsdp_plugin is not None:
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        plain(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-
-    AcceleratorState.__init__ = on_gpus
-    AcceleratorState._reset_state(reset_partial_state=False)
-
-
-def sharded_runs(folder):
-    """The same with weights that the processes share out, and one of them stopped and resumed."""
-    runs = distributed_runs(folder, 2, fsdp=True, save_strategy="steps", save_steps=4)
-    resumed = make_trainer(folder / "resumed", per_device_train_batch_size=2, fsdp=True)
-    resumed.train(resume_from_checkpoint=str(folder / "random" / "checkpoint-4"))
-    resumed.save_model(str(folder / "saved"))
-    runs["resumed"] = {name: whole(value) for name, value in resumed.model.state_dict().items()}
-    in_half = make_trainer(folder / "in_half", per_device_train_batch_size=2, fsdp=True, bf16=True, max_steps=1)
-    in_half.train()
-    runs["in_half"] = in_half.state.log_history[0] | {"dtypes": {str(p.dtype) for p in in_half.model.parameters()}}
-    return {f"sharded_{name}": run for name, run in runs.items()}
 
 
 def streamed_rows(folder):
@@ -240,15 +203,15 @@ def write_folder(folder, num_rows=12):
     return folder
 
 
-def train_by_command(out, name="command", *more_settings):
+def train_by_command(out):
     """Train for two steps, and go on for two more; returns the exit codes."""
     settings = ["max_steps=2", "warmup_steps=1", "per_device_train_batch_size=2", "use_cpu=true", "disable_tqdm=true"]
-    started = ["--preset", "cascaded-tiny", "--data", str(out / "data"), "--output-dir", str(out / name)]
-    for setting in [*settings, f"image_cache_dir={out / 'cache'}", *more_settings]:
+    started = ["--preset", "cascaded-tiny", "--data", str(out / "data"), "--output-dir", str(out / "command")]
+    for setting in [*settings, f"image_cache_dir={out / 'cache'}"]:
         started += ["--set", setting]
     return [
         cli.main(["train", *started]),
-        cli.main(["train", "--output-dir", str(out / name), "--resume", "--set", "max_steps=4"]),
+        cli.main(["train", "--output-dir", str(out / "command"), "--resume", "--set", "max_steps=4"]),
     ]
 
 
@@ -262,9 +225,6 @@ if __name__ == "__main__":
         write_folder(out / "data")
     torch.distributed.barrier()
     results["command"] = train_by_command(out)
-    accelerate_shards_on_cpu()
-    results |= sharded_runs(out / "sharded")
-    results["sharded_command"] = train_by_command(out, "sharded_command", "fsdp=true")
     if torch.distributed.get_rank() == 0:
         torch.save(results, out / "runs.pt")
     torch.distributed.destroy_process_group()

@@ -31,10 +31,9 @@ from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusMo
 from .card_data import trainer_card_facts
 from .checkpoints import UNFINISHED, finish_checkpoint, last_complete_checkpoint, remove_unfinished
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
-from .distributed import average_gradients, one_global_batch
 from .evaluation.evaluate import join_outputs, kept_outputs, split_metrics
 from .feature_cache import cache_image_embeddings
-from .gradient_cache import backward_in_chunks, check_chunks_are_exact
+from .gradient_cache import average_gradients, backward_in_chunks, check_chunks_are_exact
 from .hub_push import HubPushes
 from .sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, StreamShare, utterance_lengths
 from .sharding import is_sharded, prepare_sharding
@@ -162,10 +161,8 @@ class SpeechClipPlusTrainer(Trainer):
         processor = self.processing_class
         if processor is not None:
             self.processing_class = _Unaligned(processor)
-        several = self.args.world_size > 1
         try:
-            with one_global_batch(self.accelerator.unwrap_model(self.model)) if several else nullcontext():
-                return super().train(resume_from_checkpoint, *args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.processing_class = processor
 

@@ -133,7 +133,7 @@ def _embed_speech(
             outputs = model(**speech_inputs(model, processor, batch))
             found = {name: outputs[name] for name in KEPT_OUTPUTS if outputs.get(name) is not None}
             if model.config.has_cif and model.config.cif_config.target_length == "frames":
-                found["target_lengths"] = model._target_lengths(outputs.frame_lengths, None)
+                found["target_lengths"] = outputs.target_lengths
             for name, value in found.items():
                 store = rows_of.setdefault(name, [torch.empty(0)] * len(dataset))
                 for (row, _), own in zip(batch, value.cpu(), strict=True):
