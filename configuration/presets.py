@@ -25,8 +25,8 @@ def load_preset(name: str) -> dict[str, Any]:
 
     Returns:
         `config`: keyword arguments of [`SpeechClipPlusConfig`]; `processor`: those of
-        [`SpeechClipPlusProcessor.from_backbones`]; `training`: hyper-parameters, those of
-        [`SpeechClipPlusTrainingArguments`].
+        [`SpeechClipPlusProcessor.from_backbones`]; `training`: those of [`SpeechClipPlusTrainingArguments`];
+        `dataset`: name of the data set that they are meant for.
 
     Raises:
         ValueError: If there is no such preset; the message names the nearest ones.

@@ -30,7 +30,7 @@ class SpeechEncoderAdapter:
         time_dim: Its dimension of time.
         fixed_length: Whether the encoder reads inputs of one length only.
         samples_per_frame: Samples at 16 kHz from one frame to the next.
-        minimum_samples: Fewest samples at 16 kHz that give one frame.
+        minimum_samples: Samples at 16 kHz that one whole frame needs.
     """
 
     input_name = "input_features"
@@ -38,7 +38,7 @@ class SpeechEncoderAdapter:
     time_dim = 1
     fixed_length = False
     samples_per_frame = 320
-    minimum_samples = 400
+    minimum_samples = 320
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config
@@ -212,6 +212,8 @@ class WaveformEncoderAdapter(SpeechEncoderAdapter):
 
 class Wav2Vec2BertAdapter(SpeechEncoderAdapter):
     """w2v-BERT 2.0, which reads two stacked log-mel frames of 10 ms at a time and hides padding in every layer."""
+
+    minimum_samples = 560  # two windows of 400 samples, 160 apart
 
 
 class WhisperAdapter(SpeechEncoderAdapter):

@@ -26,7 +26,7 @@ def test_a_preset_is_what_its_name_says_and_survives_saving(name, tmp_path):
     assert config.variant == variant
     if dataset:
         assert config.hidden_size == {"base": 768, "large": 1024}[size]
-        assert load_preset(name)["training"]["dataset"] == dataset[0]
+        assert load_preset(name)["dataset"] == dataset[0]
         if config.has_cascaded:
             assert len(config.keyword_config.vocabulary_ids) == {"flickr8k": 8112, "spokencoco": 19787}[dataset[0]]
     config.save_pretrained(tmp_path)

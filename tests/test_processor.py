@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import (
     AutoFeatureExtractor,
+    ClapFeatureExtractor,
     CLIPImageProcessor,
-    SeamlessM4TFeatureExtractor,
     Wav2Vec2FeatureExtractor,
 )
 
@@ -521,9 +521,9 @@ def test_a_missing_backbone_is_an_error(backbone_folders, tmp_path):
     [
         Wav2Vec2FeatureExtractor(sampling_rate=8_000),
         Wav2Vec2FeatureExtractor(padding_side="left"),
-        SeamlessM4TFeatureExtractor(),
+        ClapFeatureExtractor(),
     ],
-    ids=["8 kHz", "left", "spectrogram"],
+    ids=["8 kHz", "left", "48 kHz"],
 )
 def test_a_feature_extractor_of_another_kind_is_refused(tiny_processor, extractor):
     with pytest.raises(ValueError, match="Expected a feature extractor"):
