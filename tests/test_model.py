@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, HubertConfig, HubertModel
@@ -204,6 +205,31 @@ def test_a_part_of_a_frozen_backbone_trains_when_it_requires_gradients(part, tmp
     assert all(parameter.grad is not None for parameter in layer.parameters())
     with pytest.raises(ValueError, match="was trained, so it must be saved"):
         model.save_pretrained(tmp_path, save_backbones=False)
+
+
+LORA_TARGETS = {
+    "speech encoder": r"speech_encoder\.encoder\.layers\.\d+\.attention\.(q|v)_proj",
+    "image encoder": r"clip\.vision_model\..*\.(q|v)_proj",
+    "text encoder": r"clip\.text_model\..*\.(q|v)_proj",
+    "branch": r"branch\.layers\.\d+\.attention\.(q|v)_proj",
+}
+
+
+@pytest.mark.parametrize("targets", LORA_TARGETS.values(), ids=LORA_TARGETS.keys())
+def test_adapters_of_peft_train_and_the_weights_below_them_stay(targets):
+    model = make_model()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets))
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    adapted.train()
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # one matrix of each pair starts at zero, and lets no gradient into the other
+        optimizer.zero_grad()
+        adapted(**make_pairs(), return_loss=True).loss.backward()
+        assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
+        optimizer.step()
+    for name, value in adapted.state_dict().items():
+        statistics = "running_" in name or "num_batches" in name  # of the keywords' batch norm, which no adapter holds
+        assert statistics or torch.equal(value, before[name]) != ("lora_" in name), name
 
 
 def test_frozen_encoders_keep_no_graph():

