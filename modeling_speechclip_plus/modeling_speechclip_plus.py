@@ -47,6 +47,9 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
     input_modalities = ("audio", "image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _no_split_modules = ["BranchLayer"]
     # bfloat16 would lose the running statistics' small updates and CIF's and the temperature's small steps.
     _keep_in_fp32_modules_strict = ["keyword_norm", "logit_scale", "layer_sum"]
@@ -102,13 +105,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     ```
     """
 
-    vocabulary_ids: Tensor
-    is_keyword: Tensor
-
     def __init__(self, config: SpeechClipPlusConfig):
         super().__init__(config)
         text_config = config.clip_config.text_config
-        joint_size = config.clip_config.projection_dim
         self.speech_adapter = speech_encoder_adapter(config.speech_config)
         self.speech_encoder = self.speech_adapter.build(config.padding)
         self.clip = CLIPModel._from_config(config.clip_config)
@@ -117,7 +116,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if config.has_parallel:
             self.parallel_projection = projection_head(
                 config.hidden_size,
-                joint_size,
+                config.projection_dim,
                 config.branch_config.parallel_projection_hidden_size,
                 config.branch_config.dropout,
             )
@@ -141,8 +140,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             self.keyword_norm = KeywordBatchNorm(text_config.hidden_size, keyword.num_keywords)
             # Derived from the configuration, so neither is saved; _init_weights fills them again after loading.
             vocabulary_ids, is_keyword = _vocabulary(config)
-            self.register_buffer("vocabulary_ids", vocabulary_ids, persistent=False)
-            self.register_buffer("is_keyword", is_keyword, persistent=False)
+            self.vocabulary_ids = nn.Buffer(vocabulary_ids, persistent=False)
+            self.is_keyword = nn.Buffer(is_keyword, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.loss_config.temperature)))
         self.post_init()
         self.set_trainable(speech_encoder=config.train_speech_encoder, clip=config.train_clip)
@@ -239,6 +238,14 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                     f"first at {wrong[0]!r}."
                 )
             own.load_state_dict(state)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
+        """See `transformers.PreTrainedModel.set_attn_implementation`."""
+        for key in ("branch_config", "cif_config", "keyword_config", "loss_config"):
+            if isinstance(attn_implementation, str) and (block := getattr(self.config, key)) is not None:
+                # These have no model of their own, of which the library would warn.
+                block._attn_implementation = attn_implementation
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
 
     def float_statistics(self) -> SpeechClipPlusModel:
         """Bring the parts that must stay float32 back to it, after a cast of the whole model; returns the model."""
@@ -774,9 +781,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
         if (input_values is None) == (speech_hidden_states is None):
             raise ValueError("Give either input_values or speech_hidden_states.")
-        if speech_hidden_states is not None:
+        if input_values is None:
             return *self._kept_states(speech_hidden_states, frame_lengths, output_attentions), None
-        assert input_values is not None
         self.speech_adapter.check_input(input_values, attention_mask)
         if output_attentions and self.config._attn_implementation != "eager":
             logger.warning_once(
@@ -909,8 +915,8 @@ def no_grad_if_frozen(module: nn.Module) -> AbstractContextManager:
 
 def _vocabulary(config: SpeechClipPlusConfig) -> tuple[Tensor, Tensor]:
     """CLIP ids of the vocabulary in use, and which of them may become keywords; both `(V,)`."""
-    ids = config.keyword_config.vocabulary_ids
-    ids = torch.arange(config.clip_config.text_config.vocab_size) if ids is None else torch.tensor(ids)
+    ids, text_config = config.keyword_config.vocabulary_ids, config.clip_config.text_config
+    ids = torch.arange(text_config.vocab_size) if ids is None else torch.tensor(ids)
     excluded = torch.tensor(sorted(config.excluded_token_ids), dtype=torch.long, device=ids.device)
     return ids, ~torch.isin(ids, excluded)
 

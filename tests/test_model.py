@@ -357,11 +357,16 @@ def test_attentions_under_sdpa_are_left_out_with_a_warning_that_says_how_to_get_
     assert "set_attn_implementation('eager')" in said[0]
 
 
-def test_eager_and_sdpa_attention_agree():
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_other_attention_agrees_with_sdpa(implementation, caplog):
     model = make_model()
-    sdpa = model(**make_inputs()).cascaded_embeds
-    model.set_attn_implementation("eager")
-    torch.testing.assert_close(model(**make_inputs()).cascaded_embeds, sdpa, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        sdpa = model(**make_pairs())
+        model.set_attn_implementation(implementation)
+        other = model(**make_pairs())
+    assert "undefined behavior" not in caplog.text
+    for name in ("parallel_embeds", "cascaded_embeds", "image_embeds"):
+        torch.testing.assert_close(other[name], sdpa[name], atol=1e-5, rtol=0)
 
 
 def test_a_tuple_holds_what_the_output_holds():
