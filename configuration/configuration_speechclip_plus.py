@@ -15,7 +15,37 @@ from transformers.configuration_utils import SubConfigSpec
 VARIANTS = ("parallel", "cascaded", "cascaded_plus", "hybrid", "hybrid_plus")
 FORMAT_VERSION = 1
 
+# What validate_architecture checks of single values.
+_CHOICES = {
+    "padding": ("invariant", "original"),
+    "branch_config.layer_type": ("attention_and_norm", "transformer_encoder"),
+    "cif_config.target_length": ("frames", "caption"),
+}
+_POSITIVE = (
+    "branch_config.num_layers",
+    "branch_config.num_attention_heads",
+    "branch_config.intermediate_size",
+    "branch_config.parallel_projection_hidden_size",
+    "cif_config.threshold",
+    "cif_config.conv_layers",
+    "cif_config.conv_width",
+    "cif_config.frames_per_keyword",
+    "cif_config.tail_threshold",
+    "keyword_config.temperature",
+    "keyword_config.batch_norm_scale",
+    "keyword_config.projection_hidden_size",
+    "loss_config.temperature",
+)
+_NOT_NEGATIVE = (
+    "cif_config.scale_until_step",
+    "loss_config.parallel_weight",
+    "loss_config.cascaded_weight",
+    "loss_config.quantity_weight",
+)
+_PROBABILITIES = ("branch_config.dropout", "cif_config.dropout", "keyword_config.projection_dropout")
 
+
+@strict
 class _BlockConfig(PreTrainedConfig):
     """A part of a [`SpeechClipPlusConfig`], which refuses keys that it does not know."""
 
@@ -71,7 +101,7 @@ class SpeechClipPlusCifConfig(_BlockConfig):
             number of keywords fires; 0 never scales.
         tail_threshold: Weight that a remainder needs to become one more keyword in evaluation.
         target_length: `"frames"`, one keyword per `frames_per_keyword` frames, or `"caption"`, the lengths given
-            to `forward(target_lengths=...)`, such as numbers of caption subwords.
+            to `forward(target_lengths=...)`, such as numbers of caption tokens.
         frames_per_keyword: Frames (50 per second) per keyword of the `"frames"` target.
     """
 
@@ -90,18 +120,18 @@ class SpeechClipPlusCifConfig(_BlockConfig):
 
 @strict
 class SpeechClipPlusKeywordConfig(_BlockConfig):
-    """Keywords: from speech features to subwords of CLIP (paper section 2.1).
+    """Keywords: from speech features to tokens of CLIP (paper section 2.1).
 
     Args:
         num_keywords: Keywords per utterance of the fixed-number variants (`cascaded`, `hybrid`); `None` in the
             plus variants, where CIF decides.
-        projection_hidden_size: Width of a hidden ReLU layer between speech and subword width; `None` for a plain
+        projection_hidden_size: Width of a hidden ReLU layer between speech and token width; `None` for a plain
             linear map.
         projection_dropout: Dropout in that hidden layer.
-        batch_norm_scale: Factor on the per-dimension standard deviation of CLIP's subword embeddings that the
+        batch_norm_scale: Factor on the per-dimension standard deviation of CLIP's token embeddings that the
             batch normalisation's weight starts from.
         temperature: Temperature of the softmax through which the quantiser's gradient flows.
-        vocabulary_ids: CLIP subword ids that may become keywords; `None` for all of them.
+        vocabulary_ids: CLIP token ids that may become keywords; `None` for all of them.
         excluded_ids: Ids of that vocabulary that are no keywords; `None` for CLIP's padding (0), start and end.
     """
 
@@ -287,19 +317,19 @@ class SpeechClipPlusConfig(PreTrainedConfig):
 
     @property
     def max_keywords(self) -> int:
-        """Keywords that fit between CLIP's start and end subwords."""
+        """Keywords that fit between CLIP's start and end tokens."""
         return self.clip_config.text_config.max_position_embeddings - 2
 
     @property
     def start_token_id(self) -> int:
-        """CLIP's start subword."""
+        """CLIP's start token."""
         text = self.clip_config.text_config
         # Published CLIP configurations carry 0 and 2 here, which are wrong; the table's last two rows are right.
         return text.vocab_size - 2 if text.eos_token_id == 2 else text.bos_token_id
 
     @property
     def end_token_id(self) -> int:
-        """CLIP's end subword."""
+        """CLIP's end token."""
         text = self.clip_config.text_config
         return text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
 
@@ -310,7 +340,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             ValueError: Naming the keys and values that do not.
         """
         super().validate_architecture()
-        _require_choice("padding", self.padding, ("invariant", "original"))
+        self._validate_values()
         branches = [
             name for name, built in (("parallel", self.has_parallel), ("cascaded", self.has_cascaded)) if built
         ]
@@ -319,8 +349,12 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 f"retrieval_branch is {self.retrieval_branch!r}, but the {self.variant} variant has only: "
                 f"{', '.join(branches)}."
             )
-        self._validate_branch()
-        self._validate_losses()
+        heads = self.branch_config.num_attention_heads
+        if self.hidden_size % heads:
+            raise ValueError(
+                f"branch_config.num_attention_heads ({heads}) does not divide the speech encoder's width "
+                f"({self.hidden_size}). Choose a divisor of {self.hidden_size}."
+            )
         if self.has_cif != (self.cif_config is not None):
             raise ValueError(
                 f"The {self.variant} variant has no CIF, but a cif_config was given. Remove it, or choose "
@@ -342,44 +376,36 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             if backbone is None and not self.backbones_saved:
                 raise ValueError(f"backbones_saved is False, so {name} must say where its weights are.")
 
-    def _validate_branch(self) -> None:
-        branch = self.branch_config
-        _require_choice("branch_config.layer_type", branch.layer_type, ("attention_and_norm", "transformer_encoder"))
-        for key in ("num_layers", "num_attention_heads", "intermediate_size"):
-            _require_positive(f"branch_config.{key}", getattr(branch, key))
-        _require_probability("branch_config.dropout", branch.dropout)
-        if self.hidden_size % branch.num_attention_heads:
-            raise ValueError(
-                f"branch_config.num_attention_heads ({branch.num_attention_heads}) does not divide the speech "
-                f"encoder's width ({self.hidden_size}). Choose a divisor of {self.hidden_size}."
-            )
-        if branch.parallel_projection_hidden_size is not None:
-            _require_positive("branch_config.parallel_projection_hidden_size", branch.parallel_projection_hidden_size)
+    def _validate_values(self) -> None:
+        for name, choices in _CHOICES.items():
+            if (value := self._value(name)) is not None and value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}.")
+        for name in _POSITIVE:
+            if (value := self._value(name)) is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be above 0, but is {value}.")
+        for name in _NOT_NEGATIVE:
+            if (value := self._value(name)) is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, but is {value}.")
+        for name in _PROBABILITIES:
+            if (value := self._value(name)) is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be a probability from 0 to below 1, but is {value}.")
 
-    def _validate_losses(self) -> None:
-        for key in ("parallel_weight", "cascaded_weight", "quantity_weight"):
-            value = getattr(self.loss_config, key)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"loss_config.{key} must be a number of at least 0, but is {value}.")
-        _require_positive("loss_config.temperature", self.loss_config.temperature)
+    def _value(self, name: str) -> Any:
+        """Value of a key such as "cif_config.threshold"; `None` too where the model has no such block."""
+        block, _, key = name.rpartition(".")
+        return getattr(getattr(self, block) if block else self, key, None)
 
     def _validate_cif(self) -> None:
         cif = self.cif_config
-        for key in ("threshold", "conv_layers", "conv_width", "frames_per_keyword", "tail_threshold"):
-            _require_positive(f"cif_config.{key}", getattr(cif, key))
         if cif.conv_width % 2 == 0:
             raise ValueError(
                 f"cif_config.conv_width must be odd to keep the number of frames, but is {cif.conv_width}."
             )
-        if cif.scale_until_step < 0:
-            raise ValueError(f"cif_config.scale_until_step must be at least 0, but is {cif.scale_until_step}.")
         if cif.tail_threshold > cif.threshold:
             raise ValueError(
                 f"cif_config.tail_threshold ({cif.tail_threshold}) is above the firing threshold ({cif.threshold}), "
                 "so no remainder could ever reach it."
             )
-        _require_probability("cif_config.dropout", cif.dropout)
-        _require_choice("cif_config.target_length", cif.target_length, ("frames", "caption"))
 
     def _validate_keywords(self) -> None:
         keyword, text = self.keyword_config, self.clip_config.text_config
@@ -393,16 +419,11 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 f"keyword_config.num_keywords must be between 1 and {self.max_keywords} (what fits into CLIP's "
                 f"{text.max_position_embeddings} places), but is {keyword.num_keywords}."
             )
-        for key in ("temperature", "batch_norm_scale"):
-            _require_positive(f"keyword_config.{key}", getattr(keyword, key))
-        _require_probability("keyword_config.projection_dropout", keyword.projection_dropout)
-        if keyword.projection_hidden_size is not None:
-            _require_positive("keyword_config.projection_hidden_size", keyword.projection_hidden_size)
         for name, token_id in (("bos_token_id", self.start_token_id), ("eos_token_id", self.end_token_id)):
             if token_id is None or not 0 <= token_id < text.vocab_size:
                 raise ValueError(
                     f"clip_config.text_config.{name} is {token_id}, outside its vocabulary of {text.vocab_size}; "
-                    "keywords are read between CLIP's start and end subwords, so set it to theirs."
+                    "keywords are read between CLIP's start and end tokens, so set it to theirs."
                 )
         if (ids := keyword.vocabulary_ids) is not None:
             bad = next((i for i in ids if not 0 <= i < text.vocab_size), None)
@@ -410,11 +431,11 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 what = "has repeated ids" if bad is None else f"has the id {bad}, outside CLIP's {text.vocab_size}"
                 raise ValueError(f"keyword_config.vocabulary_ids {what}.")
             if not set(ids) - self.excluded_token_ids:
-                raise ValueError("keyword_config.vocabulary_ids holds no subword that may become a keyword.")
+                raise ValueError("keyword_config.vocabulary_ids holds no token that may become a keyword.")
 
     @property
     def excluded_token_ids(self) -> set[int]:
-        """CLIP subword ids that never become keywords."""
+        """CLIP token ids that never become keywords."""
         excluded = self.keyword_config.excluded_ids
         return {0, self.start_token_id, self.end_token_id} if excluded is None else set(excluded)
 
@@ -431,21 +452,6 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             keyword["vocabulary_ids"] = f"[{', '.join(map(str, ids[:4]))}, ... {len(ids)} ids]"
         lines = "\n".join(f"  {key}: {value}" for key, value in sorted(values.items()))
         return f"{type(self).__name__}(\n{lines}\n)"
-
-
-def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}.")
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be above 0, but is {value}.")
-
-
-def _require_probability(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be a probability from 0 to below 1, but is {value}.")
 
 
 __all__ = [

@@ -514,7 +514,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def score(
         self,
-        audio: SpeechClipPlusAudioOutput,
+        audio: Any,
         pixel_values: Tensor | None = None,
         image_embeds: Tensor | None = None,
         image_ids: Tensor | None = None,
@@ -527,7 +527,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         take part in this call, and their gradients must be averaged, as `DistributedDataParallel` does.
 
         Args:
-            audio: What `encode_audio` returned.
+            audio: The [`SpeechClipPlusAudioOutput`] that `encode_audio` returned.
             pixel_values: `(B_image, 3, H, W)` images.
             image_embeds: `(B_image, P)` CLIP image features, in place of `pixel_values`.
             image_ids: `(B,)` int64; utterances and images with the same id are no negatives of each other.
@@ -585,7 +585,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         branch = branch or self.config.retrieval_branch
         if branch not in ("parallel", "cascaded") or not getattr(self.config, f"has_{branch}"):
             raise ValueError(f"This {self.config.variant} model has no {branch!r} branch.")
-        audio = self.encode_audio(
+        audio: Any = self.encode_audio(
             input_values,
             attention_mask,
             speech_hidden_states,
@@ -739,7 +739,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             audio = self.encode_audio(
                 input_values, attention_mask, speech_hidden_states, frame_lengths, branches=("cascaded",)
             )
-            output = self.score(audio)
+            output: Any = self.score(audio)
         finally:
             self.train(was_training)
         near = cosine_similarities(output.keyword_embeds, self._codebook()).masked_fill(~self.is_keyword, -torch.inf)
@@ -800,7 +800,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             )
 
     def _kept_states(
-        self, speech_hidden_states: Tensor, frame_lengths: Tensor | None, output_attentions: bool
+        self, speech_hidden_states: Any, frame_lengths: Tensor | None, output_attentions: bool
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         if output_attentions:
             raise ValueError("Attention weights need input_values: speech_hidden_states come without them.")

@@ -127,7 +127,7 @@ def test_showing_a_configuration_shortens_its_vocabulary():
         ({"keyword_config": {"num_keywords": 8}}, "CIF decides how many"),
         ({"keyword_config": {"vocabulary_ids": [1, 1]}}, "repeated ids"),
         ({"keyword_config": {"vocabulary_ids": [5, 50_000]}}, "the id 50000, outside CLIP's 49408"),
-        ({"keyword_config": {"vocabulary_ids": [0]}}, "no subword that may become a keyword"),
+        ({"keyword_config": {"vocabulary_ids": [0]}}, "no token that may become a keyword"),
         ({"keyword_config": {"temperature": 0}}, "temperature must be above 0"),
         ({"loss_config": {"cascaded_weight": -1}}, "at least 0"),
         ({"variant": "cascaded", "retrieval_branch": "parallel"}, "has only: cascaded"),

@@ -58,8 +58,10 @@ def backward_in_chunks(
         with torch.no_grad(), autocast():
             audio = model.encode_audio(**chunk, global_step=global_step)
         parts.append({name: audio[name] for name in (*_FEATURES, *_COUNTS) if name in audio})
-    leaves = {name: _joined([part[name] for part in parts]).requires_grad_() for name in _FEATURES if name in parts[0]}
-    counts = {name: torch.cat([part[name] for part in parts]) for name in _COUNTS if name in parts[0]}
+    leaves: dict[str, Any] = {
+        name: _joined([part[name] for part in parts]).requires_grad_() for name in _FEATURES if name in parts[0]
+    }
+    counts: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in _COUNTS if name in parts[0]}
 
     images = {name: inputs[name] for name in _IMAGES if inputs.get(name) is not None}
     with autocast():
@@ -81,7 +83,9 @@ def backward_in_chunks(
         torch.autograd.backward([feature for feature, _ in pairs], [gradient for _, gradient in pairs])
         start = stop
     _set_random_state(after, model.device)
-    detached = {name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()}
+    detached: dict[str, Any] = {
+        name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()
+    }
     return SpeechClipPlusOutput(**detached)
 
 
