@@ -1,4 +1,4 @@
-"""The published configurations by name, and tiny ones for a CPU."""
+"""Presets: the published configurations by name, and tiny ones for a CPU."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def load_vocabulary(name: str) -> list[int]:
 
 
 def published_results(preset: str) -> dict[str, Any]:
-    """What the authors reported of a published model; nobody has measured it again.
+    """Read what the authors reported of a published model; nobody has measured it again.
 
     Returns:
         `checkpoint`: where their weights are; `validation` and, where the paper has them, `test`: figures in percent

@@ -1,4 +1,4 @@
-"""Whatever a user calls audio, as one mono float32 waveform at the wanted rate.
+"""Audio loading: arrays, files, bytes and values of `datasets` as 16 kHz mono float32 waveforms.
 
 soundfile decodes files and bytes, soxr resamples; both are imported when first needed.
 """
@@ -156,25 +156,18 @@ def _imported(package: str, purpose: str) -> Any:
 def _opened(source: Any, name: str) -> Iterator[tuple[Any, str]]:
     """Open a path, bytes or a binary file object by libsndfile; gives the open file and what errors call it."""
     soundfile = _imported("soundfile", f"{name}: reading audio files")
-
     if isinstance(source, (str, os.PathLike)):
-        path, name = checked_path(source, name, "an audio file")
-        with open(path, "rb") as stream, _opened(stream, name) as opened:
-            yield opened
-        return
+        source, name = checked_path(source, name, "an audio file")
+    elif isinstance(source, io.TextIOBase):
+        raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
+    elif hasattr(source, "read") and not hasattr(source, "seek"):  # a pipe or a response: libsndfile has to jump about
+        source = source.read()
+        if not isinstance(source, bytes):
+            raise TypeError(f"{name}: the file object returns {type(source).__name__}; open it in binary mode.")
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) == 0:
             raise ValueError(f"{name}: empty audio (0 bytes).")
         source = io.BytesIO(source)
-    elif not hasattr(source, "seek"):  # a pipe or a response: libsndfile has to jump about
-        content = source.read()
-        if not isinstance(content, bytes):
-            raise TypeError(f"{name}: the file object returns {type(content).__name__}; open it in binary mode.")
-        with _opened(content, name) as opened:
-            yield opened
-        return
-    elif isinstance(source, io.TextIOBase):
-        raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
     try:
         with soundfile.SoundFile(source) as file:
             if file.frames >= _UNKNOWN_FRAMES:

@@ -410,11 +410,11 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         )
 
     def get_input_embeddings(self) -> nn.Module:
-        """CLIP's subword embeddings, which are also the keywords' codebook."""
+        """CLIP's token embeddings, which are also the keywords' codebook."""
         return self.clip.text_model.embeddings.token_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace CLIP's subword embeddings."""
+        """Replace CLIP's token embeddings."""
         self.clip.text_model.embeddings.token_embedding = value
 
     # Vocabulary
@@ -719,7 +719,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             input_values: See `encode_audio`.
             attention_mask: See `encode_audio`.
             tokenizer: CLIP's, or the processor that holds it; the keywords' texts are `None` without it.
-            top_k: Nearest subwords to return with each keyword.
+            top_k: Nearest tokens to return with each keyword.
             speech_hidden_states: From `encode_speech_frames`, in place of `input_values`.
             frame_lengths: The same.
 

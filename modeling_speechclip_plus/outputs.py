@@ -60,11 +60,11 @@ class SpeechClipPlusOutput(ModelOutput):
         parallel_embeds (`(B, P)`, with a parallel branch): Unit-length embedding by that branch.
         cascaded_embeds (`(B, P)`, with a cascaded branch): Unit-length embedding by that branch.
         image_embeds (`(B, P)`, with images): Unit-length image embeddings.
-        keyword_ids (`(B, N)` int64, with a cascaded branch): CLIP subword of each keyword, -1 at padding.
+        keyword_ids (`(B, N)` int64, with a cascaded branch): CLIP token of each keyword, -1 at padding.
         keyword_lengths (`(B,)` int64, with a cascaded branch): Keywords of each utterance.
         keyword_similarities (`(B, N)` float32, with a cascaded branch): Cosine similarity of keyword feature and
-            subword, 0 at padding.
-        keyword_embeds (`(B, N, E)`, with a cascaded branch): The subwords' embeddings.
+            token, 0 at padding.
+        keyword_embeds (`(B, N, E)`, with a cascaded branch): The tokens' embeddings.
         alphas (`(B, T)` float32, with CIF): Weights as integrated, 0 at padding.
         alpha_sums (`(B,)` float32, with CIF): Sums of the weights before scaling.
         target_lengths (`(B,)` int64, with CIF): Wanted numbers of keywords; None in evaluation if they are those of
@@ -102,7 +102,7 @@ class SpeechClipPlusOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A subword near a keyword: its text (`None` without a tokenizer), CLIP id and cosine similarity."""
+    """A token near a keyword: its text (`None` without a tokenizer), CLIP id and cosine similarity."""
 
     text: str | None
     id: int
@@ -114,12 +114,12 @@ class Keyword:
     """A keyword read out of an utterance.
 
     Attributes:
-        text: The subword as text; `None` without a tokenizer.
+        text: The token as text; `None` without a tokenizer.
         id: Its CLIP id.
-        similarity: Cosine similarity of the keyword's feature and the subword's embedding.
+        similarity: Cosine similarity of the keyword's feature and the token's embedding.
         start: Where the keyword begins, in seconds; `None` in the fixed-number variants, which do not locate it.
         end: Where it ends, in seconds; `None` likewise.
-        neighbours: The subwords of the vocabulary whose embeddings are nearest to the keyword's, itself first.
+        neighbours: The tokens of the vocabulary whose embeddings are nearest to the keyword's, itself first.
     """
 
     text: str | None

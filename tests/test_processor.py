@@ -422,7 +422,7 @@ def test_text_gives_ids_and_leaves_the_audio_mask_alone(tiny_processor):
 
 
 def test_texts_beyond_77_places_are_cut_with_a_warning_that_counts_them(tiny_processor):
-    with pytest.warns(UserWarning, match="2 of 3 texts are longer than 77 subwords"):
+    with pytest.warns(UserWarning, match="2 of 3 texts are longer than 77 tokens"):
         ids = tiny_processor(text=["dog", "x" * 200, "q " * 90])["input_ids"]
     assert ids.shape == (3, 77)
     assert ids[1:, -1].tolist() == [tiny_processor.tokenizer.eos_token_id] * 2
