@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .input_paths import checked_path
+from .audio_utils import checked_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .all_gather import sum_over_processes
 from .cif import accumulation_dtype
+from .losses import sum_over_processes
 
 
 def projection_head(in_size: int, out_size: int, hidden_size: int | None, dropout: float) -> nn.Module:

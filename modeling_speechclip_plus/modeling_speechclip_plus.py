@@ -18,12 +18,11 @@ from transformers.utils import cached_file, can_return_tuple, extract_commit_has
 
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..hub_cards.hub_pushing import push_model, pushing_options
-from .all_gather import all_gather_rows, several_processes
 from .audio_utils import SAMPLING_RATE
 from .branches import BranchEncoder
 from .cif import ContinuousIntegrateAndFire, keyword_times
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
-from .losses import contrastive_loss, quantity_loss
+from .losses import all_gather_rows, contrastive_loss, quantity_loss, several_processes
 from .outputs import Keyword, Neighbour, SpeechClipPlusAudioOutput, SpeechClipPlusOutput
 from .remote_code import noted, remote_code_entries, write_remote_code
 from .speech_encoder import SPEECH_ENCODERS, LayerWeightedSum, speech_encoder_adapter

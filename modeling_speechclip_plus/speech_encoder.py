@@ -12,8 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, WhisperModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .audio_utils import SAMPLING_RATE
 
@@ -229,12 +228,14 @@ class WhisperAdapter(SpeechEncoderAdapter):
 
     def build(self, padding: str) -> PreTrainedModel:
         """See the base class."""
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
         self.config.tie_last_hidden_states = False  # the last hidden state is wanted before the final norm
         return WhisperEncoder._from_config(self.config)
 
     def load(self, source: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         """See the base class."""
-        model, report = WhisperModel.from_pretrained(source, output_loading_info=True, **kwargs)
+        model, report = AutoModel.from_pretrained(source, output_loading_info=True, **kwargs)
         return model.get_encoder(), report
 
     def dropout_modules(self, encoder: PreTrainedModel) -> list[nn.Module]:
