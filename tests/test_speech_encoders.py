@@ -1,8 +1,10 @@
 """Speech encoders that read log-mel features, through the ordinary calls: training, batching, keywords, saving."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoModel,
     AutoProcessor,
@@ -18,6 +20,8 @@ from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel, SpeechCli
 from speechclip_plus.modeling_speechclip_plus.embedding import embed_audio
 from speechclip_plus.trainer.gradient_cache import backward_in_chunks
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
+from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
 
 WHISPER = WhisperConfig(
     vocab_size=60,
@@ -137,6 +141,40 @@ def test_the_branch_trains_and_the_encoder_stays(model, processor):
     assert losses[-1] < losses[0]
     for name, value in before.items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_the_trainer_trains_and_evaluates(model, processor, chunk, tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [
+        {
+            "audio": {"array": generator.uniform(-0.5, 0.5, 9_000 + 2_000 * number), "sampling_rate": 16_000},
+            "image": Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)),
+            "image_id": number,
+            "text": "a red circle",
+            "caption_id": str(number),
+        }
+        for number in range(4)
+    ]
+    dataset = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False))
+    arguments = SpeechClipPlusTrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        warmup_steps=1,
+        per_device_train_batch_size=4,
+        max_audio_samples=12_000,
+        gradient_cache_chunk=chunk,
+        cache_image_embeddings=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = SpeechClipPlusTrainer(
+        model=model, args=arguments, train_dataset=dataset, eval_dataset=dataset, processing_class=processor
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_utterances"] == 4
 
 
 def test_an_unfrozen_encoder_trains(model, processor):
