@@ -182,9 +182,8 @@ def base_model(variant="hybrid_plus"):
 
 def bench_reading():
     """Reading 64 x 10 keywords with CLIP's text encoder: K + 2 places and no loop, against 77 places and a loop."""
-    from speechclip_plus.modeling_speechclip_plus.clip_towers import read_keywords
-
-    clip = base_model().clip.eval()
+    model = base_model().eval()
+    clip = model.clip
     lengths = torch.randint(5, 11, (64,))
     keywords = torch.randn(64, 10, 512)
     table = clip.text_model.embeddings.token_embedding.weight
@@ -200,7 +199,7 @@ def bench_reading():
         compare(
             f"reading keywords {'with backward' if backward else 'forward'}",
             forward_and_backward(plain, (keywords,), backward),
-            forward_and_backward(lambda k: read_keywords(clip, k, lengths, 49406, 49407), (keywords,), backward),
+            forward_and_backward(lambda k: model._embed_keywords(k, lengths), (keywords,), backward),
             repeats=3,
         )
 
@@ -210,14 +209,12 @@ def bench_branch():
     model = base_model().train()
     waveforms, mask = torch.randn(64, 64_000), torch.ones(64, 64_000, dtype=torch.long)
     image_embeds, image_ids = torch.randn(64, 512), torch.arange(64)
-    hidden_states, frame_lengths, _ = model._run_speech_encoder(waveforms, mask)
-    encoder = [timed(lambda: model._run_speech_encoder(waveforms, mask)) for _ in range(2)]
+    states, lengths = model.encode_speech_frames(waveforms, mask)
+    encoder = [timed(lambda: model.encode_speech_frames(waveforms, mask)) for _ in range(2)]
 
     def branch(backward):
-        speech = model._embed_speech(hidden_states, frame_lengths, model._target_lengths(frame_lengths, None))
-        logits = [model.logit_scale.exp() * speech[f"{b}_embeds"] @ image_embeds.T for b in ("parallel", "cascaded")]
-        targets = model._target_lengths(frame_lengths, None)
-        loss = model.compute_losses(*logits, speech["cif"].alpha_sums, targets, image_ids)["loss"]
+        audio = model.encode_audio(speech_hidden_states=states, frame_lengths=lengths)
+        loss = model.score(audio, image_embeds=image_embeds, image_ids=image_ids, return_loss=True).loss
         if backward:
             loss.backward()
 

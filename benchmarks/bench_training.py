@@ -241,7 +241,7 @@ def preset_costs(name):
         model = SpeechClipPlusModel(config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    batch, accumulated = training["batch_size"], training["gradient_accumulation_steps"]
+    batch, accumulated = training["per_device_train_batch_size"], training["gradient_accumulation_steps"]
     speech, vision, text = config.speech_config, config.clip_config.vision_config, config.clip_config.text_config
     frames = SECONDS * 50
     encoder = speech_flops(speech, SECONDS)
@@ -293,7 +293,7 @@ def print_costs():
             continue
         cost = preset_costs(name)
         total = cost["encoder"] + cost["rest"]
-        share = 32 / load_preset(name)["training"]["batch_size"]
+        share = 32 / load_preset(name)["training"]["per_device_train_batch_size"]
         memory, chunked = ((cost["weights"] + max(cost["first"], cost["states"]) * part) / 1e9 for part in (1, share))
         hours = cost["steps"] * total / FLOPS / 3600
         chunked_hours = cost["steps"] * (total + cost["encoder"]) / FLOPS / 3600

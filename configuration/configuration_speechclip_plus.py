@@ -5,46 +5,63 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import fields
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 VARIANTS = ("parallel", "cascaded", "cascaded_plus", "hybrid", "hybrid_plus")
-SPEECH_MODEL_TYPES = ("hubert", "wavlm", "wav2vec2")
 FORMAT_VERSION = 1
 
-
-@dataclass
-class _Block:
-    """A named group of settings, which knows its keys and refuses others."""
-
-    @classmethod
-    def of(cls, values: Any) -> Any:
-        """Make the block from a dictionary, from its own kind, or with its defaults from `None`.
-
-        Raises:
-            ValueError: If the dictionary has a key that the block does not know.
-            TypeError: If it is neither.
-        """
-        if values is None or isinstance(values, dict):
-            values = values or {}
-            names = {field.name for field in fields(cls)}
-            if unknown := sorted(values.keys() - names):
-                raise ValueError(
-                    f"{cls.__name__} does not know {', '.join(map(repr, unknown))}; it has {', '.join(sorted(names))}."
-                )
-            return cls(**values)
-        if type(values).__name__ != cls.__name__:
-            raise TypeError(f"Expected a dictionary or a {cls.__name__}, but got {type(values).__name__}.")
-        return values
+# What validate_architecture checks of single values.
+_CHOICES = {
+    "padding": ("invariant", "original"),
+    "branch_config.layer_type": ("attention_and_norm", "transformer_encoder"),
+    "cif_config.target_length": ("frames", "caption"),
+}
+_POSITIVE = (
+    "branch_config.num_layers",
+    "branch_config.num_attention_heads",
+    "branch_config.intermediate_size",
+    "branch_config.parallel_projection_hidden_size",
+    "cif_config.threshold",
+    "cif_config.conv_layers",
+    "cif_config.conv_width",
+    "cif_config.frames_per_keyword",
+    "cif_config.tail_threshold",
+    "keyword_config.temperature",
+    "keyword_config.batch_norm_scale",
+    "keyword_config.projection_hidden_size",
+    "loss_config.temperature",
+)
+_NOT_NEGATIVE = (
+    "cif_config.scale_until_step",
+    "loss_config.parallel_weight",
+    "loss_config.cascaded_weight",
+    "loss_config.quantity_weight",
+)
+_PROBABILITIES = ("branch_config.dropout", "cif_config.dropout", "keyword_config.projection_dropout")
 
 
 @strict
-@dataclass(kw_only=True)
-class SpeechClipPlusBranchConfig(_Block):
+class _BlockConfig(PreTrainedConfig):
+    """A part of a [`SpeechClipPlusConfig`], which refuses keys that it does not know."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = [key for key in kwargs if not (hasattr(PreTrainedConfig, key) or key.startswith("_"))]
+        if unknown:
+            names = {field.name for field in fields(self)} - {field.name for field in fields(PreTrainedConfig)}
+            raise ValueError(
+                f"{type(self).__name__} does not know {', '.join(map(repr, sorted(unknown)))}; "
+                f"it has {', '.join(sorted(names))}."
+            )
+        super().__post_init__(**kwargs)
+
+
+@strict
+class SpeechClipPlusBranchConfig(_BlockConfig):
     """The trained layer over the frozen speech features, shared by both branches of the hybrids.
 
     Args:
@@ -59,6 +76,9 @@ class SpeechClipPlusBranchConfig(_Block):
             plain linear map.
     """
 
+    model_type = "speechclip_plus_branch"
+    base_config_key = "branch_config"
+
     layer_type: str = "attention_and_norm"
     num_layers: int = 1
     num_attention_heads: int = 8
@@ -69,8 +89,7 @@ class SpeechClipPlusBranchConfig(_Block):
 
 
 @strict
-@dataclass(kw_only=True)
-class SpeechClipPlusCifConfig(_Block):
+class SpeechClipPlusCifConfig(_BlockConfig):
     """Continuous Integrate-and-Fire, which decides how many keywords an utterance has (paper section 2.2).
 
     Args:
@@ -82,9 +101,12 @@ class SpeechClipPlusCifConfig(_Block):
             number of keywords fires; 0 never scales.
         tail_threshold: Weight that a remainder needs to become one more keyword in evaluation.
         target_length: `"frames"`, one keyword per `frames_per_keyword` frames, or `"caption"`, the lengths given
-            to `forward(target_lengths=...)`, such as numbers of caption subwords.
+            to `forward(target_lengths=...)`, such as numbers of caption tokens.
         frames_per_keyword: Frames (50 per second) per keyword of the `"frames"` target.
     """
+
+    model_type = "speechclip_plus_cif"
+    base_config_key = "cif_config"
 
     threshold: float | int = 1.0
     conv_layers: int = 1
@@ -97,22 +119,24 @@ class SpeechClipPlusCifConfig(_Block):
 
 
 @strict
-@dataclass(kw_only=True)
-class SpeechClipPlusKeywordConfig(_Block):
-    """Keywords: from speech features to subwords of CLIP (paper section 2.1).
+class SpeechClipPlusKeywordConfig(_BlockConfig):
+    """Keywords: from speech features to tokens of CLIP (paper section 2.1).
 
     Args:
         num_keywords: Keywords per utterance of the fixed-number variants (`cascaded`, `hybrid`); `None` in the
             plus variants, where CIF decides.
-        projection_hidden_size: Width of a hidden ReLU layer between speech and subword width; `None` for a plain
+        projection_hidden_size: Width of a hidden ReLU layer between speech and token width; `None` for a plain
             linear map.
         projection_dropout: Dropout in that hidden layer.
-        batch_norm_scale: Factor on the per-dimension standard deviation of CLIP's subword embeddings that the
+        batch_norm_scale: Factor on the per-dimension standard deviation of CLIP's token embeddings that the
             batch normalisation's weight starts from.
         temperature: Temperature of the softmax through which the quantiser's gradient flows.
-        vocabulary_ids: CLIP subword ids that may become keywords; `None` for all of them.
+        vocabulary_ids: CLIP token ids that may become keywords; `None` for all of them.
         excluded_ids: Ids of that vocabulary that are no keywords; `None` for CLIP's padding (0), start and end.
     """
+
+    model_type = "speechclip_plus_keyword"
+    base_config_key = "keyword_config"
 
     num_keywords: int | None = None
     projection_hidden_size: int | None = None
@@ -124,8 +148,7 @@ class SpeechClipPlusKeywordConfig(_Block):
 
 
 @strict
-@dataclass(kw_only=True)
-class SpeechClipPlusLossConfig(_Block):
+class SpeechClipPlusLossConfig(_BlockConfig):
     """Weights of the losses and the temperature shared by the branches.
 
     Args:
@@ -135,6 +158,9 @@ class SpeechClipPlusLossConfig(_Block):
         temperature: Initial temperature; the model's `logit_scale` starts at `log(1 / temperature)`.
         train_temperature: Whether `logit_scale` is trained.
     """
+
+    model_type = "speechclip_plus_loss"
+    base_config_key = "loss_config"
 
     parallel_weight: float | int = 1.0
     cascaded_weight: float | int = 1.0
@@ -149,8 +175,8 @@ class SpeechClipPlusConfig(PreTrainedConfig):
 
     Args:
         variant: `"parallel"`, `"cascaded"`, `"cascaded_plus"`, `"hybrid"` or `"hybrid_plus"`.
-        speech_config: Configuration (or its dictionary with `model_type`) of the speech encoder: hubert, wavlm or
-            wav2vec2. Its LayerDrop is set to 0, since every layer enters the weighted sum.
+        speech_config: Configuration (or its dictionary with `model_type`) of the speech encoder: hubert, wavlm,
+            wav2vec2, wav2vec2-bert or whisper. Its LayerDrop is set to 0, since every layer enters the weighted sum.
         clip_config: Configuration of the CLIP model.
         branch_config: A [`SpeechClipPlusBranchConfig`] or its dictionary.
         cif_config: A [`SpeechClipPlusCifConfig`] or its dictionary; `None` in the variants without CIF.
@@ -168,6 +194,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         train_clip: Whether CLIP is trained; frozen otherwise.
         speech_backbone: Where the speech encoder's weights came from, `{"repo_id": ..., "revision": ...}`.
         clip_backbone: The same for CLIP.
+        preset: Name of the preset that the configuration was made from; keys of it may have been changed since.
         backbones_saved: `False` in a saved model that holds the trained part alone; its backbones are then loaded
             from `speech_backbone` and `clip_backbone`.
         format_version: Version of this layout; newer ones are refused.
@@ -185,21 +212,22 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     """
 
     model_type = "speechclip_plus"
-    # Set by who registers the pipelines with transformers, which then needs none of those that travel with a model;
-    # as long as a configuration names them, it would ask for `trust_remote_code`.
-    has_registered_pipelines: ClassVar[bool] = False
     sub_configs_defaults = {
         "speech_config": SubConfigSpec(AutoConfig, model_type="hubert"),
         "clip_config": CLIPConfig,
+        "branch_config": SpeechClipPlusBranchConfig,
+        "cif_config": SubConfigSpec(SpeechClipPlusCifConfig, optional=True),
+        "keyword_config": SubConfigSpec(SpeechClipPlusKeywordConfig, optional=True),
+        "loss_config": SpeechClipPlusLossConfig,
     }
 
     variant: str = "hybrid_plus"
     speech_config: dict | PreTrainedConfig | None = None
     clip_config: dict | PreTrainedConfig | None = None
-    branch_config: dict | SpeechClipPlusBranchConfig | None = None
-    cif_config: dict | SpeechClipPlusCifConfig | None = None
-    keyword_config: dict | SpeechClipPlusKeywordConfig | None = None
-    loss_config: dict | SpeechClipPlusLossConfig | None = None
+    branch_config: dict | PreTrainedConfig | None = None
+    cif_config: dict | PreTrainedConfig | None = None
+    keyword_config: dict | PreTrainedConfig | None = None
+    loss_config: dict | PreTrainedConfig | None = None
     retrieval_branch: str | None = None
     normalize_hidden_states: bool = False
     padding: str = "invariant"
@@ -208,6 +236,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     train_clip: bool = False
     speech_backbone: dict | None = None
     clip_backbone: dict | None = None
+    preset: str | None = None
     backbones_saved: bool = True
     format_version: int = FORMAT_VERSION
 
@@ -219,25 +248,26 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             )
         if self.variant not in VARIANTS:
             raise ValueError(f"Unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}.")
-        if self.has_registered_pipelines:
+        if not __name__.startswith("transformers_modules"):
+            # This package registers its pipelines. With those that travel with a model in its configuration,
+            # transformers would ask for `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
         names = [field.name for field in fields(self)]
         for key in kwargs:
             if (close := difflib.get_close_matches(key, names, n=1, cutoff=0.85)) and key not in names:
                 raise ValueError(f"SpeechClipPlusConfig does not know {key!r}; did you mean {close[0]!r}?")
-        self.branch_config = SpeechClipPlusBranchConfig.of(self.branch_config)
-        self.loss_config = SpeechClipPlusLossConfig.of(self.loss_config)
-        if self.has_cif or self.cif_config is not None:
-            self.cif_config = SpeechClipPlusCifConfig.of(self.cif_config)
-        if self.has_cascaded or self.keyword_config is not None:
-            self.keyword_config = SpeechClipPlusKeywordConfig.of(self.keyword_config)
+        if self.has_cif and self.cif_config is None:
+            self.cif_config = {}
+        if self.has_cascaded and self.keyword_config is None:
+            self.keyword_config = {}
         super().__post_init__(**kwargs)
         if self.has_cascaded and not self.has_cif and self.keyword_config.num_keywords is None:
             self.keyword_config.num_keywords = 8
         if self.retrieval_branch is None:
             self.retrieval_branch = "parallel" if self.has_parallel else "cascaded"
-        if hasattr(self.speech_config, "layerdrop"):
-            self.speech_config.layerdrop = 0.0
+        for key in ("layerdrop", "encoder_layerdrop"):
+            if hasattr(self.speech_config, key):
+                setattr(self.speech_config, key, 0.0)
         # Called here too, so that what is wrong surfaces as a plain ValueError at construction.
         self.validate_architecture()
 
@@ -254,7 +284,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         """
         from .presets import load_preset
 
-        values = load_preset(name)["config"]
+        values = {"preset": name, **load_preset(name)["config"]}
         for key, value in overrides.items():
             merge = isinstance(value, dict) and isinstance(values.get(key), dict)
             values[key] = {**values[key], **value} if merge else value
@@ -281,20 +311,25 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         return self.speech_config.hidden_size
 
     @property
+    def projection_dim(self) -> int:
+        """Width of the joint embedding space, P."""
+        return self.clip_config.projection_dim
+
+    @property
     def max_keywords(self) -> int:
-        """Keywords that fit between CLIP's start and end subwords."""
+        """Keywords that fit between CLIP's start and end tokens."""
         return self.clip_config.text_config.max_position_embeddings - 2
 
     @property
     def start_token_id(self) -> int:
-        """CLIP's start subword."""
+        """CLIP's start token."""
         text = self.clip_config.text_config
         # Published CLIP configurations carry 0 and 2 here, which are wrong; the table's last two rows are right.
         return text.vocab_size - 2 if text.eos_token_id == 2 else text.bos_token_id
 
     @property
     def end_token_id(self) -> int:
-        """CLIP's end subword."""
+        """CLIP's end token."""
         text = self.clip_config.text_config
         return text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
 
@@ -305,12 +340,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             ValueError: Naming the keys and values that do not.
         """
         super().validate_architecture()
-        if self.speech_config.model_type not in SPEECH_MODEL_TYPES:
-            raise ValueError(
-                f"speech_config has model_type {self.speech_config.model_type!r}; "
-                f"the speech encoder must be one of {', '.join(SPEECH_MODEL_TYPES)}."
-            )
-        _require_choice("padding", self.padding, ("invariant", "original"))
+        self._validate_values()
         branches = [
             name for name, built in (("parallel", self.has_parallel), ("cascaded", self.has_cascaded)) if built
         ]
@@ -319,8 +349,12 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 f"retrieval_branch is {self.retrieval_branch!r}, but the {self.variant} variant has only: "
                 f"{', '.join(branches)}."
             )
-        self._validate_branch()
-        self._validate_losses()
+        heads = self.branch_config.num_attention_heads
+        if self.hidden_size % heads:
+            raise ValueError(
+                f"branch_config.num_attention_heads ({heads}) does not divide the speech encoder's width "
+                f"({self.hidden_size}). Choose a divisor of {self.hidden_size}."
+            )
         if self.has_cif != (self.cif_config is not None):
             raise ValueError(
                 f"The {self.variant} variant has no CIF, but a cif_config was given. Remove it, or choose "
@@ -342,44 +376,36 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             if backbone is None and not self.backbones_saved:
                 raise ValueError(f"backbones_saved is False, so {name} must say where its weights are.")
 
-    def _validate_branch(self) -> None:
-        branch = self.branch_config
-        _require_choice("branch_config.layer_type", branch.layer_type, ("attention_and_norm", "transformer_encoder"))
-        for key in ("num_layers", "num_attention_heads", "intermediate_size"):
-            _require_positive(f"branch_config.{key}", getattr(branch, key))
-        _require_probability("branch_config.dropout", branch.dropout)
-        if self.hidden_size % branch.num_attention_heads:
-            raise ValueError(
-                f"branch_config.num_attention_heads ({branch.num_attention_heads}) does not divide the speech "
-                f"encoder's width ({self.hidden_size}). Choose a divisor of {self.hidden_size}."
-            )
-        if branch.parallel_projection_hidden_size is not None:
-            _require_positive("branch_config.parallel_projection_hidden_size", branch.parallel_projection_hidden_size)
+    def _validate_values(self) -> None:
+        for name, choices in _CHOICES.items():
+            if (value := self._value(name)) is not None and value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}.")
+        for name in _POSITIVE:
+            if (value := self._value(name)) is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be above 0, but is {value}.")
+        for name in _NOT_NEGATIVE:
+            if (value := self._value(name)) is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, but is {value}.")
+        for name in _PROBABILITIES:
+            if (value := self._value(name)) is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be a probability from 0 to below 1, but is {value}.")
 
-    def _validate_losses(self) -> None:
-        for key in ("parallel_weight", "cascaded_weight", "quantity_weight"):
-            value = getattr(self.loss_config, key)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"loss_config.{key} must be a number of at least 0, but is {value}.")
-        _require_positive("loss_config.temperature", self.loss_config.temperature)
+    def _value(self, name: str) -> Any:
+        """Value of a key such as "cif_config.threshold"; `None` too where the model has no such block."""
+        block, _, key = name.rpartition(".")
+        return getattr(getattr(self, block) if block else self, key, None)
 
     def _validate_cif(self) -> None:
         cif = self.cif_config
-        for key in ("threshold", "conv_layers", "conv_width", "frames_per_keyword", "tail_threshold"):
-            _require_positive(f"cif_config.{key}", getattr(cif, key))
         if cif.conv_width % 2 == 0:
             raise ValueError(
                 f"cif_config.conv_width must be odd to keep the number of frames, but is {cif.conv_width}."
             )
-        if cif.scale_until_step < 0:
-            raise ValueError(f"cif_config.scale_until_step must be at least 0, but is {cif.scale_until_step}.")
         if cif.tail_threshold > cif.threshold:
             raise ValueError(
                 f"cif_config.tail_threshold ({cif.tail_threshold}) is above the firing threshold ({cif.threshold}), "
                 "so no remainder could ever reach it."
             )
-        _require_probability("cif_config.dropout", cif.dropout)
-        _require_choice("cif_config.target_length", cif.target_length, ("frames", "caption"))
 
     def _validate_keywords(self) -> None:
         keyword, text = self.keyword_config, self.clip_config.text_config
@@ -393,16 +419,11 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 f"keyword_config.num_keywords must be between 1 and {self.max_keywords} (what fits into CLIP's "
                 f"{text.max_position_embeddings} places), but is {keyword.num_keywords}."
             )
-        for key in ("temperature", "batch_norm_scale"):
-            _require_positive(f"keyword_config.{key}", getattr(keyword, key))
-        _require_probability("keyword_config.projection_dropout", keyword.projection_dropout)
-        if keyword.projection_hidden_size is not None:
-            _require_positive("keyword_config.projection_hidden_size", keyword.projection_hidden_size)
         for name, token_id in (("bos_token_id", self.start_token_id), ("eos_token_id", self.end_token_id)):
             if token_id is None or not 0 <= token_id < text.vocab_size:
                 raise ValueError(
                     f"clip_config.text_config.{name} is {token_id}, outside its vocabulary of {text.vocab_size}; "
-                    "keywords are read between CLIP's start and end subwords, so set it to theirs."
+                    "keywords are read between CLIP's start and end tokens, so set it to theirs."
                 )
         if (ids := keyword.vocabulary_ids) is not None:
             bad = next((i for i in ids if not 0 <= i < text.vocab_size), None)
@@ -410,17 +431,13 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 what = "has repeated ids" if bad is None else f"has the id {bad}, outside CLIP's {text.vocab_size}"
                 raise ValueError(f"keyword_config.vocabulary_ids {what}.")
             if not set(ids) - self.excluded_token_ids:
-                raise ValueError("keyword_config.vocabulary_ids holds no subword that may become a keyword.")
+                raise ValueError("keyword_config.vocabulary_ids holds no token that may become a keyword.")
 
     @property
     def excluded_token_ids(self) -> set[int]:
-        """CLIP subword ids that never become keywords."""
+        """CLIP token ids that never become keywords."""
         excluded = self.keyword_config.excluded_ids
         return {0, self.start_token_id, self.end_token_id} if excluded is None else set(excluded)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Turn the configuration and its blocks into dictionaries, as `config.json` holds them."""
-        return {key: asdict(value) if isinstance(value, _Block) else value for key, value in super().to_dict().items()}
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Serialise, with lists of numbers on one line each: a vocabulary has thousands."""
@@ -435,21 +452,6 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             keyword["vocabulary_ids"] = f"[{', '.join(map(str, ids[:4]))}, ... {len(ids)} ids]"
         lines = "\n".join(f"  {key}: {value}" for key, value in sorted(values.items()))
         return f"{type(self).__name__}(\n{lines}\n)"
-
-
-def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}.")
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be above 0, but is {value}.")
-
-
-def _require_probability(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be a probability from 0 to below 1, but is {value}.")
 
 
 __all__ = [

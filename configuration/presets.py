@@ -1,4 +1,4 @@
-"""The published configurations by name, and tiny ones for a CPU."""
+"""Presets: the published configurations by name, and tiny ones for a CPU."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def load_preset(name: str) -> dict[str, Any]:
 
     Returns:
         `config`: keyword arguments of [`SpeechClipPlusConfig`]; `processor`: those of
-        [`SpeechClipPlusProcessor.from_backbones`]; `training`: hyper-parameters, those of
-        [`SpeechClipPlusTrainingArguments`].
+        [`SpeechClipPlusProcessor.from_backbones`]; `training`: those of [`SpeechClipPlusTrainingArguments`];
+        `dataset`: name of the data set that they are meant for.
 
     Raises:
         ValueError: If there is no such preset; the message names the nearest ones.
@@ -59,7 +59,7 @@ def load_vocabulary(name: str) -> list[int]:
 
 
 def published_results(preset: str) -> dict[str, Any]:
-    """What the authors reported of a published model; nobody has measured it again.
+    """Read what the authors reported of a published model; nobody has measured it again.
 
     Returns:
         `checkpoint`: where their weights are; `validation` and, where the paper has them, `test`: figures in percent

@@ -1,4 +1,4 @@
-"""Whatever a user calls audio, as one mono float32 waveform at the wanted rate.
+"""Audio loading: arrays, files, bytes and values of `datasets` as 16 kHz mono float32 waveforms.
 
 soundfile decodes files and bytes, soxr resamples; both are imported when first needed.
 """
@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from .input_paths import checked_path
 
 SAMPLING_RATE = 16_000  # Hz: what every supported speech encoder reads
 MIN_SAMPLES = 400  # at 16 kHz (25 ms): fewer give no frame at all
@@ -152,29 +150,49 @@ def _imported(package: str, purpose: str) -> Any:
         raise ImportError(f"{purpose} needs {package}: `pip install {package}`.") from error
 
 
+def checked_path(path: str | os.PathLike, name: str, kind: str) -> tuple[str, str]:
+    """Check that a path leads to a file, with the user's home expanded.
+
+    Args:
+        path: What was given.
+        name: What errors call the item, for instance "audio[3]".
+        kind: What the file should hold, for instance "an audio file".
+
+    Returns:
+        The path, and the item's name with the path in it.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        ValueError: If it is a URL or a directory.
+    """
+    text = os.fspath(path)
+    name = f"{name} ({text})"
+    if isinstance(text, str) and "://" in text:
+        raise ValueError(f"{name}: URLs are not fetched; download the file and pass its path or bytes.")
+    text = os.path.expanduser(text)
+    if not os.path.exists(text):
+        raise FileNotFoundError(f"{name}: no such file.")
+    if os.path.isdir(text):
+        raise ValueError(f"{name}: this is a directory, expected {kind}.")
+    return text, name
+
+
 @contextmanager
 def _opened(source: Any, name: str) -> Iterator[tuple[Any, str]]:
     """Open a path, bytes or a binary file object by libsndfile; gives the open file and what errors call it."""
     soundfile = _imported("soundfile", f"{name}: reading audio files")
-
     if isinstance(source, (str, os.PathLike)):
-        path, name = checked_path(source, name, "an audio file")
-        with open(path, "rb") as stream, _opened(stream, name) as opened:
-            yield opened
-        return
+        source, name = checked_path(source, name, "an audio file")
+    elif isinstance(source, io.TextIOBase):
+        raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
+    elif hasattr(source, "read") and not hasattr(source, "seek"):  # a pipe or a response: libsndfile has to jump about
+        source = source.read()
+        if not isinstance(source, bytes):
+            raise TypeError(f"{name}: the file object returns {type(source).__name__}; open it in binary mode.")
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) == 0:
             raise ValueError(f"{name}: empty audio (0 bytes).")
         source = io.BytesIO(source)
-    elif not hasattr(source, "seek"):  # a pipe or a response: libsndfile has to jump about
-        content = source.read()
-        if not isinstance(content, bytes):
-            raise TypeError(f"{name}: the file object returns {type(content).__name__}; open it in binary mode.")
-        with _opened(content, name) as opened:
-            yield opened
-        return
-    elif isinstance(source, io.TextIOBase):
-        raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
     try:
         with soundfile.SoundFile(source) as file:
             if file.frames >= _UNKNOWN_FRAMES:

@@ -1,4 +1,4 @@
-"""The trained layer over the frozen speech features (arXiv 2210.00705, section 3; arXiv 2402.06959, section 2.3)."""
+"""Branch encoder: the trained layer over the speech features (arXiv 2210.00705, section 3; arXiv 2402.06959)."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def embed_audio(
     Returns:
         `(N, P)` float32 at unit length, on the CPU.
     """
-    embeds = torch.empty(len(audio), model.config.clip_config.projection_dim)
+    embeds = torch.empty(len(audio), model.config.projection_dim)
     for batch in audio_batches(model, processor, audio, batch_size, sampling_rate, name):
         embeds[batch.rows] = model.get_audio_features(**batch.inputs, branch=branch).pooler_output.float().cpu()
     return embeds
@@ -138,7 +138,7 @@ def embed_images(
     name: Callable[[int], str] = "image of row {}".format,
 ) -> Tensor:
     """Embed N images, in any form that `load_image` reads: `(N, P)` float32 at unit length, on the CPU."""
-    embeds = torch.empty(len(images), model.config.clip_config.projection_dim)
+    embeds = torch.empty(len(images), model.config.projection_dim)
     for batch in image_batches(model, processor, images, batch_size, name):
         embeds[batch.rows] = model.get_image_features(**batch.inputs).pooler_output.float().cpu()
     return embeds
@@ -147,7 +147,7 @@ def embed_images(
 @torch.no_grad()
 def embed_texts(model: Any, processor: Any, texts: Sequence[str], batch_size: int = 64) -> Tensor:
     """Embed N texts by CLIP's text encoder: `(N, P)` float32 at unit length, on the CPU."""
-    embeds = torch.empty(len(texts), model.config.clip_config.projection_dim)
+    embeds = torch.empty(len(texts), model.config.projection_dim)
     for start in range(0, len(texts), batch_size):
         ids = processor(text=list(texts[start : start + batch_size]), return_tensors="pt")["input_ids"]
         embeds[start : start + len(ids)] = model.get_text_features(ids.to(model.device)).pooler_output.float().cpu()

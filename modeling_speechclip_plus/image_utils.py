@@ -1,4 +1,4 @@
-"""Whatever a user calls an image, as a PIL image in RGB, 8 bit, the right way up.
+"""Image loading: PIL images, files, bytes, arrays and values of `datasets` as 8-bit RGB, the right way up.
 
 PIL is imported when first needed.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .input_paths import checked_path
+from .audio_utils import checked_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,9 +118,8 @@ def _to_rgb(image: "Image", name: str) -> "Image":
     if image.mode == "La":  # premultiplied grey; PIL knows one way out of it
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these at 255 instead of scaling
         pixels = np.asarray(image)
         if image.mode != "F":

@@ -1,8 +1,7 @@
-"""Keywords: projection into CLIP's subword space, batch norm and quantisation (arXiv 2402.06959, section 2.1)."""
+"""Keywords: projection into CLIP's token space, batch norm and quantisation (arXiv 2402.06959, section 2.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cif import accumulation_dtype
+from .losses import sum_over_processes
 
 
 def projection_head(in_size: int, out_size: int, hidden_size: int | None, dropout: float) -> nn.Module:
@@ -22,13 +22,13 @@ def projection_head(in_size: int, out_size: int, hidden_size: int | None, dropou
 
 
 class KeywordBatchNorm(nn.Module):
-    """Batch normalisation that puts keyword features where CLIP's subword embeddings lie.
+    """Batch normalisation that puts keyword features where CLIP's token embeddings lie.
 
-    Its statistics are kept in float32 whatever the dtype of the model. Padding can be left out of them, which torch's
-    own batch norm cannot.
+    Its statistics are kept in float32 whatever the dtype of the model. In training they are those of the batches of
+    all processes where `torch.distributed` runs. Padding can be left out of them, which torch's own batch norm cannot.
 
     Args:
-        embed_size: Width E of CLIP's subword embeddings.
+        embed_size: Width E of CLIP's token embeddings.
         num_places: Keywords per utterance, each with statistics of its own; `None` if all share one.
     """
 
@@ -37,8 +37,6 @@ class KeywordBatchNorm(nn.Module):
         self.num_places = num_places
         self.eps = eps
         self.momentum = momentum
-        # Set by a trainer of several processes: the sum of a tensor over all of them, with its gradient.
-        self.sum_over_processes: Callable[[Tensor], Tensor] | None = None
         # Channel d * K + k belongs to dimension d of place k: the layout of the published checkpoints.
         channels = embed_size * (num_places or 1)
         self.weight = nn.Parameter(torch.ones(channels))
@@ -59,10 +57,9 @@ class KeywordBatchNorm(nn.Module):
         rows = rows.reshape(-1, embed_size) if self.num_places is None else rows.transpose(1, 2).reshape(batch, -1)
         if self.training:
             mask = rows.new_ones(len(rows), 1) if mask is None else mask.reshape(-1, 1).to(rows.dtype)
-            total = self.sum_over_processes or _unchanged
-            count = total(mask.sum()).clamp(min=1)
-            mean = total((rows * mask).sum(dim=0)) / count
-            var = total(((rows - mean).square() * mask).sum(dim=0)) / count
+            count = sum_over_processes(mask.sum()).clamp(min=1)
+            mean = sum_over_processes((rows * mask).sum(dim=0)) / count
+            var = sum_over_processes(((rows - mean).square() * mask).sum(dim=0)) / count
             with torch.no_grad():
                 unbiased = var * count / (count - 1).clamp(min=1)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
@@ -78,24 +75,20 @@ class KeywordBatchNorm(nn.Module):
         return rows.to(features.dtype)
 
     def initial_values(self, embeddings: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Weight and bias from the standard deviation and mean per dimension of subword embeddings `(V, E)`."""
+        """Weight and bias from the standard deviation and mean per dimension of token embeddings `(V, E)`."""
         std, mean = torch.std_mean(embeddings.float(), dim=0)
         places = self.num_places or 1
         return (std * scale).repeat_interleave(places), mean.repeat_interleave(places)
 
 
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 @dataclass
 class QuantizedKeywords:
-    """Keywords snapped to subwords.
+    """Keywords snapped to tokens.
 
     Attributes:
-        embeds (`Tensor` of shape `(B, N, E)`): The chosen subwords' own embeddings.
+        embeds (`Tensor` of shape `(B, N, E)`): The chosen tokens' own embeddings.
         indices (`Tensor` of shape `(B, N)`, int64): Rows of the table that were chosen.
-        similarities (`Tensor` of shape `(B, N)`, float32): Cosine similarity of feature and chosen subword.
+        similarities (`Tensor` of shape `(B, N)`, float32): Cosine similarity of feature and chosen token.
     """
 
     embeds: Tensor
@@ -118,15 +111,15 @@ def quantize_keywords(
     temperature: float = 0.1,
     straight_through: bool = True,
 ) -> QuantizedKeywords:
-    """Replace each keyword feature by the most similar subword's embedding (paper section 2.1).
+    """Replace each keyword feature by the most similar token's embedding (paper section 2.1).
 
     The gradient passes straight through a softmax of `similarity / temperature`, as if the softmax-weighted mean of
     the table had been returned.
 
     Args:
         features: `(B, N, E)`.
-        table: `(V, E)` subword embeddings.
-        allowed: `(V,)` bool, False for subwords that are never chosen; all are allowed without it.
+        table: `(V, E)` token embeddings.
+        allowed: `(V,)` bool, False for tokens that are never chosen; all are allowed without it.
         temperature: Of the softmax.
         straight_through: Whether the features get that gradient; the choice alone has none, as in evaluation.
     """
@@ -165,7 +158,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def code_perplexity(indices: Tensor, num_codes: int, mask: Tensor | None = None) -> Tensor:
-    """Effective number of different subwords in use: the exponential of their distribution's entropy.
+    """Effective number of different tokens in use: the exponential of their distribution's entropy.
 
     Args:
         indices: `(B, N)` chosen rows.

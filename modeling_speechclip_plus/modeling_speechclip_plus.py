@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPModel, PreTrainedModel
+from transformers import AutoConfig, CLIPModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file, can_return_tuple, extract_commit_hash, logging
 
-from ..configuration.configuration_speechclip_plus import SPEECH_MODEL_TYPES, SpeechClipPlusConfig
+from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..hub_cards.hub_pushing import push_model, pushing_options
+from .audio_utils import SAMPLING_RATE
 from .branches import BranchEncoder
-from .cif import CifOutput, ContinuousIntegrateAndFire, keyword_times
-from .clip_towers import read_keywords
-from .input_checks import check_pairs, check_waveforms
+from .cif import ContinuousIntegrateAndFire, keyword_times
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
-from .losses import contrastive_loss, quantity_loss
-from .outputs import Keyword, Neighbour, SpeechClipPlusOutput
+from .losses import all_gather_rows, contrastive_loss, quantity_loss, several_processes
+from .outputs import Keyword, Neighbour, SpeechClipPlusAudioOutput, SpeechClipPlusOutput
 from .remote_code import noted, remote_code_entries, write_remote_code
-from .speech_encoder import (
-    SAMPLING_RATE,
-    LayerWeightedSum,
-    LengthAwareFeatureEncoder,
-    encode_speech,
-    minimum_samples,
-    samples_per_frame,
-    uses_group_norm,
-)
+from .speech_encoder import SPEECH_ENCODERS, LayerWeightedSum, speech_encoder_adapter
 
 logger = logging.get_logger(__name__)
 
 BACKBONES = {"speech_encoder": "speech_backbone", "clip": "clip_backbone"}
+_CAPTION_TARGETS = (
+    "cif_config.target_length is 'caption': give target_lengths, for instance each caption's number of tokens."
+)
 _HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
 
 
@@ -52,6 +46,9 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
     input_modalities = ("audio", "image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _no_split_modules = ["BranchLayer"]
     # bfloat16 would lose the running statistics' small updates and CIF's and the temperature's small steps.
     _keep_in_fp32_modules_strict = ["keyword_norm", "logit_scale", "layer_sum"]
@@ -107,23 +104,18 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     ```
     """
 
-    vocabulary_ids: Tensor
-    is_keyword: Tensor
-
     def __init__(self, config: SpeechClipPlusConfig):
         super().__init__(config)
         text_config = config.clip_config.text_config
-        joint_size = config.clip_config.projection_dim
-        self.speech_encoder = AutoModel.from_config(config.speech_config)
-        if config.padding == "invariant" and uses_group_norm(config.speech_config):
-            self.speech_encoder.feature_extractor = LengthAwareFeatureEncoder(self.speech_encoder.feature_extractor)
+        self.speech_adapter = speech_encoder_adapter(config.speech_config)
+        self.speech_encoder = self.speech_adapter.build(config.padding)
         self.clip = CLIPModel._from_config(config.clip_config)
         self.layer_sum = LayerWeightedSum(config.speech_config.num_hidden_layers + 1, config.normalize_hidden_states)
         self.branch = BranchEncoder(config)
         if config.has_parallel:
             self.parallel_projection = projection_head(
                 config.hidden_size,
-                joint_size,
+                config.projection_dim,
                 config.branch_config.parallel_projection_hidden_size,
                 config.branch_config.dropout,
             )
@@ -147,11 +139,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             self.keyword_norm = KeywordBatchNorm(text_config.hidden_size, keyword.num_keywords)
             # Derived from the configuration, so neither is saved; _init_weights fills them again after loading.
             vocabulary_ids, is_keyword = _vocabulary(config)
-            self.register_buffer("vocabulary_ids", vocabulary_ids, persistent=False)
-            self.register_buffer("is_keyword", is_keyword, persistent=False)
+            self.vocabulary_ids = nn.Buffer(vocabulary_ids, persistent=False)
+            self.is_keyword = nn.Buffer(is_keyword, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.loss_config.temperature)))
-        # Set by a trainer of several processes: from this process's rows (same keys) to those of all of them.
-        self.gather_pairs: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
         self.post_init()
         self.set_trainable(speech_encoder=config.train_speech_encoder, clip=config.train_clip)
         if not config.backbones_saved:
@@ -174,7 +164,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         """Join pretrained backbones by a new, untrained branch.
 
         Args:
-            speech: Repository id or folder of a HuBERT, WavLM or wav2vec 2.0; the configuration's if not given.
+            speech: Repository id or folder of a speech encoder (HuBERT, WavLM, wav2vec 2.0, w2v-BERT 2.0 or Whisper);
+                the configuration's if not given.
             clip: Repository id or folder of a CLIP; the configuration's if not given.
             config: A configuration or the name of a preset. Its sub-configurations of the two backbones are replaced
                 by the backbones' own.
@@ -198,7 +189,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 raise ValueError(f"The configuration names no {name} backbone: pass {name}=REPOSITORY_OR_FOLDER.")
             source = {"repo_id": _absolute_if_folder(given), "revision": revision} if given is not None else recorded
             loaded = AutoConfig.from_pretrained(source["repo_id"], revision=source["revision"], **kwargs)
-            allowed = SPEECH_MODEL_TYPES if name == "speech" else ("clip",)
+            allowed = SPEECH_ENCODERS if name == "speech" else ("clip",)
             if loaded.model_type not in allowed:
                 raise ValueError(
                     f"{name}={source['repo_id']!r} is a {loaded.model_type!r} model; "
@@ -217,15 +208,14 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         for name, key in BACKBONES.items():
             source = getattr(self.config, key)
             own = getattr(self, name)
-            loader = CLIPModel if name == "clip" else AutoModel
+            options = {"revision": source["revision"], "dtype": torch.float32, **kwargs}
             try:
-                backbone, report = loader.from_pretrained(
-                    source["repo_id"],
-                    revision=source["revision"],
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                    **kwargs,
-                )
+                if name == "clip":
+                    backbone, report = CLIPModel.from_pretrained(
+                        source["repo_id"], output_loading_info=True, **options
+                    )
+                else:
+                    backbone, report = self.speech_adapter.load(source["repo_id"], **options)
             except OSError as error:
                 raise OSError(
                     f"This model needs the backbone {source['repo_id']!r} (revision {source['revision']!r}) for its "
@@ -247,6 +237,14 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                     f"first at {wrong[0]!r}."
                 )
             own.load_state_dict(state)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
+        """See `transformers.PreTrainedModel.set_attn_implementation`."""
+        for key in ("branch_config", "cif_config", "keyword_config", "loss_config"):
+            if isinstance(attn_implementation, str) and (block := getattr(self.config, key)) is not None:
+                # These have no model of their own, of which the library would warn.
+                block._attn_implementation = attn_implementation
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
 
     def float_statistics(self) -> SpeechClipPlusModel:
         """Bring the parts that must stay float32 back to it, after a cast of the whole model; returns the model."""
@@ -282,9 +280,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             self.speech_encoder.eval()
             if mode and self.config.speech_encoder_dropout:
                 # The original leaves dropout on in the frozen encoder; time masking and LayerDrop stay off.
-                self.speech_encoder.feature_projection.train()
-                self.speech_encoder.encoder.layers.train()
-                self.speech_encoder.encoder.dropout.train()
+                for module in self.speech_adapter.dropout_modules(self.speech_encoder):
+                    module.train()
         return self
 
     @classmethod
@@ -412,11 +409,11 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         )
 
     def get_input_embeddings(self) -> nn.Module:
-        """CLIP's subword embeddings, which are also the keywords' codebook."""
+        """CLIP's token embeddings, which are also the keywords' codebook."""
         return self.clip.text_model.embeddings.token_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace CLIP's subword embeddings."""
+        """Replace CLIP's token embeddings."""
         self.clip.text_model.embeddings.token_embedding = value
 
     # Vocabulary
@@ -438,18 +435,126 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     def encode_speech_frames(
         self, input_values: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Run the speech encoder alone, for keeping what it says while it is frozen.
+        """Run the speech encoder alone, to keep its hidden states while it is frozen.
 
         Args:
-            input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right.
-            attention_mask: `(B, S)`, 1 for a sample.
+            input_values: See `encode_audio`.
+            attention_mask: See `encode_audio`.
 
         Returns:
             All hidden states `(B, L + 1, T, D)` and the frames of each utterance `(B,)`; every other method takes
-            them as `speech_hidden_states` and `frame_lengths` in place of waveforms.
+            them as `speech_hidden_states` and `frame_lengths` in place of `input_values`.
         """
-        hidden_states, frame_lengths, _ = self._run_speech_encoder(input_values, attention_mask)
+        hidden_states, frame_lengths, _ = self._speech_states(input_values, attention_mask)
         return torch.stack(hidden_states, dim=1), frame_lengths
+
+    def encode_audio(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        speech_hidden_states: Tensor | None = None,
+        frame_lengths: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+        global_step: int | None = None,
+        branches: tuple[str, ...] = ("parallel", "cascaded"),
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
+    ) -> SpeechClipPlusAudioOutput:
+        """Compute what each utterance gives by itself: the first stage of `forward`, before the batch matters.
+
+        Args:
+            input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right, or the log-mel features of an
+                encoder that reads those: `(B, T, F)` (w2v-BERT 2.0) or `(B, F, T)` (Whisper).
+            attention_mask: `(B, S)` or `(B, T)`, 1 for a sample or feature frame, 0 for padding.
+            speech_hidden_states: `(B, L + 1, T, D)` from `encode_speech_frames`, in place of `input_values`.
+            frame_lengths: `(B,)` frames, with `speech_hidden_states`.
+            target_lengths: `(B,)` int64, wanted numbers of keywords for CIF; those of the configuration if not given.
+            global_step: Training step, against which `cif_config.scale_until_step` is held; 0 if not given.
+            branches: Which of the model's branches to compute.
+            output_hidden_states: Whether to return the speech encoder's hidden states; an index or a list of them
+                returns those alone, with `None` in the places of the others.
+            output_attentions: Whether to return attention weights; needs `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: If inputs are missing, of the wrong shape, or do not fit together; or in training, if
+                `cif_config.target_length` is `"caption"` and no `target_lengths` are given.
+        """
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        hidden_states, frame_lengths, attentions = self._speech_states(
+            input_values, attention_mask, speech_hidden_states, frame_lengths, output_attentions
+        )
+        if config.has_cif:
+            target_lengths = self._target_lengths(frame_lengths, target_lengths)
+        frames = self.layer_sum(hidden_states)  # (B, T, D)
+        frame_mask = torch.arange(frames.shape[1], device=frames.device) < frame_lengths[:, None]  # (B, T)
+        cls_outputs, frame_outputs, branch_attentions = self.branch(frames, frame_mask)
+        audio: dict[str, Any] = {"frame_lengths": frame_lengths}
+        if config.has_parallel and "parallel" in branches:
+            audio["parallel_embeds"] = F.normalize(self.parallel_projection(cls_outputs[:, 0]), dim=-1)
+        if config.has_cascaded and "cascaded" in branches:
+            if config.has_cif:
+                scale = self.training and (global_step or 0) < config.cif_config.scale_until_step
+                cif = self.cif(frame_outputs, frame_mask, target_lengths if self.training else None, scale=scale)
+                features, lengths = cif.keywords, cif.lengths
+                audio |= {"alphas": cif.alphas, "alpha_sums": cif.alpha_sums, "target_lengths": target_lengths}
+            else:
+                features = cls_outputs[:, int(config.has_parallel) :]  # (B, K, D)
+                lengths = torch.full_like(frame_lengths, features.shape[1])
+            audio |= {"keyword_features": self.keyword_projection(features), "keyword_lengths": lengths}  # (B, N, E)
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        return SpeechClipPlusAudioOutput(
+            **audio,
+            hidden_states=_selected(hidden_states, output_hidden_states),
+            attentions=attentions or None,
+            branch_attentions=branch_attentions if attentions else None,
+        )
+
+    def score(
+        self,
+        audio: Any,
+        pixel_values: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+    ) -> SpeechClipPlusOutput:
+        """Read the keywords of a batch, and compare its utterances with images: the second stage of `forward`.
+
+        In training the keywords' batch norm takes its statistics from the whole batch; where `torch.distributed` runs,
+        from those of all processes, whose pairs are in-batch negatives in the losses too. Every process must then
+        take part in this call, and their gradients must be averaged, as `DistributedDataParallel` does.
+
+        Args:
+            audio: The [`SpeechClipPlusAudioOutput`] that `encode_audio` returned.
+            pixel_values: `(B_image, 3, H, W)` images.
+            image_embeds: `(B_image, P)` CLIP image features, in place of `pixel_values`.
+            image_ids: `(B,)` int64; utterances and images with the same id are no negatives of each other.
+            return_loss: Whether to compute the losses; needs one image per utterance.
+
+        Raises:
+            ValueError: If images or ids do not fit the utterances, or the losses lack what they need.
+        """
+        if pixel_values is not None and image_embeds is not None:
+            raise ValueError("Give pixel_values or image_embeds, not both.")
+        if pixel_values is not None:
+            image_embeds = self.get_image_features(pixel_values).pooler_output
+        elif image_embeds is not None:
+            image_embeds = F.normalize(image_embeds.to(self.dtype), dim=-1)
+        self._check_pairs(audio, image_embeds, image_ids, return_loss)
+        values: dict[str, Any] = {name: value for name, value in audio.items() if name != "keyword_features"}
+        if audio.keyword_features is not None:
+            values |= self._read_keywords(audio.keyword_features, audio.keyword_lengths)
+        embeds = values.get(f"{self.config.retrieval_branch}_embeds")
+        output = SpeechClipPlusOutput(speech_embeds=embeds, image_embeds=image_embeds, **values)
+        if image_embeds is not None:
+            for branch in ("parallel", "cascaded"):
+                if (embeds := values.get(f"{branch}_embeds")) is not None:
+                    output[f"{branch}_logits"] = self._logits(embeds, image_embeds)
+        if return_loss:
+            for name, value in self._losses(output, image_ids).items():
+                output[name] = value
+        return output
 
     @can_return_tuple
     def get_audio_features(
@@ -463,8 +568,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         """Embed audio.
 
         Args:
-            input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right.
-            attention_mask: `(B, S)`, 1 for a sample; needed where utterances differ in length.
+            input_values: See `encode_audio`.
+            attention_mask: See `encode_audio`; needed where utterances differ in length.
             branch: `"parallel"` or `"cascaded"`; the configured `retrieval_branch` if not given.
             speech_hidden_states: From `encode_speech_frames`, in place of `input_values`.
             frame_lengths: The same.
@@ -479,11 +584,16 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         branch = branch or self.config.retrieval_branch
         if branch not in ("parallel", "cascaded") or not getattr(self.config, f"has_{branch}"):
             raise ValueError(f"This {self.config.variant} model has no {branch!r} branch.")
-        hidden_states, frame_lengths, _ = self._speech_states(
-            input_values, attention_mask, speech_hidden_states, frame_lengths
+        audio: Any = self.encode_audio(
+            input_values,
+            attention_mask,
+            speech_hidden_states,
+            frame_lengths,
+            branches=(branch,),
+            output_hidden_states=-1,
         )
-        embeds = self._embed_speech(hidden_states, frame_lengths, branches=(branch,))[f"{branch}_embeds"]
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states[-1], pooler_output=embeds)
+        embeds = self.score(audio)[f"{branch}_embeds"]
+        return BaseModelOutputWithPooling(last_hidden_state=audio.hidden_states[-1], pooler_output=embeds)
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
@@ -529,22 +639,21 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> SpeechClipPlusOutput:
-        """Embed speech, and images if given, and compare them.
+        """Embed speech, and images if given, and compare them: `encode_audio`, then `score`.
 
         Args:
-            input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right.
-            attention_mask: `(B, S)`, 1 for a sample, 0 for padding.
-            pixel_values: `(B_image, 3, H, W)` images.
-            image_ids: `(B,)` int64; utterances and images with the same id are no negatives of each other.
-            return_loss: Whether to compute the losses; needs one image per utterance.
-            global_step: Training step, against which `cif_config.scale_until_step` is held; 0 if not given.
-            speech_hidden_states: `(B, L + 1, T, D)` from `encode_speech_frames`, in place of `input_values`.
-            frame_lengths: `(B,)` frames, with `speech_hidden_states`.
-            image_embeds: `(B_image, P)` CLIP image features, in place of `pixel_values`.
-            target_lengths: `(B,)` int64, wanted numbers of keywords for CIF; needed with a `"caption"` target.
-            output_hidden_states: Whether to return the speech encoder's hidden states; an index or a list of them
-                returns those alone, with `None` in the places of the others.
-            output_attentions: Whether to return attention weights; needs `attn_implementation="eager"`.
+            input_values: See `encode_audio`.
+            attention_mask: See `encode_audio`.
+            pixel_values: See `score`.
+            image_ids: See `score`.
+            return_loss: See `score`.
+            global_step: See `encode_audio`.
+            speech_hidden_states: See `encode_audio`.
+            frame_lengths: See `encode_audio`.
+            image_embeds: See `score`.
+            target_lengths: See `encode_audio`.
+            output_hidden_states: See `encode_audio`.
+            output_attentions: See `encode_audio`.
             **kwargs: `return_dict=False` for a tuple; anything else is an error.
 
         Raises:
@@ -553,113 +662,40 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         kwargs.pop("return_dict", None)
         if kwargs:
             raise TypeError(f"SpeechClipPlusModel.forward does not know {', '.join(map(repr, kwargs))}.")
-        config = self.config
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = config.output_hidden_states
-        hidden_states, frame_lengths, attentions = self._speech_states(
-            input_values, attention_mask, speech_hidden_states, frame_lengths, output_attentions
+        audio = self.encode_audio(
+            input_values,
+            attention_mask,
+            speech_hidden_states,
+            frame_lengths,
+            target_lengths,
+            global_step,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
-        if pixel_values is not None and image_embeds is not None:
-            raise ValueError("Give pixel_values or image_embeds, not both.")
-        if pixel_values is not None:
-            image_embeds = self.get_image_features(pixel_values).pooler_output
-        elif image_embeds is not None:
-            image_embeds = F.normalize(image_embeds.to(self.dtype), dim=-1)
-        check_pairs(len(frame_lengths), image_embeds, image_ids, return_loss)
+        return self.score(audio, pixel_values, image_embeds, image_ids, return_loss)
 
-        use_targets = config.has_cif and (self.training or bool(return_loss))
-        if use_targets:
-            target_lengths = self._target_lengths(frame_lengths, target_lengths)
-        speech = self._embed_speech(hidden_states, frame_lengths, target_lengths, global_step or 0)
-        output = SpeechClipPlusOutput(
-            speech_embeds=speech[f"{config.retrieval_branch}_embeds"],
-            parallel_embeds=speech.get("parallel_embeds"),
-            cascaded_embeds=speech.get("cascaded_embeds"),
-            image_embeds=image_embeds,
-            keyword_ids=speech.get("keyword_ids"),
-            keyword_lengths=speech.get("keyword_lengths"),
-            keyword_similarities=speech.get("keyword_similarities"),
-            keyword_embeds=speech.get("keyword_embeds"),
-            target_lengths=target_lengths if use_targets else None,
-            frame_lengths=frame_lengths,
-            hidden_states=_selected(hidden_states, output_hidden_states),
-            attentions=attentions or None,
-            branch_attentions=speech["branch_attentions"] if attentions else None,
-        )
-        if (cif := speech.get("cif")) is not None:
-            output.alphas, output.alpha_sums = cif.alphas, cif.alpha_sums
-        if image_embeds is not None:
-            output.parallel_logits = self._logits(output.parallel_embeds, image_embeds)
-            output.cascaded_logits = self._logits(output.cascaded_embeds, image_embeds)
-        if return_loss:
-            if self.training and self.gather_pairs is not None:
-                losses = self.compute_global_losses(output, image_ids)
-            else:
-                losses = self.compute_losses(
-                    output.parallel_logits, output.cascaded_logits, output.alpha_sums, output.target_lengths, image_ids
-                )
-            for name, value in losses.items():
-                output[name] = value
-        return output
-
-    def _logits(self, embeds: Tensor | None, image_embeds: Tensor) -> Tensor | None:
-        if embeds is None:
-            return None
+    def _logits(self, embeds: Tensor, image_embeds: Tensor) -> Tensor:
         with torch.autocast(embeds.device.type, enabled=False):
             return self.logit_scale.float().exp() * (embeds.float() @ image_embeds.float().T)
 
-    def compute_global_losses(self, output: Any, image_ids: Tensor | None = None) -> dict[str, Tensor]:
-        """Compute the losses over the batches of all processes, as `gather_pairs` brings them together.
-
-        Args:
-            output: The `SpeechClipPlusOutput` of this process's B utterances and their B images.
-            image_ids: `(B,)`.
-
-        Returns:
-            What `compute_losses` returns, the same on every process.
-        """
-        names = ("parallel_embeds", "cascaded_embeds", "image_embeds", "alpha_sums", "target_lengths")
-        pairs = {name: output[name] for name in names if output.get(name) is not None}
+    def _losses(self, output: SpeechClipPlusOutput, image_ids: Tensor | None) -> dict[str, Tensor]:
+        """Losses of the configured branches and their weighted sum (arXiv 2402.06959, section 2.3)."""
+        rows = {
+            name: output[name]
+            for name in ("parallel_embeds", "cascaded_embeds", "image_embeds", "alpha_sums", "target_lengths")
+            if output.get(name) is not None
+        }
         if image_ids is not None:
-            pairs["image_ids"] = image_ids
-        if self.gather_pairs is not None:
-            pairs = self.gather_pairs(pairs)
-        return self.compute_losses(
-            self._logits(pairs.get("parallel_embeds"), pairs["image_embeds"]),
-            self._logits(pairs.get("cascaded_embeds"), pairs["image_embeds"]),
-            pairs.get("alpha_sums"),
-            pairs.get("target_lengths"),
-            pairs.get("image_ids"),
-        )
-
-    def compute_losses(
-        self,
-        parallel_logits: Tensor | None = None,
-        cascaded_logits: Tensor | None = None,
-        alpha_sums: Tensor | None = None,
-        target_lengths: Tensor | None = None,
-        image_ids: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Compute the losses of the configured branches and their weighted sum (arXiv 2402.06959, section 2.3).
-
-        Args:
-            parallel_logits: `(B, B)` scaled similarities of the parallel branch.
-            cascaded_logits: `(B, B)` of the cascaded branch.
-            alpha_sums: `(B,)` unscaled sums of CIF's weights.
-            target_lengths: `(B,)` wanted numbers of keywords.
-            image_ids: `(B,)`.
-
-        Returns:
-            Scalars by name: `parallel_loss`, `cascaded_loss`, `quantity_loss` where the variant has them, and `loss`.
-        """
+            rows["image_ids"] = image_ids
+        if self.training and several_processes():
+            rows = all_gather_rows(rows)
         losses = {}
-        if parallel_logits is not None:
-            losses["parallel_loss"] = contrastive_loss(parallel_logits, image_ids)
-        if cascaded_logits is not None:
-            losses["cascaded_loss"] = contrastive_loss(cascaded_logits, image_ids)
-        if alpha_sums is not None and target_lengths is not None:
-            losses["quantity_loss"] = quantity_loss(alpha_sums, target_lengths)
+        for branch in ("parallel", "cascaded"):
+            if f"{branch}_embeds" in rows:
+                logits = self._logits(rows[f"{branch}_embeds"], rows["image_embeds"])
+                losses[f"{branch}_loss"] = contrastive_loss(logits, rows.get("image_ids"))
+        if "alpha_sums" in rows:
+            losses["quantity_loss"] = quantity_loss(rows["alpha_sums"], rows["target_lengths"])
         weights = self.config.loss_config
         losses["loss"] = sum(
             getattr(weights, f"{name.removesuffix('_loss')}_weight") * losses[name] for name in losses
@@ -679,10 +715,10 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         """Read the keywords out of speech.
 
         Args:
-            input_values: `(B, S)` float waveforms at 16 kHz, zero-padded on the right.
-            attention_mask: `(B, S)`, 1 for a sample.
+            input_values: See `encode_audio`.
+            attention_mask: See `encode_audio`.
             tokenizer: CLIP's, or the processor that holds it; the keywords' texts are `None` without it.
-            top_k: Nearest subwords to return with each keyword.
+            top_k: Nearest tokens to return with each keyword.
             speech_hidden_states: From `encode_speech_frames`, in place of `input_values`.
             frame_lengths: The same.
 
@@ -699,23 +735,20 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         was_training = self.training
         self.eval()
         try:
-            hidden_states, frame_lengths, _ = self._speech_states(
-                input_values, attention_mask, speech_hidden_states, frame_lengths
+            audio = self.encode_audio(
+                input_values, attention_mask, speech_hidden_states, frame_lengths, branches=("cascaded",)
             )
-            speech = self._embed_speech(hidden_states, frame_lengths, branches=("cascaded",))
+            output: Any = self.score(audio)
         finally:
             self.train(was_training)
-        near = cosine_similarities(speech["keyword_embeds"], self._codebook()).masked_fill(
-            ~self.is_keyword, -torch.inf
-        )
+        near = cosine_similarities(output.keyword_embeds, self._codebook()).masked_fill(~self.is_keyword, -torch.inf)
         nearest = near.topk(top_k, dim=-1)  # (B, N, k)
         near_ids, near_similarities = self.vocabulary_ids[nearest.indices].tolist(), nearest.values.tolist()
         spans = None
-        if (cif := speech.get("cif")) is not None:
-            lengths = speech["keyword_lengths"]
-            seconds = samples_per_frame(self.config.speech_config) / SAMPLING_RATE
-            spans = (keyword_times(cif.alphas, frame_lengths, lengths, self.cif.threshold) * seconds).tolist()
-        ids, similarities = speech["keyword_ids"].tolist(), speech["keyword_similarities"].tolist()
+        if self.config.has_cif:
+            frames = keyword_times(output.alphas, output.frame_lengths, output.keyword_lengths, self.cif.threshold)
+            spans = (frames * (self.speech_adapter.samples_per_frame / SAMPLING_RATE)).tolist()
+        ids, similarities = output.keyword_ids.tolist(), output.keyword_similarities.tolist()
         texts = _texts(tokenizer, {i for row in ids for i in row} | {i for row in near_ids for ks in row for i in ks})
         return [
             [
@@ -732,15 +765,24 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 )
                 for n in range(length)
             ]
-            for b, length in enumerate(speech["keyword_lengths"].tolist())
+            for b, length in enumerate(output.keyword_lengths.tolist())
         ]
 
     # From hidden states to embeddings
 
-    def _run_speech_encoder(
-        self, input_values: Tensor, attention_mask: Tensor | None, output_attentions: bool = False
+    def _speech_states(
+        self,
+        input_values: Tensor | None,
+        attention_mask: Tensor | None,
+        speech_hidden_states: Tensor | None = None,
+        frame_lengths: Tensor | None = None,
+        output_attentions: bool = False,
     ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
-        check_waveforms(input_values, attention_mask, minimum_samples(self.config.speech_config))
+        if (input_values is None) == (speech_hidden_states is None):
+            raise ValueError("Give either input_values or speech_hidden_states.")
+        if input_values is None:
+            return *self._kept_states(speech_hidden_states, frame_lengths, output_attentions), None
+        self.speech_adapter.check_input(input_values, attention_mask)
         if output_attentions and self.config._attn_implementation != "eager":
             logger.warning_once(
                 f"Attention weights cannot be had from attn_implementation={self.config._attn_implementation!r}, so "
@@ -748,7 +790,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 "model.set_attn_implementation('eager')."
             )
         with no_grad_if_frozen(self.speech_encoder):
-            return encode_speech(
+            return self.speech_adapter.encode(
                 self.speech_encoder,
                 input_values.to(self.speech_encoder.dtype),
                 attention_mask,
@@ -756,19 +798,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 output_attentions=output_attentions,
             )
 
-    def _speech_states(
-        self,
-        input_values: Tensor | None,
-        attention_mask: Tensor | None,
-        speech_hidden_states: Tensor | None,
-        frame_lengths: Tensor | None,
-        output_attentions: bool = False,
-    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
-        if (input_values is None) == (speech_hidden_states is None):
-            raise ValueError("Give either input_values or speech_hidden_states.")
-        if input_values is not None:
-            return self._run_speech_encoder(input_values, attention_mask, output_attentions)
-        assert speech_hidden_states is not None
+    def _kept_states(
+        self, speech_hidden_states: Any, frame_lengths: Tensor | None, output_attentions: bool
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         if output_attentions:
             raise ValueError("Attention weights need input_values: speech_hidden_states come without them.")
         expected = (self.config.speech_config.num_hidden_layers + 1, self.config.hidden_size)
@@ -781,20 +813,21 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             raise ValueError(
                 f"speech_hidden_states of {shape[0]} utterances need frame_lengths of shape ({shape[0]},)."
             )
-        return speech_hidden_states.to(self.dtype).unbind(dim=1), frame_lengths, None
+        return speech_hidden_states.to(self.dtype).unbind(dim=1), frame_lengths
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the model; not that of its first parameter, the temperature, which stays float32."""
         return next(self.branch.layers.parameters()).dtype
 
-    def _target_lengths(self, frame_lengths: Tensor, target_lengths: Tensor | None) -> Tensor:
+    def _target_lengths(self, frame_lengths: Tensor, target_lengths: Tensor | None) -> Tensor | None:
+        """Wanted numbers of keywords; `None` in evaluation, if they are those of captions that are not given."""
         cif = self.config.cif_config
         if target_lengths is None:
             if cif.target_length == "caption":
-                raise ValueError(
-                    "cif_config.target_length is 'caption': give target_lengths, for instance each caption's subwords."
-                )
+                if self.training:
+                    raise ValueError(_CAPTION_TARGETS)
+                return None
             # Half to even, as the original rounds. It asks for no keyword at all in very short utterances.
             target_lengths = torch.round(frame_lengths / cif.frames_per_keyword).long()
             target_lengths = target_lengths.clamp(min=0 if self.config.padding == "original" else 1)
@@ -805,50 +838,29 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             )
         return target_lengths
 
-    def _embed_speech(
-        self,
-        hidden_states: tuple[Tensor, ...],
-        frame_lengths: Tensor,
-        target_lengths: Tensor | None = None,
-        global_step: int = 0,
-        branches: tuple[str, ...] = ("parallel", "cascaded"),
-    ) -> dict[str, Any]:
-        speech = self._speech_features(hidden_states, frame_lengths, target_lengths, global_step, branches)
-        if "keyword_features" in speech:
-            speech |= self._embed_keywords(speech["keyword_features"], speech["keyword_lengths"])
-        return speech
+    def _check_pairs(
+        self, audio: SpeechClipPlusAudioOutput, image_embeds: Tensor | None, image_ids: Tensor | None, return_loss: Any
+    ) -> None:
+        count = audio.frame_lengths.shape[0]
+        if image_ids is not None and image_ids.shape != (count,):
+            raise ValueError(
+                f"image_ids must name one image for each of the {count} utterances, shape ({count},), "
+                f"but has {tuple(image_ids.shape)}."
+            )
+        if not return_loss:
+            return
+        if image_embeds is None:
+            raise ValueError("return_loss needs images: give pixel_values or image_embeds.")
+        if image_embeds.shape[0] != count:
+            raise ValueError(
+                f"return_loss needs one image for each utterance, but there are {count} utterances and "
+                f"{image_embeds.shape[0]} images. Repeat an image that several utterances describe."
+            )
+        if audio.alpha_sums is not None and audio.target_lengths is None:
+            raise ValueError(_CAPTION_TARGETS)
 
-    def _speech_features(
-        self,
-        hidden_states: tuple[Tensor, ...],
-        frame_lengths: Tensor,
-        target_lengths: Tensor | None = None,
-        global_step: int = 0,
-        branches: tuple[str, ...] = ("parallel", "cascaded"),
-    ) -> dict[str, Any]:
-        """Everything of an utterance that does not depend on the others of its batch."""
-        config = self.config
-        frames = self.layer_sum(hidden_states)  # (B, T, D)
-        frame_mask = torch.arange(frames.shape[1], device=frames.device) < frame_lengths[:, None]  # (B, T)
-        cls_outputs, frame_outputs, attentions = self.branch(frames, frame_mask)
-        speech: dict[str, Any] = {"branch_attentions": attentions}
-        if config.has_parallel and "parallel" in branches:
-            speech["parallel_embeds"] = F.normalize(self.parallel_projection(cls_outputs[:, 0]), dim=-1)
-        if config.has_cascaded and "cascaded" in branches:
-            if config.has_cif:
-                training_targets = target_lengths if self.training else None
-                scale = self.training and global_step < config.cif_config.scale_until_step
-                cif: CifOutput = self.cif(frame_outputs, frame_mask, training_targets, scale=scale)
-                speech["cif"] = cif
-                features, lengths = cif.keywords, cif.lengths
-            else:
-                features = cls_outputs[:, int(config.has_parallel) :]  # (B, K, D)
-                lengths = torch.full_like(frame_lengths, features.shape[1])
-            speech["keyword_features"] = self.keyword_projection(features)  # (B, N, E)
-            speech["keyword_lengths"] = lengths
-        return speech
-
-    def _embed_keywords(self, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def _read_keywords(self, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Normalise and quantise keyword features `(B, N, E)`, and embed the keywords by CLIP's text encoder."""
         config = self.config
         mask = torch.arange(features.shape[1], device=features.device) < lengths[:, None]  # (B, N)
         # The original lets padding into the statistics.
@@ -857,14 +869,34 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         quantized = quantize_keywords(
             features, self._codebook(), self.is_keyword, config.keyword_config.temperature, self.training
         )
-        embeds = read_keywords(self.clip, quantized.embeds, lengths, config.start_token_id, config.end_token_id)
         return {
-            "cascaded_embeds": F.normalize(embeds, dim=-1),
+            "cascaded_embeds": F.normalize(self._embed_keywords(quantized.embeds, lengths), dim=-1),
             "keyword_ids": self.vocabulary_ids[quantized.indices].masked_fill(~mask, -1),
-            "keyword_lengths": lengths,
             "keyword_similarities": quantized.similarities.masked_fill(~mask, 0),
             "keyword_embeds": quantized.embeds,
         }
+
+    def _embed_keywords(self, keyword_embeds: Tensor, lengths: Tensor) -> Tensor:
+        """Read keywords `(B, N, E)` with CLIP's text encoder (arXiv 2210.00705, section 3.3): `(B, P)`.
+
+        They stand between CLIP's start and end tokens; the embedding is the projected output at the end token. Only
+        N + 2 positions are computed, since the end token sees nothing behind itself.
+        """
+        text_model = self.clip.text_model
+        table = text_model.embeddings.token_embedding.weight
+        batch, num_keywords, _ = keyword_embeds.shape
+        ends = lengths[:, None] + 1  # (B, 1), the position of the end token
+        positions = torch.arange(num_keywords + 2, device=keyword_embeds.device)
+        start = table[self.config.start_token_id].expand(batch, 1, -1)
+        end = table[self.config.end_token_id].expand(batch, 1, -1)
+        embeds = torch.cat([start, keyword_embeds.to(table.dtype), end], dim=1)  # (B, N + 2, E)
+        embeds = torch.where((positions == ends)[:, :, None], end, embeds)
+        hidden = text_model.embeddings(inputs_embeds=embeds)
+        # Under SDPA the mask is None and causality rests on is_causal.
+        mask = create_causal_mask(text_model.config, hidden, None, None)
+        hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
+        at_end = hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1])).squeeze(1)  # (B, E)
+        return self.clip.text_projection(text_model.final_layer_norm(at_end))
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -882,8 +914,8 @@ def no_grad_if_frozen(module: nn.Module) -> AbstractContextManager:
 
 def _vocabulary(config: SpeechClipPlusConfig) -> tuple[Tensor, Tensor]:
     """CLIP ids of the vocabulary in use, and which of them may become keywords; both `(V,)`."""
-    ids = config.keyword_config.vocabulary_ids
-    ids = torch.arange(config.clip_config.text_config.vocab_size) if ids is None else torch.tensor(ids)
+    ids, text_config = config.keyword_config.vocabulary_ids, config.clip_config.text_config
+    ids = torch.arange(text_config.vocab_size) if ids is None else torch.tensor(ids)
     excluded = torch.tensor(sorted(config.excluded_token_ids), dtype=torch.long, device=ids.device)
     return ids, ~torch.isin(ids, excluded)
 

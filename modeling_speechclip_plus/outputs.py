@@ -1,4 +1,4 @@
-"""What the model returns."""
+"""Outputs of the model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,41 @@ from dataclasses import dataclass
 
 from torch import Tensor
 from transformers.utils import ModelOutput
+
+
+@dataclass
+class SpeechClipPlusAudioOutput(ModelOutput):
+    """Output of [`SpeechClipPlusModel.encode_audio`]: what each utterance gives by itself.
+
+    B utterances, N keywords (of the longest utterance), T frames (50 per second), P joint width, E width of CLIP's
+    token embeddings.
+
+    Attributes:
+        parallel_embeds (`(B, P)`, with a parallel branch): Unit-length embedding by that branch.
+        keyword_features (`(B, N, E)`, with a cascaded branch): Keywords before batch norm and quantiser.
+        keyword_lengths (`(B,)` int64, with a cascaded branch): Keywords of each utterance.
+        alphas (`(B, T)` float32, with CIF): Weights as integrated, 0 at padding.
+        alpha_sums (`(B,)` float32, with CIF): Sums of the weights before scaling.
+        target_lengths (`(B,)` int64, with CIF): Wanted numbers of keywords; None if they are those of captions and
+            were not given.
+        frame_lengths (`(B,)` int64): Frames of each utterance.
+        hidden_states (tuple of L + 1 `(B, T, D)`, with `output_hidden_states`): The speech encoder's, before any
+            final norm.
+        attentions (tuple of L `(B, heads, T, T)`, with `output_attentions`): The speech encoder's.
+        branch_attentions (tuple of `(B, heads, S, S)`, with `output_attentions`): The branch's, over CLS vectors
+            and frames.
+    """
+
+    parallel_embeds: Tensor | None = None
+    keyword_features: Tensor | None = None
+    keyword_lengths: Tensor | None = None
+    alphas: Tensor | None = None
+    alpha_sums: Tensor | None = None
+    target_lengths: Tensor | None = None
+    frame_lengths: Tensor | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    branch_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -25,14 +60,15 @@ class SpeechClipPlusOutput(ModelOutput):
         parallel_embeds (`(B, P)`, with a parallel branch): Unit-length embedding by that branch.
         cascaded_embeds (`(B, P)`, with a cascaded branch): Unit-length embedding by that branch.
         image_embeds (`(B, P)`, with images): Unit-length image embeddings.
-        keyword_ids (`(B, N)` int64, with a cascaded branch): CLIP subword of each keyword, -1 at padding.
+        keyword_ids (`(B, N)` int64, with a cascaded branch): CLIP token of each keyword, -1 at padding.
         keyword_lengths (`(B,)` int64, with a cascaded branch): Keywords of each utterance.
         keyword_similarities (`(B, N)` float32, with a cascaded branch): Cosine similarity of keyword feature and
-            subword, 0 at padding.
-        keyword_embeds (`(B, N, E)`, with a cascaded branch): The subwords' embeddings.
+            token, 0 at padding.
+        keyword_embeds (`(B, N, E)`, with a cascaded branch): The tokens' embeddings.
         alphas (`(B, T)` float32, with CIF): Weights as integrated, 0 at padding.
         alpha_sums (`(B,)` float32, with CIF): Sums of the weights before scaling.
-        target_lengths (`(B,)` int64, with CIF, in training or with `return_loss`): Wanted numbers of keywords.
+        target_lengths (`(B,)` int64, with CIF): Wanted numbers of keywords; None in evaluation if they are those of
+            captions and were not given.
         frame_lengths (`(B,)` int64): Frames of each utterance.
         hidden_states (tuple of L + 1 `(B, T, D)`, with `output_hidden_states`): The speech encoder's, before any
             final norm.
@@ -66,7 +102,7 @@ class SpeechClipPlusOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A subword near a keyword: its text (`None` without a tokenizer), CLIP id and cosine similarity."""
+    """A token near a keyword: its text (`None` without a tokenizer), CLIP id and cosine similarity."""
 
     text: str | None
     id: int
@@ -78,12 +114,12 @@ class Keyword:
     """A keyword read out of an utterance.
 
     Attributes:
-        text: The subword as text; `None` without a tokenizer.
+        text: The token as text; `None` without a tokenizer.
         id: Its CLIP id.
-        similarity: Cosine similarity of the keyword's feature and the subword's embedding.
+        similarity: Cosine similarity of the keyword's feature and the token's embedding.
         start: Where the keyword begins, in seconds; `None` in the fixed-number variants, which do not locate it.
         end: Where it ends, in seconds; `None` likewise.
-        neighbours: The subwords of the vocabulary whose embeddings are nearest to the keyword's, itself first.
+        neighbours: The tokens of the vocabulary whose embeddings are nearest to the keyword's, itself first.
     """
 
     text: str | None

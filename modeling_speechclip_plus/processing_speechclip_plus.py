@@ -1,4 +1,4 @@
-"""The processor: raw audio, pictures and text to what `SpeechClipPlusModel` reads."""
+"""Processor of audio, images and text for SpeechCLIP and SpeechCLIP+ models."""
 
 import os
 import warnings
@@ -17,7 +17,7 @@ from .audio_utils import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_bat
 from .image_utils import load_image, split_image_batch
 from .remote_code import AUTO_MAP, noted, write_remote_code
 
-CLIP_TEXT_PLACES = 77  # start and end included
+CLIP_MAX_TOKENS = 77  # start and end included
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def _load_feature_extractor(speech: str, do_normalize: bool | None, **kwargs: An
     )
     if configured:
         feature_extractor = AutoFeatureExtractor.from_pretrained(speech, **kwargs)
-        if do_normalize is not None:
+        if do_normalize is not None and "input_values" in feature_extractor.model_input_names:
             feature_extractor.do_normalize = do_normalize
         return feature_extractor
     cached_file(speech, "config.json", **kwargs)  # raises if there is no such model at all
@@ -57,13 +57,14 @@ class SpeechClipPlusProcessor(ProcessorMixin):
     extractor's `do_normalize`; it is saved with the processor and always obeyed.
 
     Args:
-        feature_extractor: A `Wav2Vec2FeatureExtractor` (HuBERT, WavLM and wav2vec 2.0 share it) for 16 kHz that pads
-            on the right.
+        feature_extractor: That of the speech encoder, for 16 kHz and padding on the right: `Wav2Vec2FeatureExtractor`
+            for waveforms (HuBERT, WavLM, wav2vec 2.0), `SeamlessM4TFeatureExtractor` (w2v-BERT 2.0) or
+            `WhisperFeatureExtractor` for log-mel features.
         image_processor: CLIP's image processor.
         tokenizer: CLIP's tokenizer.
 
     Raises:
-        ValueError: If the feature extractor is not for raw 16 kHz waveforms padded on the right.
+        ValueError: If the feature extractor is for another rate, or pads on the left.
     """
 
     # What a call uses unless told otherwise. The text mask is left out: CLIP's text tower is causal and read at the
@@ -74,11 +75,6 @@ class SpeechClipPlusProcessor(ProcessorMixin):
 
     def __init__(self, feature_extractor, image_processor, tokenizer):
         super().__init__(feature_extractor, image_processor, tokenizer)
-        if "input_values" not in feature_extractor.model_input_names:
-            raise ValueError(
-                f"Expected a feature extractor of raw waveforms such as Wav2Vec2FeatureExtractor, got "
-                f"{type(feature_extractor).__name__}, which makes {feature_extractor.model_input_names[0]}."
-            )
         if feature_extractor.sampling_rate != SAMPLING_RATE or feature_extractor.padding_side != "right":
             raise ValueError(
                 f"Expected a feature extractor for {SAMPLING_RATE} Hz that pads on the right, got "
@@ -101,7 +97,8 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             speech: Where the speech encoder is; its `preprocessor_config.json` or `processor_config.json` is used.
             clip: Where CLIP is; its image processor and tokenizer are used.
             do_normalize: Whether waveforms are normalised; None takes what `speech` says. Presets name the value the
-                published models were trained with, which differs from the repository's for some.
+                published models were trained with, which differs from the repository's for some. Log-mel features
+                are normalised as their encoder was trained, whatever is given.
             speech_revision: Branch, tag or commit of `speech`.
             clip_revision: Branch, tag or commit of `clip`.
             **hub_kwargs: `cache_dir`, `token`, `local_files_only` and the like, for both.
@@ -206,7 +203,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             images: One image or a list: PIL images, paths, bytes, binary file objects, arrays or tensors ((H, W),
                 (H, W, C) or (C, H, W); a four-dimensional one is a batch), or dictionaries of `datasets`.
                 Transparency is composited on white, EXIF orientation applied; see `load_image`.
-            text: A string or a list of strings; cut to CLIP's 77 places with a warning that counts the cuts.
+            text: A string or a list of strings; cut to CLIP's 77 tokens with a warning that counts the cuts.
             **kwargs: `sampling_rate` (Hz), required if any utterance is an array, a list or a tensor (files and
                 dictionaries carry their own); `return_tensors`, by default "pt"; and what transformers' processors
                 take, plain or in `audio_kwargs`, `images_kwargs`, `text_kwargs`. A plain `padding`, `truncation` or
@@ -214,7 +211,8 @@ class SpeechClipPlusProcessor(ProcessorMixin):
 
         Returns:
             Of what was given: `input_values` (B, S) float32, zeros after an utterance's end; `attention_mask` (B, S)
-            int64, 1 = sample; `pixel_values` (B, 3, H, W) float32; `input_ids` (B, places) int64.
+            int64, 1 = sample; `pixel_values` (B, 3, H, W) float32; `input_ids` (B, tokens) int64. For encoders of
+            log-mel features `input_values` is (B, T, F) or (B, F, T), and `attention_mask` (B, T).
 
         Raises:
             TypeError: If an item, named by its index, or an argument is of the wrong kind.
@@ -286,15 +284,33 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             load_audio(item, sampling_rate, name=f"audio[{index}]")
             for index, item in enumerate(split_audio_batch(audio))
         ]
+        kwargs = self._fixed_length(waveforms, kwargs)
         features = self.feature_extractor(waveforms, sampling_rate=SAMPLING_RATE, **kwargs)
-        data: dict[str, Any] = {"input_values": [np.asarray(x, dtype=np.float32) for x in features["input_values"]]}
+        values = features[self.feature_extractor.model_input_names[0]]
+        data: dict[str, Any] = {"input_values": [np.asarray(value, dtype=np.float32) for value in values]}
         if "attention_mask" in features:
-            data["attention_mask"] = [np.asarray(x, dtype=np.int64) for x in features["attention_mask"]]
+            data["attention_mask"] = [np.asarray(mask, dtype=np.int64) for mask in features["attention_mask"]]
+            for index, mask in enumerate(data["attention_mask"]):
+                if not mask.any():
+                    raise ValueError(f"audio[{index}]: {len(waveforms[index])} samples at 16 kHz give no frame.")
         return BatchFeature(data, tensor_type=return_tensors)
 
+    def _fixed_length(self, waveforms: list[np.ndarray], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Options for a feature extractor whose encoder reads one length only, which is Whisper's 30 s."""
+        samples = getattr(self.feature_extractor, "n_samples", None)
+        if samples is None:
+            return kwargs
+        for index, waveform in enumerate(waveforms):
+            if len(waveform) > samples:
+                raise ValueError(
+                    f"audio[{index}]: {len(waveform) / SAMPLING_RATE:.1f} s are more than the "
+                    f"{samples / SAMPLING_RATE:.0f} s that the speech encoder reads; cut it into pieces."
+                )
+        return {**kwargs, "padding": "max_length"}
+
     def _prepare_images(self, images: Any, **kwargs: Any) -> BatchFeature:
-        pictures = [load_image(item, name=f"images[{index}]") for index, item in enumerate(split_image_batch(images))]
-        return self.image_processor(pictures, **kwargs)
+        loaded = [load_image(item, name=f"images[{index}]") for index, item in enumerate(split_image_batch(images))]
+        return self.image_processor(loaded, **kwargs)
 
     def _prepare_text(self, text: Any, **kwargs: Any) -> dict[str, Any]:
         texts = [text] if isinstance(text, str) else text
@@ -306,7 +322,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             if not isinstance(item, str):
                 raise TypeError(f"text[{index}]: expected a string, got {type(item).__name__}.")
         if kwargs.get("max_length") is None:
-            kwargs["max_length"] = min(self.tokenizer.model_max_length, CLIP_TEXT_PLACES)
+            kwargs["max_length"] = min(self.tokenizer.model_max_length, CLIP_MAX_TOKENS)
         if kwargs.get("truncation"):
             self._warn_of_cuts(texts, kwargs["max_length"])
         kwargs["return_attention_mask"] = False  # a plain `return_attention_mask=True` is the audio's
@@ -314,7 +330,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         return {"input_ids": encoding["input_ids"]}
 
     def _warn_of_cuts(self, texts: list[str] | tuple[str, ...], max_length: int) -> None:
-        # A byte is at most one subword, so short texts need no second look.
+        # A byte is at most one token, so short texts need no second look.
         long = [item for item in texts if len(item.encode("utf-8", "replace")) + 2 > max_length]
         if not long:
             return
@@ -322,7 +338,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         cut = sum(length > max_length for length in lengths)
         if cut:
             warnings.warn(
-                f"{cut} of {len(texts)} texts {'is' if cut == 1 else 'are'} longer than {max_length} subwords (start "
+                f"{cut} of {len(texts)} texts {'is' if cut == 1 else 'are'} longer than {max_length} tokens (start "
                 f"and end included, the longest has {max(lengths)}) and {'was' if cut == 1 else 'were'} cut.",
                 stacklevel=4,
             )

@@ -1,39 +1,280 @@
-"""The speech encoder's side: frame counts, length-aware group norm, hidden states and their weighted sum."""
+"""Speech encoders behind one interface: their input, frames and hidden states, and the weighted sum of the latter.
+
+A further kind of encoder is a subclass of `SpeechEncoderAdapter` and a line in `SPEECH_ENCODERS`.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-SAMPLING_RATE = 16_000
-
-
-def samples_per_frame(speech_config: PreTrainedConfig) -> int:
-    """Samples from one frame to the next; 320 in the published encoders, that is 50 frames per second."""
-    stride = 1
-    for layer_stride in speech_config.conv_stride:
-        stride *= layer_stride
-    return stride
+from .audio_utils import SAMPLING_RATE
 
 
-def convolution_lengths(speech_config: PreTrainedConfig, lengths: Tensor | int, layers: int | None = None):
-    """Length of the convolutional encoder's output for inputs of `lengths` samples, after the first `layers`."""
-    for kernel, stride in list(zip(speech_config.conv_kernel, speech_config.conv_stride, strict=True))[:layers]:
-        lengths = (lengths - kernel) // stride + 1
-    return lengths
+class SpeechEncoderAdapter:
+    """Facts and calls that a [`SpeechClipPlusModel`] needs of one kind of speech encoder.
+
+    Args:
+        config: The speech encoder's configuration.
+
+    Attributes:
+        input_name: What the encoder's forward and its feature extractor call the input.
+        input_shape: Its shape, for errors.
+        time_dim: Its dimension of time.
+        fixed_length: Whether the encoder reads inputs of one length only.
+        samples_per_frame: Samples at 16 kHz from one frame to the next.
+        minimum_samples: Samples at 16 kHz that one whole frame needs.
+    """
+
+    input_name = "input_features"
+    input_shape = "(B, T, F)"
+    time_dim = 1
+    fixed_length = False
+    samples_per_frame = 320
+    minimum_samples = 320
+
+    def __init__(self, config: PreTrainedConfig):
+        self.config = config
+
+    def build(self, padding: str) -> PreTrainedModel:
+        """Build the encoder with new weights; `padding` as in [`SpeechClipPlusConfig`]."""
+        return AutoModel.from_config(self.config)
+
+    def load(self, source: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """Load the encoder by `from_pretrained`, with the report that `output_loading_info=True` gives."""
+        return AutoModel.from_pretrained(source, output_loading_info=True, **kwargs)
+
+    def dropout_modules(self, encoder: PreTrainedModel) -> list[nn.Module]:
+        """Parts that are put into training mode by `speech_encoder_dropout`, so that their dropout is active."""
+        return [encoder.feature_projection, encoder.encoder.layers, encoder.encoder.dropout]
+
+    def check_input(self, inputs: Tensor, attention_mask: Tensor | None) -> None:
+        """Check the input and its mask, without waiting for the device.
+
+        Raises:
+            TypeError: If the input is no tensor.
+            ValueError: If a shape or dtype is wrong, or the input is too short for one frame.
+        """
+        if not isinstance(inputs, Tensor):
+            raise TypeError(
+                f"input_values must be a tensor of shape {self.input_shape}, but is a {type(inputs).__name__}. "
+                "SpeechClipPlusProcessor makes one from arrays, lists and files."
+            )
+        shape = tuple(inputs.shape)
+        if len(shape) != self.input_shape.count(",") + 1 or not inputs.is_floating_point():
+            raise ValueError(
+                f"input_values of a {self.config.model_type} encoder must be floating-point and of shape "
+                f"{self.input_shape}, but are {inputs.dtype} of {shape}."
+            )
+        if shape[0] == 0:
+            raise ValueError("input_values holds no utterance: the batch is empty.")
+        expected = (shape[0], shape[self.time_dim])
+        if attention_mask is not None and tuple(attention_mask.shape) != expected:
+            raise ValueError(
+                f"attention_mask must have the shape of input_values over time, {expected}, "
+                f"but has {tuple(attention_mask.shape)}."
+            )
+
+    def encode(
+        self,
+        encoder: PreTrainedModel,
+        inputs: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        padding: str,
+        output_attentions: bool = False,
+    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
+        """Run the encoder.
+
+        Args:
+            encoder: What `build` or `load` returned.
+            inputs: Of `input_shape`, zero-padded on the right.
+            attention_mask: `(B, length)`, 1 for what is no padding; `None` if nothing is padded.
+            padding: `"invariant"` or `"original"`, as in [`SpeechClipPlusConfig`].
+            output_attentions: Whether to return the encoder's attention weights.
+
+        Returns:
+            The L + 1 hidden states `(B, T, D)` (what enters the first layer, then each layer's output, before any
+            final norm), the frames of each utterance `(B,)` int64, and the attention weights or `None`.
+        """
+        frame_lengths = self.frame_lengths(inputs, attention_mask)
+        outputs = encoder(
+            inputs, attention_mask=attention_mask, output_hidden_states=True, output_attentions=output_attentions
+        )
+        return outputs.hidden_states, frame_lengths, outputs.attentions if output_attentions else None
+
+    def frame_lengths(self, inputs: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Frames of each utterance, `(B,)` int64, of which one and more are valid."""
+        if attention_mask is None:
+            return torch.full((inputs.shape[0],), inputs.shape[self.time_dim], device=inputs.device)
+        lengths = attention_mask.sum(dim=1)
+        self.check_frame_lengths(lengths)
+        return lengths
+
+    def check_frame_lengths(self, frame_lengths: Tensor) -> None:
+        """Raise a `ValueError` if an utterance has no frame."""
+        message = (
+            f"an utterance is shorter than the {self.minimum_samples} samples that give one frame; "
+            "leave it out or pad it before it reaches the model"
+        )
+        if frame_lengths.device.type == "cpu":
+            if bool((frame_lengths < 1).any()):
+                rows = (frame_lengths < 1).nonzero().flatten().tolist()
+                raise ValueError(f"attention_mask: {message} (rows {rows}).")
+        else:
+            torch._assert_async((frame_lengths > 0).all(), message)  # no wait for the device
 
 
-def minimum_samples(speech_config: PreTrainedConfig) -> int:
-    """Fewest samples that give one frame."""
-    samples = 1
-    for kernel, stride in zip(reversed(speech_config.conv_kernel), reversed(speech_config.conv_stride), strict=True):
-        samples = (samples - 1) * stride + kernel
-    return samples
+class WaveformEncoderAdapter(SpeechEncoderAdapter):
+    """HuBERT, WavLM and wav2vec 2.0, which read waveforms.
+
+    Models of base size average over time in a group norm, which is made length-aware for `padding="invariant"`.
+    """
+
+    input_name = "input_values"
+    input_shape = "(B, S)"
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.samples_per_frame = math.prod(config.conv_stride)
+        samples = 1
+        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+            samples = (samples - 1) * stride + kernel
+        self.minimum_samples = samples
+
+    def build(self, padding: str) -> PreTrainedModel:
+        """See the base class."""
+        encoder = super().build(padding)
+        if padding == "invariant" and self.config.feat_extract_norm == "group":
+            encoder.feature_extractor = LengthAwareFeatureEncoder(encoder.feature_extractor)
+        return encoder
+
+    def check_input(self, inputs: Tensor, attention_mask: Tensor | None) -> None:
+        """See the base class."""
+        super().check_input(inputs, attention_mask)
+        samples = inputs.shape[1]
+        if samples < self.minimum_samples:
+            raise ValueError(
+                f"input_values has {samples} samples ({samples / SAMPLING_RATE * 1000:.0f} ms at 16 kHz); "
+                f"the speech encoder needs at least {self.minimum_samples} for one frame."
+            )
+
+    def convolution_lengths(self, lengths: Any) -> Any:
+        """Frames that the convolutions give for `lengths` samples."""
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            lengths = (lengths - kernel) // stride + 1
+        return lengths
+
+    def encode(
+        self,
+        encoder: PreTrainedModel,
+        inputs: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        padding: str,
+        output_attentions: bool = False,
+    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
+        """See the base class."""
+        total = inputs.shape[1]
+        num_frames = self.convolution_lengths(total)
+        waveforms: Tensor | tuple[Tensor, Tensor] = inputs
+        sample_mask = attention_mask
+        if attention_mask is None:
+            frame_lengths = torch.full((inputs.shape[0],), num_frames, device=inputs.device)
+        else:
+            sample_lengths = attention_mask.sum(dim=1)
+            if padding == "invariant":
+                frame_lengths = self.convolution_lengths(sample_lengths)
+                if isinstance(encoder.feature_extractor, LengthAwareFeatureEncoder):
+                    waveforms = (inputs, sample_lengths)
+            else:
+                # The original counts frames by rounding, while its encoder's mask cuts the padded length into T equal
+                # chunks and keeps each that holds a sample; its mask can so be a frame or two longer.
+                frame_lengths = torch.round(sample_lengths / self.samples_per_frame).long().clamp(1, num_frames)
+                chunk = total // num_frames
+                kept = (sample_lengths + chunk - 1) // chunk
+                # The library counts in its own way: give it a sample mask from which it derives these frames.
+                samples = (kept.clamp(max=num_frames) - 1) * self.samples_per_frame + self.minimum_samples
+                sample_mask = (torch.arange(total, device=samples.device) < samples[:, None]).long()
+            self.check_frame_lengths(frame_lengths)
+        outputs = encoder(
+            waveforms, attention_mask=sample_mask, output_hidden_states=True, output_attentions=output_attentions
+        )
+        return outputs.hidden_states, frame_lengths, outputs.attentions if output_attentions else None
+
+
+class Wav2Vec2BertAdapter(SpeechEncoderAdapter):
+    """w2v-BERT 2.0, which reads two stacked log-mel frames of 10 ms at a time and hides padding in every layer."""
+
+    minimum_samples = 560  # two windows of 400 samples, 160 apart
+
+
+class WhisperAdapter(SpeechEncoderAdapter):
+    """Whisper's encoder, which reads log-mel features of exactly 30 s, silence behind an utterance included.
+
+    It has no mask: an utterance's frames attend to the silence behind it, which is the same whatever it is batched
+    with. Frames of that silence are cut off the hidden states.
+    """
+
+    input_shape = "(B, F, T)"
+    time_dim = 2
+    fixed_length = True
+
+    def build(self, padding: str) -> PreTrainedModel:
+        """See the base class."""
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        self.config.tie_last_hidden_states = False  # the last hidden state is wanted before the final norm
+        return WhisperEncoder._from_config(self.config)
+
+    def load(self, source: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """See the base class."""
+        model, report = AutoModel.from_pretrained(source, output_loading_info=True, **kwargs)
+        return model.get_encoder(), report
+
+    def dropout_modules(self, encoder: PreTrainedModel) -> list[nn.Module]:
+        """See the base class."""
+        return [encoder.layers]
+
+    def frame_lengths(self, inputs: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """See the base class."""
+        return (super().frame_lengths(inputs, attention_mask) + 1) // 2  # the second convolution's stride
+
+    def encode(self, encoder: PreTrainedModel, inputs: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
+        """See the base class."""
+        hidden_states, frame_lengths, attentions = super().encode(encoder, inputs, attention_mask, **options)
+        longest = int(frame_lengths.max())
+        return tuple(state[:, :longest] for state in hidden_states), frame_lengths, attentions
+
+
+SPEECH_ENCODERS: dict[str, type[SpeechEncoderAdapter]] = {
+    "hubert": WaveformEncoderAdapter,
+    "wavlm": WaveformEncoderAdapter,
+    "wav2vec2": WaveformEncoderAdapter,
+    "wav2vec2-bert": Wav2Vec2BertAdapter,
+    "whisper": WhisperAdapter,
+}
+"""The adapter of each `model_type`."""
+
+
+def speech_encoder_adapter(speech_config: PreTrainedConfig) -> SpeechEncoderAdapter:
+    """Make the adapter of a speech encoder.
+
+    Raises:
+        ValueError: If there is none for its kind.
+    """
+    if speech_config.model_type not in SPEECH_ENCODERS:
+        raise ValueError(
+            f"speech_config has model_type {speech_config.model_type!r}; "
+            f"the speech encoder must be one of {', '.join(SPEECH_ENCODERS)}."
+        )
+    return SPEECH_ENCODERS[speech_config.model_type](speech_config)
 
 
 class LengthAwareFeatureEncoder(nn.Module):
@@ -80,75 +321,6 @@ def _masked_group_norm(hidden: Tensor, norm: nn.GroupNorm, lengths: Tensor) -> T
     scale = torch.rsqrt(variance + norm.eps) * norm.weight[:, None].float()
     shift = norm.bias[:, None].float() - mean * scale
     return torch.addcmul(shift, values, scale).masked_fill(~mask, 0).to(hidden.dtype)
-
-
-def uses_group_norm(speech_config: PreTrainedConfig) -> bool:
-    """Whether padding leaks into every frame through a group norm (base-size models)."""
-    return getattr(speech_config, "feat_extract_norm", None) == "group"
-
-
-def encode_speech(
-    encoder: PreTrainedModel,
-    input_values: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    padding: str,
-    output_attentions: bool = False,
-) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
-    """Run a speech encoder.
-
-    Args:
-        encoder: HuBERT, WavLM or wav2vec 2.0.
-        input_values: `(B, S)` waveforms at 16 kHz, zero-padded on the right.
-        attention_mask: `(B, S)`, 1 for a sample; `None` if nothing is padded.
-        padding: `"invariant"` or `"original"`, as in [`SpeechClipPlusConfig`].
-        output_attentions: Whether to return the encoder's attention weights.
-
-    Returns:
-        The L + 1 hidden states `(B, T, D)` (what enters the first layer, then each layer's output, before any final
-        norm), the frames of each utterance `(B,)` int64, and the attention weights or `None`.
-    """
-    config = encoder.config
-    total = input_values.shape[1]
-    num_frames = convolution_lengths(config, total)
-    inputs: Tensor | tuple[Tensor, Tensor] = input_values
-    if attention_mask is None:
-        frame_lengths = torch.full((len(input_values),), num_frames, device=input_values.device)
-        sample_mask = None
-    else:
-        sample_lengths = attention_mask.sum(dim=1)
-        if padding == "invariant":
-            frame_lengths = convolution_lengths(config, sample_lengths)
-            if isinstance(encoder.feature_extractor, LengthAwareFeatureEncoder):
-                inputs = (input_values, sample_lengths)
-            sample_mask = attention_mask
-        else:
-            # The original counts frames by rounding, while its encoder's mask cuts the padded length into T equal
-            # chunks and keeps each that holds a sample; its mask can so be a frame or two longer.
-            frame_lengths = torch.round(sample_lengths / samples_per_frame(config)).long().clamp(1, num_frames)
-            chunk = total // num_frames
-            kept = (sample_lengths + chunk - 1) // chunk
-            # The library counts in its own way: give it a sample mask from which it derives these frames.
-            samples = (kept.clamp(max=num_frames) - 1) * samples_per_frame(config) + minimum_samples(config)
-            sample_mask = (torch.arange(total, device=samples.device) < samples[:, None]).long()
-        _check_lengths(config, frame_lengths)
-    outputs = encoder(
-        inputs, attention_mask=sample_mask, output_hidden_states=True, output_attentions=output_attentions
-    )
-    return outputs.hidden_states, frame_lengths, outputs.attentions if output_attentions else None
-
-
-def _check_lengths(config: PreTrainedConfig, frame_lengths: Tensor) -> None:
-    message = (
-        f"an utterance is shorter than the {minimum_samples(config)} samples that give one frame; "
-        "leave it out or pad it before it reaches the model"
-    )
-    if frame_lengths.device.type == "cpu":
-        if bool((frame_lengths < 1).any()):
-            rows = (frame_lengths < 1).nonzero().flatten().tolist()
-            raise ValueError(f"attention_mask: {message} (rows {rows}).")
-    else:
-        torch._assert_async((frame_lengths > 0).all(), message)  # no wait for the device
 
 
 class LayerWeightedSum(nn.Module):

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, HubertConfig, HubertModel
@@ -206,6 +207,31 @@ def test_a_part_of_a_frozen_backbone_trains_when_it_requires_gradients(part, tmp
         model.save_pretrained(tmp_path, save_backbones=False)
 
 
+LORA_TARGETS = {
+    "speech encoder": r"speech_encoder\.encoder\.layers\.\d+\.attention\.(q|v)_proj",
+    "image encoder": r"clip\.vision_model\..*\.(q|v)_proj",
+    "text encoder": r"clip\.text_model\..*\.(q|v)_proj",
+    "branch": r"branch\.layers\.\d+\.attention\.(q|v)_proj",
+}
+
+
+@pytest.mark.parametrize("targets", LORA_TARGETS.values(), ids=LORA_TARGETS.keys())
+def test_adapters_of_peft_train_and_the_weights_below_them_stay(targets):
+    model = make_model()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets))
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    adapted.train()
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):  # one matrix of each pair starts at zero, and lets no gradient into the other
+        optimizer.zero_grad()
+        adapted(**make_pairs(), return_loss=True).loss.backward()
+        assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
+        optimizer.step()
+    for name, value in adapted.state_dict().items():
+        statistics = "running_" in name or "num_batches" in name  # of the keywords' batch norm, which no adapter holds
+        assert statistics or torch.equal(value, before[name]) != ("lora_" in name), name
+
+
 def test_frozen_encoders_keep_no_graph():
     output = make_model().train()(**make_pairs(), output_hidden_states=True)
     assert not output.hidden_states[-1].requires_grad
@@ -331,11 +357,16 @@ def test_attentions_under_sdpa_are_left_out_with_a_warning_that_says_how_to_get_
     assert "set_attn_implementation('eager')" in said[0]
 
 
-def test_eager_and_sdpa_attention_agree():
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_other_attention_agrees_with_sdpa(implementation, caplog):
     model = make_model()
-    sdpa = model(**make_inputs()).cascaded_embeds
-    model.set_attn_implementation("eager")
-    torch.testing.assert_close(model(**make_inputs()).cascaded_embeds, sdpa, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        sdpa = model(**make_pairs())
+        model.set_attn_implementation(implementation)
+        other = model(**make_pairs())
+    assert "undefined behavior" not in caplog.text
+    for name in ("parallel_embeds", "cascaded_embeds", "image_embeds"):
+        torch.testing.assert_close(other[name], sdpa[name], atol=1e-5, rtol=0)
 
 
 def test_a_tuple_holds_what_the_output_holds():
@@ -516,6 +547,12 @@ def test_a_folder_that_is_no_model_is_an_error(tmp_path):
 
 
 # Bad input
+
+
+def test_a_speech_encoder_without_an_adapter_is_refused():
+    config = SpeechClipPlusConfig(speech_config={"model_type": "bert"})
+    with pytest.raises(ValueError, match="'bert'; the speech encoder must be one of hubert, wavlm"):
+        SpeechClipPlusModel(config)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import (
     AutoFeatureExtractor,
+    ClapFeatureExtractor,
     CLIPImageProcessor,
-    SeamlessM4TFeatureExtractor,
     Wav2Vec2FeatureExtractor,
 )
 
@@ -422,7 +422,7 @@ def test_text_gives_ids_and_leaves_the_audio_mask_alone(tiny_processor):
 
 
 def test_texts_beyond_77_places_are_cut_with_a_warning_that_counts_them(tiny_processor):
-    with pytest.warns(UserWarning, match="2 of 3 texts are longer than 77 subwords"):
+    with pytest.warns(UserWarning, match="2 of 3 texts are longer than 77 tokens"):
         ids = tiny_processor(text=["dog", "x" * 200, "q " * 90])["input_ids"]
     assert ids.shape == (3, 77)
     assert ids[1:, -1].tolist() == [tiny_processor.tokenizer.eos_token_id] * 2
@@ -521,9 +521,9 @@ def test_a_missing_backbone_is_an_error(backbone_folders, tmp_path):
     [
         Wav2Vec2FeatureExtractor(sampling_rate=8_000),
         Wav2Vec2FeatureExtractor(padding_side="left"),
-        SeamlessM4TFeatureExtractor(),
+        ClapFeatureExtractor(),
     ],
-    ids=["8 kHz", "left", "spectrogram"],
+    ids=["8 kHz", "left", "48 kHz"],
 )
 def test_a_feature_extractor_of_another_kind_is_refused(tiny_processor, extractor):
     with pytest.raises(ValueError, match="Expected a feature extractor"):

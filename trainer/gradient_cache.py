@@ -1,21 +1,23 @@
-"""A large batch in little memory, with the gradients of the whole of it (GradCache, arXiv 2101.06983).
+"""Gradient cache (GradCache, arXiv 2101.06983): the gradients of a large batch in little memory.
 
-What an utterance needs of its batch is little: the contrastive loss and the keywords' batch norm. So the speech side
-runs twice, chunk by chunk: first without a graph, to know what the loss says of every feature; then, with the same
-dropout, to carry that into the parameters. Batch norm, quantiser, CLIP and losses see the whole batch in between.
+Only the contrastive loss and the keywords' batch norm join the utterances of a batch. So `model.encode_audio` runs
+twice, chunk by chunk: first without a graph, for the features; then, with the same dropout, to carry the loss's
+gradient of every feature into the parameters. `model.score` sees the whole batch in between.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..modeling_speechclip_plus.outputs import SpeechClipPlusOutput
+from ..modeling_speechclip_plus.outputs import SpeechClipPlusAudioOutput, SpeechClipPlusOutput
 
-_SPEECH = ("input_values", "attention_mask", "speech_hidden_states", "frame_lengths", "target_lengths")
+_AUDIO = ("input_values", "attention_mask", "speech_hidden_states", "frame_lengths", "target_lengths")
+_IMAGES = ("pixel_values", "image_embeds", "image_ids")
 _FEATURES = ("parallel_embeds", "keyword_features", "alpha_sums")  # carry gradients
 _COUNTS = ("keyword_lengths", "target_lengths", "frame_lengths")
 
@@ -49,33 +51,32 @@ def backward_in_chunks(
         ValueError: if the model's padding is `"original"`.
     """
     check_chunks_are_exact(model.config)
-    chunks = list(_chunks(inputs, chunk_size))
-    random_states, results = [], []
+    chunks = list(_chunks(inputs, chunk_size, cut=not model.speech_adapter.fixed_length))
+    random_states, parts = [], []
     for chunk in chunks:
         random_states.append(_random_state(model.device))
         with torch.no_grad(), autocast():
-            results.append(_features(model, chunk, global_step))
-    leaves = {
-        name: _joined([result[name] for result in results]).requires_grad_()
-        for name in _FEATURES
-        if name in results[0]
+            audio = model.encode_audio(**chunk, global_step=global_step)
+        parts.append({name: audio[name] for name in (*_FEATURES, *_COUNTS) if name in audio})
+    leaves: dict[str, Any] = {
+        name: _joined([part[name] for part in parts]).requires_grad_() for name in _FEATURES if name in parts[0]
     }
-    counts = {name: torch.cat([result[name] for result in results]) for name in _COUNTS if name in results[0]}
+    counts: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in _COUNTS if name in parts[0]}
 
+    images = {name: inputs[name] for name in _IMAGES if inputs.get(name) is not None}
     with autocast():
-        output = _losses(model, leaves, counts, inputs)
-    assert output.loss is not None
+        output = model.score(SpeechClipPlusAudioOutput(**leaves, **counts), **images, return_loss=True)
     backward(output.loss)
     after = _random_state(model.device)
 
     start = 0
-    for chunk, state, result in zip(chunks, random_states, results, strict=True):
+    for chunk, state, part in zip(chunks, random_states, parts, strict=True):
         _set_random_state(state, model.device)
         with autocast():
-            features = _features(model, chunk, global_step)
-        stop = start + len(result["frame_lengths"])
+            audio = model.encode_audio(**chunk, global_step=global_step)
+        stop = start + len(part["frame_lengths"])
         pairs = [
-            (features[name], _cut(gradient[start:stop], features[name]))
+            (audio[name], _cut(gradient[start:stop], audio[name]))
             for name, leaf in leaves.items()
             if (gradient := leaf.grad) is not None
         ]
@@ -86,6 +87,21 @@ def backward_in_chunks(
         name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()
     }
     return SpeechClipPlusOutput(**detached)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Average gradients over the processes, in one message; what has no gradient is left out.
+
+    A model that ran in chunks ran outside of `DistributedDataParallel`, which does this otherwise.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def check_chunks_are_exact(config: Any) -> None:
@@ -101,49 +117,13 @@ def check_chunks_are_exact(config: Any) -> None:
         )
 
 
-def _features(model: Any, chunk: Mapping[str, Tensor], global_step: int) -> dict[str, Tensor]:
-    hidden, lengths, _ = model._speech_states(
-        chunk.get("input_values"),
-        chunk.get("attention_mask"),
-        chunk.get("speech_hidden_states"),
-        chunk.get("frame_lengths"),
-    )
-    targets = model._target_lengths(lengths, chunk.get("target_lengths")) if model.config.has_cif else None
-    speech = model._speech_features(hidden, lengths, targets, global_step)
-    if (cif := speech.get("cif")) is not None:
-        speech |= {"alpha_sums": cif.alpha_sums, "target_lengths": targets}
-    return {name: speech[name] for name in (*_FEATURES, *_COUNTS) if name in speech} | {"frame_lengths": lengths}
-
-
-def _losses(
-    model: Any, leaves: dict[str, Tensor], counts: dict[str, Tensor], inputs: Mapping[str, Any]
-) -> SpeechClipPlusOutput:
-    output = SpeechClipPlusOutput(
-        parallel_embeds=leaves.get("parallel_embeds"),
-        alpha_sums=leaves.get("alpha_sums"),
-        target_lengths=counts.get("target_lengths"),
-        frame_lengths=counts["frame_lengths"],
-    )
-    if "keyword_features" in leaves:
-        keywords = model._embed_keywords(leaves["keyword_features"], counts["keyword_lengths"])
-        for name in ("cascaded_embeds", "keyword_ids", "keyword_lengths"):
-            output[name] = keywords[name]
-    if inputs.get("pixel_values") is not None:
-        output.image_embeds = model.get_image_features(inputs["pixel_values"]).pooler_output
-    else:
-        output.image_embeds = F.normalize(inputs["image_embeds"].to(model.dtype), dim=-1)
-    for name, value in model.compute_global_losses(output, inputs.get("image_ids")).items():
-        output[name] = value
-    return output
-
-
-def _chunks(inputs: Mapping[str, Any], size: int) -> Iterator[dict[str, Tensor]]:
-    """Split the speech of a batch, and cut away padding that a chunk does not need."""
-    speech = {name: inputs[name] for name in _SPEECH if inputs.get(name) is not None}
+def _chunks(inputs: Mapping[str, Any], size: int, cut: bool) -> Iterator[dict[str, Tensor]]:
+    """Split the audio of a batch, and cut away padding that a chunk does not need."""
+    speech = {name: inputs[name] for name in _AUDIO if inputs.get(name) is not None}
     count = len(next(iter(speech.values())))
     for start in range(0, count, size):
         chunk = {name: value[start : start + size] for name, value in speech.items()}
-        if "attention_mask" in chunk:
+        if cut and "attention_mask" in chunk:
             longest = int(chunk["attention_mask"].sum(dim=1).max())
             chunk |= {name: chunk[name][:, :longest] for name in ("input_values", "attention_mask")}
         if "speech_hidden_states" in chunk:

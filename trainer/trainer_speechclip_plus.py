@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,9 +28,8 @@ from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusMo
 from .card_data import trainer_card_facts
 from .checkpoints import last_complete_checkpoint, mark_complete, mark_incomplete
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
-from .distributed import average_gradients, one_global_batch
 from .evaluation.evaluate import SplitOutputs, evaluate, kept_outputs
-from .gradient_cache import backward_in_chunks, check_chunks_are_exact
+from .gradient_cache import average_gradients, backward_in_chunks, check_chunks_are_exact
 from .sampler import training_dataloader
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 from .training_log import TrainingLog
@@ -139,10 +138,8 @@ class SpeechClipPlusTrainer(Trainer):
         processor = self.processing_class
         if processor is not None:
             self.processing_class = SimpleNamespace(save_pretrained=processor.save_pretrained)
-        several = self.args.world_size > 1
         try:
-            with one_global_batch(self.speech_clip) if several else nullcontext():
-                return super().train(resume_from_checkpoint, *args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.processing_class = processor
 

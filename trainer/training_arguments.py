@@ -106,13 +106,9 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
             ValueError: for an unknown preset, naming those that exist.
         """
         training = load_preset(name)["training"]
-        half = training["precision"] == "fp16" and torch.cuda.is_available()
-        arguments = {
-            "per_device_train_batch_size": training["batch_size"],
-            "fp16": half,
-            **{key: value for key, value in training.items() if key not in ("dataset", "batch_size", "precision")},
-        }
-        return cls(**{**arguments, **overrides})
+        if not torch.cuda.is_available():
+            training.pop("fp16", None)
+        return cls(**{**training, **overrides})
 
 
 def warmup_decay(step: int, warmup_steps: int, total_steps: int, final_ratio: float) -> float:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..speech_encoder import samples_per_frame
 from .base import SpeechClipPlusPipeline, one_of, waveforms, window_parameters
 
 
@@ -92,7 +91,7 @@ class SpeechFeatureExtractionPipeline(SpeechClipPlusPipeline):
         return features if return_tensors else features.tolist()
 
     def _own_frames(self, output: dict[str, Any]) -> Tensor:
-        hop = samples_per_frame(self.model.config.speech_config)
+        hop = self.model.speech_adapter.samples_per_frame
         start, end = ((sample - output["span"][0]) // hop for sample in output["core"])
         frames = output["frames"][0, : int(output["frame_lengths"][0])]
         return frames[start:] if output["core"][1] == output["span"][1] else frames[start:end]

@@ -6,7 +6,6 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.feature_extraction import FeatureExtractionPipeline
 
-from ...configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .base import MODEL_TYPE, SpeechClipPlusPipeline
 from .feature_extraction import SpeechFeatureExtractionPipeline
 from .image_retrieval import SpeechImageRetrievalPipeline
@@ -58,7 +57,6 @@ def _loaded(auto_class: Any, model: Any, name: str) -> Any:
 
 def register_pipelines() -> None:
     """Make the tasks known to `transformers.pipeline`."""
-    SpeechClipPlusConfig.has_registered_pipelines = True
     for task, pipeline_class in PIPELINES.items():
         if task in PIPELINE_REGISTRY.supported_tasks:
             # A task of transformers' own, which stays what it is for all other models.

@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from ..audio_utils import SAMPLING_RATE, load_audio_blocks
-from ..speech_encoder import minimum_samples, samples_per_frame
+from ..speech_encoder import speech_encoder_adapter
 
 # About the longest that HuBERT, WavLM and wav2vec 2.0 (base) saw when they were trained, 250,000 samples; spoken
 # captions are shorter still, and 15 s of CIF's keywords (one in 0.4 s) fill half of the 75 places that CLIP has.
@@ -76,7 +76,8 @@ class Windowing:
                 "Expected chunk_length_s in seconds (0 for recordings as a whole) and stride_length_s in seconds or "
                 f"as (left, right), got {chunk_length_s!r} and {stride_length_s!r}."
             )
-        hop = samples_per_frame(speech_config)
+        encoder = speech_encoder_adapter(speech_config)
+        hop = encoder.samples_per_frame
         frames, left, right = (round(seconds * SAMPLING_RATE / hop) for seconds in (chunk_length_s, *pair))
         if not chunk_length_s:
             return cls(0, 0, 0, 0)
@@ -86,7 +87,7 @@ class Windowing:
                 f"stride_length_s={stride_length_s} makes {pair[0]} + {pair[1]} s."
             )
         # A window of n frames, each of them whole.
-        length = (frames - 1) * hop + minimum_samples(speech_config)
+        length = (frames - 1) * hop + encoder.minimum_samples
         return cls(length, left * hop, right * hop, (frames - left - right) * hop)
 
 

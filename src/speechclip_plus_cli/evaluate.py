@@ -124,7 +124,7 @@ def _lines(table: ScoreTable) -> list[tuple[str, list[str]]]:
 
 def presets_of_model(config: Any, processor: Any) -> list[str]:
     """Names of the published configurations that a model agrees with, in size and in everything that they say."""
-    values = {**config.to_dict(), "do_normalize": processor.feature_extractor.do_normalize}
+    values = {**config.to_dict(), "do_normalize": getattr(processor.feature_extractor, "do_normalize", None)}
     names = matching_presets({})  # nothing contradicts nothing: all of them
     keys = {key for name in names for key in settings_of_preset(name)} - _IGNORED_SETTINGS
     sizes = [_setting(values, key) for key in _SIZES]  # which presets leave to the defaults

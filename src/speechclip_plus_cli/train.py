@@ -108,7 +108,7 @@ def read_settings(args: argparse.Namespace) -> dict[str, Any]:
     if not settings.get("output_dir"):
         raise ValueError("Where shall the run go? Give --output-dir (or output_dir in the file).")
     settings.setdefault("preset", DEFAULT_PRESET)
-    settings.setdefault("data", load_preset(settings["preset"])["training"]["dataset"])
+    settings.setdefault("data", load_preset(settings["preset"])["dataset"])
     return settings
 
 

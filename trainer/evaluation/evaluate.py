@@ -201,8 +201,6 @@ def _collect_speech(
         model, processor, recordings(), batch_size, name=lambda row: f"audio of {split.names[row][0]}"
     ):
         outputs = model(**batch.inputs)
-        if model.config.has_cif and model.config.cif_config.target_length == "frames":
-            outputs["target_lengths"] = model._target_lengths(outputs.frame_lengths, None)
         for name, value in kept_outputs(outputs).items():
             kept.setdefault(name, []).append(value.cpu())
         for row, samples in zip(batch.rows, batch.lengths, strict=True):
