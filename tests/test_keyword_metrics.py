@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from speechclip_plus.modeling_speechclip_plus.pipelines.text_prompts import class_embeddings
+from speechclip_plus.modeling_speechclip_plus.pipelines.zero_shot_classification import class_embeddings
 from speechclip_plus.trainer.evaluation.alignments import (
     AlignedWord,
     match_alignments,
@@ -346,6 +346,7 @@ def test_classes_are_told_by_the_nearest_and_ties_are_errors():
 def test_class_embeddings_average_their_templates():
     class Model:
         device = "cpu"
+        config = SimpleNamespace(projection_dim=2, clip_config=SimpleNamespace(projection_dim=2))
 
         def get_text_features(self, input_ids):
             embeds = torch.nn.functional.normalize(input_ids.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""Features of speech, images and texts, as numbers to work on with."""
+"""Feature extraction: frames or embeddings of speech, embeddings of images and texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +13,17 @@ from .base import SpeechClipPlusPipeline, one_of, waveforms, window_parameters
 class SpeechFeatureExtractionPipeline(SpeechClipPlusPipeline):
     """Give what the model makes of speech, frame by frame or as one embedding in CLIP's space.
 
-    Task "feature-extraction".
+    Task "speech-feature-extraction".
 
     Example:
     ```python
     from transformers import pipeline
     import speechclip_plus
 
-    extractor = pipeline("feature-extraction", model="quickstart/model")
+    extractor = pipeline("speech-feature-extraction", model="quickstart/model")
     frames = extractor("query.wav", return_tensors=True)  # (1, T, D), a frame every 20 ms
     embedding = extractor("query.wav", pool=True, return_tensors=True)  # (1, P), unit length
-    picture = extractor(images="first.png", return_tensors=True)  # (1, P)
+    image = extractor(images="first.png", return_tensors=True)  # (1, P)
     ```
     """
 

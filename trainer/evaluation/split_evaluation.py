@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...modeling_speechclip_plus.pipelines.text_prompts import embed_texts
+from ...modeling_speechclip_plus.embedding import embed_texts
 from .alignments import AlignedWord, match_alignments, word_boundaries
 from .bootstrap import RESAMPLES, mean_interval
 from .chance import chance_keyword_hit_rate, chance_recall
