@@ -1,6 +1,5 @@
 """Base of the pipelines: their inputs, windows and batches, and saving."""
 
-import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from ..image_utils import load_image
 from .windows import CHUNK_LENGTH_S, Windowing, read_windows
 
 MODEL_TYPE = "speechclip_plus"
-_LOADING_ARGUMENTS = ("local_files_only",)  # which transformers.pipeline passes on to the pipeline
-
 # Of `save_pretrained`, what concerns model and processor alike.
 _SHARED_ARGUMENTS = ("remote_code", "push_to_hub", "repo_id", "token", "private", "revision", "commit_message")
 
@@ -94,19 +91,11 @@ class SpeechClipPlusPipeline(ChunkPipeline):
         # transformers.pipeline hands the model's dtype to the processor, whose tokenizer would keep and save it.
         processor.tokenizer.init_kwargs.pop("dtype", None)
         model.eval()
+        kwargs.pop("local_files_only", None)  # of loading; transformers.pipeline passes it on
         super().__init__(model=model, processor=processor, **kwargs)
 
     def _check_model(self, model: PreTrainedModel) -> None:
         """Raise a ValueError if the variant cannot do what the pipeline does."""
-
-    def _reject_unknown(self, unknown: dict[str, Any]) -> None:
-        wrong = [name for name in unknown if name not in _LOADING_ARGUMENTS]
-        if wrong:
-            signature = inspect.signature(self._sanitize_parameters).parameters.values()
-            known = [parameter.name for parameter in signature if parameter.kind != parameter.VAR_KEYWORD]
-            raise TypeError(
-                f"{type(self).__name__} does not know {', '.join(map(repr, wrong))}; it knows {', '.join(known)}."
-            )
 
     def _answer(self, kind: str, given: Any, **kwargs: Any) -> Any:
         inputs, as_list = pipeline_inputs(kind, given)

@@ -61,9 +61,7 @@ class SpeechFeatureExtractionPipeline(SpeechClipPlusPipeline):
         return_tensors: bool | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | Sequence[float] | None = None,
-        **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        self._reject_unknown(unknown)
         forward: dict[str, Any] = {} if pool is None else {"pool": pool}
         if branch is not None:
             forward["branch"] = self._check_branch(branch)

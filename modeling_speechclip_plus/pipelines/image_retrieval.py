@@ -19,23 +19,9 @@ from .base import InputDataset, SpeechClipPlusPipeline, is_batch, one_of, window
 CANDIDATE_BATCH_SIZE = 16
 
 
-@dataclass(frozen=True)
-class RankedCandidate:
-    """A candidate that was found.
-
-    Attributes:
-        score: Cosine similarity of the best window of the query and the best of the candidate.
-        index: Which candidate it is, from 0.
-        fields: What is known of it.
-        query_window: Which window of the query fits best.
-        span: From where to where the best window of the candidate goes, in samples; `None` where it has no windows.
-    """
-
-    score: float
-    index: int
-    fields: dict[str, Any]
-    query_window: int
-    span: tuple[int, int] | None = None
+# What was found: its answer, which window of the query fits best, and from where to where the candidate's own best
+# window goes, in samples (None where it has no windows).
+Match = tuple[dict[str, Any], int, tuple[int, int] | None]
 
 
 @dataclass
@@ -56,7 +42,7 @@ class Candidates:
     owners: Tensor
     spans: list[tuple[int, int] | None]
 
-    def search(self, queries: Tensor, top_k: int) -> list[RankedCandidate]:
+    def search(self, queries: Tensor, top_k: int) -> list[Match]:
         """Find the candidates nearest to a query of windows `(W, P)`, best first; of equal scores the first."""
         scores, windows = (queries @ self.embeds.T).max(dim=0)  # (R,)
         best = torch.full((len(self.items),), -torch.inf).scatter_reduce(0, self.owners, scores, "amax")
@@ -65,8 +51,8 @@ class Candidates:
         for index in best.argsort(descending=True, stable=True)[:top_k].tolist():
             rows = (self.owners == index).nonzero().flatten()
             row = int(rows[scores[rows].argmax()])
-            fields = {name: self.items[index]}
-            found.append(RankedCandidate(best[index].item(), index, fields, int(windows[row]), self.spans[row]))
+            answer = {"score": best[index].item(), "index": index, name: self.items[index]}
+            found.append((answer, int(windows[row]), self.spans[row]))
         return found
 
 
@@ -81,7 +67,7 @@ class IndexCandidates:
         """`"images"` or `"audio"`."""
         return self.index.kind
 
-    def search(self, queries: Tensor, top_k: int) -> list[RankedCandidate]:
+    def search(self, queries: Tensor, top_k: int) -> list[Match]:
         """Find the items nearest to a query of windows `(W, P)`, best first; of equal scores the first."""
         scores, rows = self.index.search(queries, top_k)  # (W, k)
         best: dict[int, tuple[float, int]] = {}
@@ -90,7 +76,7 @@ class IndexCandidates:
                 if row not in best or score > best[row][0]:
                     best[row] = score, window
         order = sorted(best, key=lambda row: (-best[row][0], row))[:top_k]
-        return [RankedCandidate(best[row][0], row, self.index[row], best[row][1]) for row in order]
+        return [({"score": best[row][0], "index": row, **self.index[row]}, best[row][1], None) for row in order]
 
 
 class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
@@ -191,15 +177,14 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         branch: str | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | Sequence[float] | None = None,
-        **unknown: Any,
+        embedded: Candidates | IndexCandidates | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         postprocess: dict[str, Any] = {}
         given = {"candidate_images": candidate_images, "candidate_audio": candidate_audio, "index": index}
         if any(value is not None for value in given.values()):
             postprocess["candidates"] = one_of(**given)
-        if (embedded := unknown.pop("embedded", None)) is not None:
+        if embedded is not None:  # from `__call__`, which makes them once for all its inputs
             postprocess["embedded"] = embedded
-        self._reject_unknown(unknown)
         if top_k is not None:
             if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
                 raise ValueError(f"top_k={top_k!r}: expected a whole number from 1.")
@@ -300,13 +285,13 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         spans = [output.get("span") for output in model_outputs]
         if embedded is None:
             return embeds, spans
-        ranked = []
-        for found in embedded.search(embeds, top_k):
-            ranked.append({"score": found.score, "index": found.index, **found.fields})
+        answers = []
+        for answer, query_window, span in embedded.search(embeds, top_k):
             if return_timestamps:
-                span = spans[found.query_window] if embedded.kind == "images" else found.span
-                ranked[-1]["timestamp"] = tuple(sample / SAMPLING_RATE for sample in span or ())
-        return ranked
+                span = spans[query_window] if embedded.kind == "images" else span
+                answer["timestamp"] = tuple(sample / SAMPLING_RATE for sample in span or ())
+            answers.append(answer)
+        return answers
 
 
 def _check_timestamps(kind: str, candidates: Candidates | IndexCandidates) -> None:

@@ -70,9 +70,7 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
         return_timestamps: bool | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | Sequence[float] | None = None,
-        **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        self._reject_unknown(unknown)
         preprocess, forward, postprocess = window_parameters(chunk_length_s, stride_length_s), {}, {}
         if top_k is not None:
             forward["top_k"] = postprocess["top_k"] = top_k

@@ -68,12 +68,11 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
         branch: str | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | Sequence[float] | None = None,
-        **unknown: Any,
+        class_embeds: torch.Tensor | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         postprocess: dict[str, Any] = {}
-        if "class_embeds" in unknown:  # from `__call__`, which makes them once for all its inputs
-            postprocess["class_embeds"] = unknown.pop("class_embeds")
-        self._reject_unknown(unknown)
+        if class_embeds is not None:  # from `__call__`, which makes them once for all its inputs
+            postprocess["class_embeds"] = class_embeds
         if candidate_labels is not None:
             postprocess["candidate_labels"] = _texts("candidate_labels", candidate_labels)
         if hypothesis_template is not None:

@@ -89,7 +89,7 @@ def open_collection(
             f"data set on the Hub, or one of {', '.join(sorted(DATASETS))}."
         )
     tables = _file_name_tables(path)
-    if not tables and (_describes_pairs(path) or is_data_path(path)):
+    if not tables and (_metadata(path) or is_data_path(path)):
         return _dataset_collection(path, kind or "images", splits, data_dir, on_error, options)
     if path.is_file():
         raise ValueError(f"{path} is a file; expected a folder, parquet files, or a data set.")
@@ -101,10 +101,6 @@ def open_collection(
 def _metadata(folder: Path) -> list[Path]:
     tables = [*folder.glob("metadata.*"), *folder.glob("*/metadata.*")]
     return sorted(file for file in tables if file.name in METADATA_FILES)
-
-
-def _describes_pairs(folder: Path) -> bool:
-    return bool(_metadata(folder))
 
 
 def _file_name_tables(folder: Path) -> list[tuple[Path, list[dict[str, Any]]]]:
@@ -159,7 +155,7 @@ def _dataset_collection(
     findings = Findings(raises=on_error == "raise")
     splits: dict[str, datasets.Dataset] = {}
     absent = []
-    possible = splits_of(source) if isinstance(source, Path) and not _describes_pairs(source) else SPLITS
+    possible = splits_of(source) if isinstance(source, Path) and not _metadata(source) else SPLITS
     for split in possible if wanted is None else wanted:
         try:
             splits[split] = _load(source, split, kind, data_dir, findings, options)
@@ -198,7 +194,7 @@ def _load(
     findings: Findings,
     options: dict[str, Any],
 ) -> datasets.Dataset:
-    alone = is_hub_repository(source) or (isinstance(source, Path) and not _describes_pairs(source))
+    alone = is_hub_repository(source) or (isinstance(source, Path) and not _metadata(source))
     if alone and data_dir is None:  # one column of images or audio is enough
         return load_mapped(source, split, media=(COLUMNS[kind],), **options)
     return read_dataset(source, split, data_dir, findings, **options)
