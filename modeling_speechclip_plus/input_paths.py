@@ -1,4 +1,4 @@
-"""Paths that a user gives for audio or an image."""
+"""Paths of audio and image files, checked with errors that name the item."""
 
 import os
 from collections.abc import Iterator, Sequence
