@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -345,6 +346,22 @@ def test_hidden_files_are_left_out_and_linked_folders_followed(loaded, tmp_path,
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     index = build_index("~/images", "~/index", *loaded)
     assert [item["id"] for item in index] == ["linked/p0.png", "linked/p1.png", "p0.png"]
+
+
+def test_a_name_that_is_not_utf8_is_an_error_or_left_out(loaded, tmp_path):
+    images = write_pictures(tmp_path / "images", 2)
+    os.rename(images / "p0.png", os.fsencode(images / "p") + b"\xe9.png")
+    with pytest.raises(ValueError, match=r"xe9.png.*the name of this file is not UTF-8"):
+        build_index(images, tmp_path / "index", *loaded)
+    index = build_index(images, tmp_path / "index", *loaded, on_error="skip")
+    assert [item["id"] for item in index] == ["p1.png"] and len(index.facts["skipped"]) == 1
+
+
+def test_an_index_never_replaces_what_it_is_of(loaded, tmp_path):
+    images = write_pictures(tmp_path / "images", 2)
+    with pytest.raises(ValueError, match="images holds what shall be indexed: name another folder"):
+        build_index(images, images, *loaded, force=True)
+    assert len(list(images.iterdir())) == 2
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".csv", "images"), (".jsonl", "audio")])

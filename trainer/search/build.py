@@ -83,6 +83,8 @@ def build_index(
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size={batch_size}, shard_size={shard_size}: at least 1 is needed.")
     folder = Path(folder).expanduser().resolve()
+    if (path := Path(source).expanduser()).exists() and path.resolve().is_relative_to(folder):
+        raise ValueError(f"{folder} holds what shall be indexed: name another folder for the index.")
     collection = open_collection(
         source, kind, [split] if isinstance(split, str) else split, data_dir, on_error, **options
     )

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class Collection:
         ids: Their names, each another one.
         rows: For each a dictionary with its `image` or `audio` (`{"path": ..., "bytes": ...}`) and `text`; read when
             asked for.
-        missing: A sentence for each file that a data set names and that is not there.
+        missing: A sentence for each file that is left out before any is read.
     """
 
     kind: str
@@ -50,7 +51,7 @@ class Collection:
 
     def identity(self) -> dict[str, Any]:
         """What tells this collection from another, or from what it was before something was added."""
-        digest = hashlib.blake2b("\0".join(self.ids).encode("utf-8", "surrogateescape"), digest_size=16)
+        digest = hashlib.blake2b("\0".join(self.ids).encode(), digest_size=16)
         return {**self.facts, "items": len(self), "ids": digest.hexdigest()}
 
 
@@ -71,7 +72,7 @@ def open_collection(
         kind: `"images"` or `"audio"`; by default what a folder holds, and the images of a data set.
         splits: Of a data set; by default all there are.
         data_dir: Where a data set's files are.
-        on_error: `"raise"` or `"skip"`, for files that a data set names and that are not there.
+        on_error: `"raise"` or `"skip"`, for files that are not there, or whose names are not UTF-8.
         **options: Of the data set.
 
     Raises:
@@ -95,7 +96,7 @@ def open_collection(
         raise ValueError(f"{path} is a file; expected a folder, parquet files, or a data set.")
     if splits is not None or data_dir is not None or options:
         raise ValueError(f"{path} is a folder of files: splits, data_dir and options are for data sets.")
-    return _folder_collection(path.absolute(), kind, tables)
+    return _folder_collection(path.absolute(), kind, tables, on_error)
 
 
 def _metadata(folder: Path) -> list[Path]:
@@ -129,7 +130,9 @@ def _read_table(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream if line.strip()]
 
 
-def _folder_collection(folder: Path, kind: str | None, tables: list[tuple[Path, list[dict[str, Any]]]]) -> Collection:
+def _folder_collection(
+    folder: Path, kind: str | None, tables: list[tuple[Path, list[dict[str, Any]]]], on_error: str
+) -> Collection:
     texts = {root / str(row["file_name"]): row.get("text") for root, rows in tables for row in rows}
     if kind is None:
         suffixes = {file.suffix.lower() for file in texts or walk_files(folder)}
@@ -140,8 +143,14 @@ def _folder_collection(folder: Path, kind: str | None, tables: list[tuple[Path, 
         kind = kinds[0]
     files = [file for file in texts if file.suffix.lower() in _SUFFIXES[kind]]
     files = files or list_files([str(folder)], _SUFFIXES[kind], COLUMNS[kind])
+    other = [file for file in files if os.fsencode(file).decode("utf-8", "replace") != str(file)]
+    wrong = [f"{os.fsencode(file)!r}: the name of this file is not UTF-8; rename it." for file in other]
+    if wrong and on_error == "raise":
+        raise ValueError(wrong[0])
+    files = [file for file in files if file not in other]
     rows = [{COLUMNS[kind]: {"path": str(file), "bytes": None}, "text": texts.get(file)} for file in files]
-    return Collection(kind, {"folder": str(folder)}, [file.relative_to(folder).as_posix() for file in files], rows)
+    ids = [file.relative_to(folder).as_posix() for file in files]
+    return Collection(kind, {"folder": str(folder)}, ids, rows, wrong)
 
 
 def _dataset_collection(
