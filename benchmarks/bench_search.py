@@ -7,32 +7,35 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from bench_metrics import peak, timed
+from safetensors.torch import save_file
 
-from speechclip_plus.trainer.search.index_writer import IndexWriter
+from speechclip_plus.atomic_files import write_json
+from speechclip_plus.modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, shard_file
+from speechclip_plus.trainer.search.build import SHARD_SIZE
 
-BATCH = 10_000
 TOP = 5
 
 
 def write_index(folder, rows, width):
-    """An index of random embeddings of unit length."""
+    """An index of random embeddings of unit length, whose items are never looked at."""
     generator = torch.Generator().manual_seed(0)
-    facts = {"kind": "images", "branch": None, "model": {"name": "random", "weights": {}}}
-    writer = IndexWriter(folder.with_name(".index.building"), facts, width)
-    for start in range(0, rows, BATCH):
-        count = min(BATCH, rows - start)
+    folder.mkdir()
+    counts = [min(SHARD_SIZE, rows - start) for start in range(0, rows, SHARD_SIZE)]
+    for number, count in enumerate(counts):
         embeds = torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
-        items = [{"id": str(row), "path": f"/pictures/{row}.jpg"} for row in range(start, start + count)]
-        writer.append(embeds.numpy(), items, [None] * count, start + count)
-    return writer.finish(folder)
+        save_file({"embeddings": embeds}, shard_file(folder, number))
+        shard_file(folder, number).with_suffix(".parquet").touch()
+    model = {"name": "random", "weights": {}}
+    facts = {"format": FORMAT, "version": VERSION, "complete": True, "kind": "images", "branch": None, "model": model}
+    write_json(folder / FACTS, {**facts, "shards": len(counts), "shape": [rows, width]})
+    return EmbeddingIndex.load(folder)
 
 
 def sorted_search(queries, embeds):
     """All scores, sorted, and the first of each query."""
-    scores = queries @ torch.from_numpy(embeds).T  # (Q, N)
+    scores = queries @ embeds.T  # (Q, N)
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :TOP]
     return scores.gather(1, best), best
 
@@ -45,7 +48,7 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         index = write_index(Path(root) / "index", args.rows, args.width)
-        embeds = np.array(index.embeddings)  # the plain way holds them in memory
+        embeds = index.embeddings  # the plain way holds them in memory
         print(f"{len(index):,} rows, {args.width} wide, {torch.get_num_threads()} threads, the best {TOP}")
         for count in args.queries:
             generator = torch.Generator().manual_seed(count)

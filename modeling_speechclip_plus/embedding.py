@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,7 @@ def audio_batches(
     sampling_rate: int | None = None,
     name: Callable[[int], str] = "audio of row {}".format,
     on_error: Callable[[int, Exception], None] | None = None,
+    max_seconds: float | None = None,
 ) -> Iterator[Batch]:
     """Read utterances and batch them with others of about their length, so that little is padding.
 
@@ -58,6 +58,7 @@ def audio_batches(
         name: What errors call the utterance of a row.
         on_error: Called with the row and the error of an utterance that cannot be read, which is then left out;
             `None` raises the error.
+        max_seconds: A longer utterance is an error.
 
     Yields:
         Batches with `input_values` and `attention_mask` `(B, S)`, not in the order of the rows.
@@ -65,8 +66,16 @@ def audio_batches(
     Raises:
         ValueError, TypeError, OSError: If an utterance cannot be read; the message begins with its name.
     """
+
+    def read(item: Any, name: str) -> np.ndarray:
+        waveform = load_audio(item, sampling_rate=sampling_rate, name=name)
+        seconds = len(waveform) / SAMPLING_RATE
+        if max_seconds is not None and seconds > max_seconds:
+            raise ValueError(f"{name} is {seconds:.0f} s long, more than {max_seconds} s: cut it into utterances.")
+        return waveform
+
     window: list[tuple[int, np.ndarray]] = []
-    for row, waveform in _readable(audio, partial(load_audio, sampling_rate=sampling_rate), name, on_error):
+    for row, waveform in _readable(audio, read, name, on_error):
         window.append((row, waveform))
         if len(window) == batch_size * BATCHES_SORTED_TOGETHER:
             yield from _sorted_batches(model, processor, window, batch_size)

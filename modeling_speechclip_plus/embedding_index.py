@@ -1,129 +1,107 @@
-"""Embeddings of many pictures or recordings on disk, searched exactly.
+"""Embedding index: the embeddings of many images or utterances on disk, searched exactly.
 
-An index is a folder:
+An index is a folder of
 
-- `index.json`: what it is of, and which model made it;
-- `embeddings.npy`: `(N, P)` float32, one row of unit length per item, read by memory mapping;
-- `items.jsonl`: one line per item, and `items.npy`: `(N + 1,)` int64, where in it each line begins;
-- `files.bin`: the content of those items that came as bytes and not as files of their own.
+- `index.json`: what was embedded by which model; `complete` when all shards are there;
+- `shard-00000.safetensors`: `embeddings`, `(n, P)` float32 of unit length, read by memory mapping;
+- `shard-00000.parquet`: a row for each embedding with `id`, `path`, `bytes`, `text` and `seconds`.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .weight_fingerprint import same_weights, weight_fingerprint
 
 FORMAT = "speechclip-plus-index"
-VERSION = 1
-FACTS, EMBEDDINGS, ITEMS, PLACES, FILES = "index.json", "embeddings.npy", "items.jsonl", "items.npy", "files.bin"
-_BLOCK_BYTES = 2 * 2**20  # of rows in float64 at a time: what fits in a cache is several times as fast
-_SCORE_BYTES = 2**20  # of scores at a time, for the same reason
-_QUERIES = 256  # at a time
-_ROW_BITS = 32
-_NEEDED = ("kind", "branch", "model", "count", "width", "bytes")
-
-
-class IndexItems(Sequence[dict[str, Any]]):
-    """What the rows of an index are of, read from disk when asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._places = np.load(folder / PLACES, mmap_mode="r")
-        self._lines = np.memmap(folder / ITEMS, mode="r") if self._places[-1] else np.empty(0, np.uint8)
-        if len(self._lines) != self._places[-1]:
-            raise ValueError(f"{ITEMS} has {len(self._lines)} bytes, expected {self._places[-1]}")
-
-    def __len__(self) -> int:
-        return len(self._places) - 1
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = int(index) + len(self) * (index < 0)
-        if not 0 <= row < len(self):
-            raise IndexError(f"There is no row {int(index)}: the index has {len(self)}.")
-        return json.loads(self._lines[self._places[row] : self._places[row + 1]].tobytes())
+VERSION = 2
+FACTS = "index.json"
+# Rows and queries that are compared at a time: what fits in a cache is several times as fast.
+_BLOCK_ROWS = 2048
+_QUERIES = 256
 
 
 class EmbeddingIndex:
-    """Embeddings of pictures or recordings, and what they are of.
+    """Embeddings of images or utterances, and what they are of.
 
     `speechclip-plus index build` (`speechclip_plus.build_index`) makes one; `EmbeddingIndex.load` opens it.
+    `index[row]` says what a row is of: a dictionary with `id`; `path`, unless the file came as bytes; `text`, if it
+    is known; and `seconds` of an utterance.
 
     Attributes:
-        folder: where it lies.
-        facts: the content of `index.json`.
-        embeddings: (N, P) float32, memory-mapped, rows of unit length.
-        items: N dictionaries, read when asked for: `id`; `path` of the file, or for what came as bytes `bytes`, its
-            place and length in `files.bin`; `text`, if there is one; for recordings `seconds`.
+        folder: The folder of the index.
+        facts: Content of `index.json`: `kind`, `branch`, `model`, `source`, `skipped` and others.
+        kind: `"images"` or `"audio"`.
+        branch: The branch that embedded the utterances; `None` for images, which CLIP embeds.
+        model: Which model embedded them: `name` (repository or folder), perhaps `revision`, and `weights`.
 
     Example:
     ```python
-    index = EmbeddingIndex.load("gallery")
+    index = EmbeddingIndex.load("my-index")
     scores, rows = index.search(model.get_audio_features(**speech).pooler_output, top_k=5)
-    print(index.items[rows[0, 0]]["path"])
+    print(index[rows[0, 0]]["path"])
     ```
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any], embeddings: np.ndarray, items: IndexItems) -> None:
-        self.folder, self.facts, self.embeddings, self.items = folder, facts, embeddings, items
+    def __init__(self, folder: Path, facts: dict[str, Any], shards: Sequence[Tensor]) -> None:
+        self.folder, self.facts = folder, facts
+        self.kind: str = facts["kind"]
+        self.branch: str | None = facts["branch"]
+        self.model: dict[str, Any] = facts["model"]
+        self._shards = shards
+        self._starts = [0]  # the first row of each shard, and the number of all rows
+        for shard in shards:
+            self._starts.append(self._starts[-1] + len(shard))
+        self._table = lru_cache(maxsize=8)(self._read_table)
 
     @classmethod
     def load(cls, folder: str | Path) -> "EmbeddingIndex":
-        """Open an index. Nothing is read but its facts: what is searched is read then.
+        """Open an index; embeddings are read from disk when they are searched.
 
         Raises:
-            FileNotFoundError: if there is no index, or a part of it is missing.
-            ValueError: if it is unfinished, of a newer format, or its parts do not fit together.
+            FileNotFoundError: If there is no index, or a shard is missing.
+            ValueError: If it is unfinished, of another format version, or damaged.
         """
         folder = Path(folder).expanduser()
         if not (folder / FACTS).is_file():
-            what = "has no index.json" if folder.is_dir() else "is not there"
+            what = f"has no {FACTS}" if folder.is_dir() else "is not there"
             raise FileNotFoundError(f"{folder} {what}: expected an index made by `speechclip-plus index build`.")
-        facts = _read_facts(folder / FACTS)
-        for name in (EMBEDDINGS, ITEMS, PLACES, *([FILES] if facts["bytes"] else [])):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"The index {folder} lacks its {name}: copy or build it again.")
+        facts = read_facts(folder)
+        if not facts.get("complete"):
+            raise ValueError(f"The index {folder} is unfinished: give the command that began it again to go on.")
+        way_out = "Copy or build it again."
         try:
-            embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r")
-            items = IndexItems(folder)
-        except (ValueError, EOFError, OSError) as error:  # what numpy says of a file that is cut off, or none of its
-            raise ValueError(f"The index {folder} is damaged: {error}. Copy or build it again.") from error
-        expected = (facts["count"], facts["width"])
-        if embeddings.shape != expected or embeddings.dtype != np.float32 or len(items) != facts["count"]:
-            raise ValueError(
-                f"The index {folder} does not fit together: {FACTS} says {expected}, {EMBEDDINGS} has "
-                f"{embeddings.shape} {embeddings.dtype}, {ITEMS} {len(items)} items. Copy or build it again."
-            )
-        if facts["bytes"] and (size := (folder / FILES).stat().st_size) != facts["bytes"]:
-            raise ValueError(
-                f"{folder / FILES} has {size} bytes, expected {facts['bytes']}: the index is damaged. Copy or build "
-                "it again."
-            )
-        return cls(folder, facts, embeddings, items)
+            files = [shard_file(folder, number) for number in range(facts["shards"])]
+            if lost := [file for name in files for file in (name, name.with_suffix(".parquet")) if not file.is_file()]:
+                raise FileNotFoundError(f"The index {folder} lacks its {lost[0].name}. {way_out}")
+            index = cls(folder, facts, [_mapped(file) for file in files])
+            if (shape := (len(index), index.width)) != tuple(facts["shape"]):
+                raise ValueError(f"{FACTS} says {tuple(facts['shape'])}, the shards have {shape}")
+        except KeyError as error:
+            raise ValueError(f"{folder / FACTS} has no {error}: it is damaged. {way_out}") from error
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(f"The index {folder} is damaged: {error}. {way_out}") from error
+        return index
 
     @property
-    def kind(self) -> str:
-        """`"images"` or `"recordings"`."""
-        return self.facts["kind"]
+    def width(self) -> int:
+        """P, the dimensions of an embedding."""
+        return self._shards[0].shape[1]
 
     @property
-    def branch(self) -> str | None:
-        """The branch that embedded the recordings; None for pictures, which CLIP embeds."""
-        return self.facts["branch"]
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """Which model made it: `name` (repository or folder) and `weights`, see `weight_fingerprint`."""
-        return self.facts["model"]
+    def embeddings(self) -> Tensor:
+        """All embeddings, `(N, P)` float32, read into memory."""
+        return torch.cat(list(self._shards))
 
     def __len__(self) -> int:
-        return len(self.items)
+        return self._starts[-1]
 
     def __repr__(self) -> str:
         return f"EmbeddingIndex({str(self.folder)!r}: {len(self)} {self.kind} by {self.model['name']})"
@@ -131,88 +109,70 @@ class EmbeddingIndex:
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
         return EmbeddingIndex.load, (self.folder,)  # a worker process maps the files anew instead of copying them
 
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        shard, place = self._place(row)
+        item = self._table(shard)[place]
+        return {name: value for name, value in item.items() if value is not None}
+
     def source(self, row: int) -> dict[str, Any]:
-        """What a row is of, as the processor takes it: `{"path": ..., "bytes": ...}`, one of them None.
+        """Return the image or utterance of a row as the processor takes it: `{"path": ..., "bytes": ...}`.
 
         Raises:
-            FileNotFoundError: if the file is no longer where it was.
+            FileNotFoundError: If the file is no longer where it was.
         """
-        item = self.items[row]
-        if "bytes" in item:
-            place, size = item["bytes"]
-            with (self.folder / FILES).open("rb") as stream:
-                stream.seek(place)
-                return {"path": None, "bytes": stream.read(size)}
-        if not Path(item["path"]).is_file():
-            raise FileNotFoundError(
-                f"There is no file {item['path']} any more, which the index {self.folder} is of: move it back, or "
-                "build the index again."
-            )
-        return {"path": item["path"], "bytes": None}
+        import pyarrow.parquet
+
+        path = self[row].get("path")
+        if path is not None:
+            if not Path(path).is_file():
+                raise FileNotFoundError(
+                    f"There is no file {path} any more, which is in the index {self.folder}: move it back, or build "
+                    "the index again."
+                )
+            return {"path": path, "bytes": None}
+        shard, place = self._place(row)
+        with pyarrow.parquet.ParquetFile(shard_file(self.folder, shard).with_suffix(".parquet")) as file:
+            group = 0
+            while place >= (count := file.metadata.row_group(group).num_rows):
+                place, group = place - count, group + 1
+            return {"path": None, "bytes": file.read_row_group(group, ["bytes"])["bytes"][place].as_py()}
 
     def check_model(self, model: Any) -> None:
         """Check that a model's embeddings may be compared with those of the index.
 
-        Pictures are embedded by CLIP alone, so that every model with the same CLIP fits an index of them, whatever its
+        Images are embedded by CLIP alone, so that every model with the same CLIP fits an index of them, whatever its
         branches have learned since.
 
         Raises:
-            ValueError: if the model has another width, lacks the branch, or has other weights.
+            ValueError: If the model lacks the branch, or has other weights.
         """
         made_by = f"the index {self.folder} ({self.kind}, made by {self.model['name']})"
         name = f"the model {model.name_or_path or type(model).__name__}"
         way_out = "Search with the model that made it, or build an index with this one."
-        width = model.config.clip_config.projection_dim
-        if width != self.embeddings.shape[1]:
-            raise ValueError(
-                f"{name} embeds in {width} dimensions, {made_by} in {self.embeddings.shape[1]}. {way_out}"
-            )
         if self.branch is not None and not getattr(model.config, f"has_{self.branch}"):
-            raise ValueError(
-                f"{name} ({model.config.variant}) has no {self.branch} branch, which embedded {made_by}. {way_out}"
-            )
-        same = same_weights(weight_fingerprint(model, self.kind, self.branch), self.model["weights"])
-        if same is None:
-            raise ValueError(
-                f"{name} is in {model.dtype} and {made_by} in {', '.join(self.model['weights'])}: these cannot be "
-                "compared. Load the model in the same dtype or in float32."
-            )
-        if not same:
+            raise ValueError(f"{name} has no {self.branch} branch, which embedded {made_by}. {way_out}")
+        if not same_weights(weight_fingerprint(model, self.kind), self.model["weights"]):
             raise ValueError(f"{name} has other weights than those of {made_by}. {way_out}")
 
     def search(self, queries: Tensor, top_k: int = 5) -> tuple[Tensor, Tensor]:
         """Find the nearest rows of each query by dot product, exactly and in bounded memory.
 
-        Products are summed in float64 and rounded to float32 once, so that equal rows have equal scores wherever they
-        stand; of equal scores the lower row comes first.
+        Products are summed in float64 and rounded to float32 once, so that equal embeddings have equal scores; of
+        equal scores the lower row comes first.
 
         Args:
-            queries: (Q, P) embeddings; of unit length for cosine similarities.
-            top_k: how many to find.
+            queries: `(Q, P)` embeddings; of unit length for cosine similarities.
+            top_k: How many rows to find.
 
         Returns:
-            Scores, float32, best first, and rows, int64; both (Q, min(top_k, N)), on the CPU.
+            Scores, float32, best first, and rows, int64; both `(Q, min(top_k, N))`, on the CPU.
 
         Raises:
-            ValueError: for queries of another shape or with NaN, or top_k below 1.
+            ValueError: If the queries have another shape or hold NaN, or top_k is below 1.
         """
-        queries, top_k = self.checked_queries(queries, top_k)
-        found = []
-        for part in queries.split(_QUERIES):
-            best = torch.empty(len(part), 0, dtype=torch.long)
-            for start, scores in self._scores(part):
-                keys = _keys(scores, start)
-                best = torch.cat([best, keys.topk(min(top_k, keys.shape[1]), dim=1).values], dim=1)
-                best = best.topk(min(top_k, best.shape[1]), dim=1).values
-            found.append(best)
-        return _scores_and_rows(torch.cat(found))
-
-    def checked_queries(self, queries: Tensor, top_k: int) -> tuple[Tensor, int]:
-        """Return queries in float64 on the CPU, and how many rows can be found; raises as `search`."""
-        width = self.embeddings.shape[1]
-        if queries.dim() != 2 or queries.shape[1] != width:
+        if queries.ndim != 2 or queries.shape[1] != self.width:
             raise ValueError(
-                f"Queries must have the shape (Q, {width}), the width of the index {self.folder}; got "
+                f"Queries must have the shape (Q, {self.width}), the width of the index {self.folder}; got "
                 f"{tuple(queries.shape)}."
             )
         if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
@@ -220,56 +180,69 @@ class EmbeddingIndex:
         queries = queries.detach().to("cpu", torch.float64)
         if not queries.isfinite().all():
             wrong = (~queries.isfinite().all(dim=1)).nonzero().flatten().tolist()
-            raise ValueError(f"The queries {wrong} hold NaN or infinity, which is near to nothing.")
-        return queries, min(top_k, len(self))
+            raise ValueError(f"The queries {wrong} hold NaN or infinity.")
+        scores, rows = zip(*(self._search(part, top_k) for part in queries.split(_QUERIES)), strict=True)
+        return torch.cat(scores), torch.cat(rows)
 
-    def _scores(self, queries: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first row of a chunk and its scores (Q, C) in float32, for queries (Q, P) in float64."""
-        count, width = self.embeddings.shape
-        block = max(1, _BLOCK_BYTES // (8 * width))
-        chunk = max(block, _SCORE_BYTES // (4 * max(1, len(queries))) // block * block)
-        for start in range(0, count, chunk):
-            end = min(start + chunk, count)
-            scores = torch.empty(len(queries), end - start)
-            for first in range(start, end, block):
-                rows = torch.from_numpy(self.embeddings[first : min(first + block, end)].astype(np.float64))
-                scores[:, first - start : first - start + len(rows)] = queries @ rows.T
-            yield start, scores
+    def _search(self, queries: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+        together = max(1, _BLOCK_ROWS // max(1, len(self._shards[0])))
+        for first in range(0, len(self._shards), together):
+            block = torch.cat(list(self._shards[first : first + together])).double()  # (C, P)
+            scores = (queries @ block.T).float()  # (Q, C)
+            # What is among the best of any query, with all that is equal to the last of them: topk is not stable.
+            threshold = scores.topk(min(top_k, len(block)), dim=1).values[:, -1:]
+            chosen = (scores >= threshold).any(dim=0).nonzero().flatten()
+            best = torch.cat([best, scores[:, chosen]], dim=1)
+            rows = torch.cat([rows, (self._starts[first] + chosen).expand(len(queries), -1)], dim=1)
+            best, order = best.sort(dim=1, descending=True, stable=True)
+            best, rows = best[:, :top_k], rows.gather(1, order[:, :top_k])
+        return best, rows
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """The shard of a row, and its place in it."""
+        number = int(row) + len(self) * (row < 0)
+        if not 0 <= number < len(self):
+            raise IndexError(f"There is no row {int(row)}: the index has {len(self)}.")
+        shard = bisect_right(self._starts, number) - 1
+        return shard, number - self._starts[shard]
+
+    def _read_table(self, shard: int) -> list[dict[str, Any]]:
+        import pyarrow.parquet
+
+        file = shard_file(self.folder, shard).with_suffix(".parquet")
+        return pyarrow.parquet.read_table(file, columns=["id", "path", "text", "seconds"]).to_pylist()
 
 
-def _keys(scores: Tensor, first_row: int) -> Tensor:
-    """Join scores (Q, C) and their rows into whole numbers that sort by score, and of equal scores by lower row."""
-    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats sort as these integers do
-    rows = torch.arange(first_row, first_row + scores.shape[1])
-    return (ordered.long() << _ROW_BITS) | (2**_ROW_BITS - 1 - rows)
+def shard_file(folder: Path, number: int) -> Path:
+    """The file of a shard's embeddings; its items lie beside it with the suffix `.parquet`."""
+    return folder / f"shard-{number:05d}.safetensors"
 
 
-def _scores_and_rows(keys: Tensor) -> tuple[Tensor, Tensor]:
-    ordered = (keys >> _ROW_BITS).to(torch.int32)
-    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
-    return bits.view(torch.float32), 2**_ROW_BITS - 1 - (keys & (2**_ROW_BITS - 1))
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read `index.json` of an index, finished or not.
 
-
-def _read_facts(file: Path) -> dict[str, Any]:
+    Raises:
+        ValueError: If it is damaged, of something else, or of another format version.
+    """
+    file = folder / FACTS
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}. Copy or build the index again.") from error
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ValueError(f"{file} is of something else: expected an index made by `speechclip-plus index build`.")
-    if not isinstance(facts.get("version"), int) or facts["version"] > VERSION:
+    if facts.get("version") != VERSION:
         raise ValueError(
-            f"{file} has format version {facts.get('version')}, this speechclip-plus reads up to {VERSION}: it was "
-            "built by a newer one. Upgrade with `pip install -U speechclip-plus`, or build the index again."
+            f"{file} has format version {facts.get('version')}, this speechclip-plus reads version {VERSION}: use the "
+            "version that made it, or build the index again."
         )
-    if not facts.get("complete"):
-        raise ValueError(
-            f"The index {file.parent} is unfinished: give the command that began it again, and it goes on."
-        )
-    if missing := [name for name in _NEEDED if name not in facts]:
-        raise ValueError(f"{file} does not say {', '.join(missing)}: it is damaged. Copy or build the index again.")
     return facts
+
+
+def _mapped(file: Path) -> Tensor:
+    with safe_open(file, framework="pt") as shard:
+        return shard.get_tensor("embeddings")
 
 
 __all__ = ["EmbeddingIndex"]

@@ -107,14 +107,14 @@ def _open(file: Any, name: str) -> "Image":
 
 
 def _to_rgb(image: "Image", name: str) -> "Image":
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     width, height = image.size
     if width == 0 or height == 0:
         raise ValueError(f"{name}: the image has no pixels ({width} x {height}).")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(f"{name}: {width} x {height} is more than {MAX_ASPECT_RATIO} to 1; crop the image first.")
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "La":  # premultiplied grey; PIL knows one way out of it
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -131,6 +131,29 @@ def _to_rgb(image: "Image", name: str) -> "Image":
         return image.convert("RGB")
     except ValueError as error:
         raise ValueError(f"{name}: {error}; convert the image to RGB first.") from error
+
+
+def _upright(image: "Image") -> "Image":
+    """Apply the EXIF orientation, if it can be read.
+
+    `ImageOps.exif_transpose` also writes the other entries anew, and fails where one of them is damaged.
+    """
+    from PIL import ExifTags, Image
+
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF raises anything from struct.error to SyntaxError
+        return image
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _from_array(item: np.ndarray | torch.Tensor, name: str) -> "Image":

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from speechclip_plus import (
@@ -22,9 +25,9 @@ from speechclip_plus import (
     build_index,
     load_speech_image_dataset,
 )
+from speechclip_plus.modeling_speechclip_plus import embedding
 from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
 from speechclip_plus.trainer.search import build as index_building
-from speechclip_plus.trainer.search import index_writer
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus_cli import main as cli
 
@@ -99,7 +102,7 @@ def picture_index(pictures, model_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def recording_index(pairs, loaded, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indices") / "recordings"
-    build_index(pairs, folder, *loaded, kind="recordings")
+    build_index(pairs, folder, *loaded, kind="audio")
     return folder
 
 
@@ -131,10 +134,10 @@ def content(folder):
 def test_a_folder_is_embedded_with_the_folders_in_it(picture_index, pictures, loaded):
     index = EmbeddingIndex.load(picture_index)
     names = [*(f"more/p{number}.png" for number in range(4)), *(f"p{number}.png" for number in range(5))]
-    assert [item["id"] for item in index.items] == names
-    assert [item["path"] for item in index.items] == [str(pictures / name) for name in names]
+    assert [item["id"] for item in index] == names
+    assert [item["path"] for item in index] == [str(pictures / name) for name in names]
     assert index.kind == "images" and index.branch is None
-    torch.testing.assert_close(torch.tensor(index.embeddings), image_embeds(loaded, [pictures / n for n in names]))
+    torch.testing.assert_close(index.embeddings, image_embeds(loaded, [pictures / n for n in names]))
     index.check_model(loaded[0])
 
 
@@ -142,30 +145,30 @@ def test_a_folder_is_embedded_with_the_folders_in_it(picture_index, pictures, lo
 def test_recordings_are_embedded_by_a_branch_and_in_their_order(recordings, loaded, tmp_path, branch):
     index = build_index(recordings, tmp_path / "index", *loaded, branch=branch, batch_size=2)
     files = sorted(recordings.iterdir())
-    assert (index.kind, index.branch) == ("recordings", branch)
-    assert [item["seconds"] for item in index.items] == SECONDS
-    torch.testing.assert_close(torch.tensor(index.embeddings), speech_embeds(loaded, files, branch))
+    assert (index.kind, index.branch) == ("audio", branch)
+    assert [item["seconds"] for item in index] == SECONDS
+    torch.testing.assert_close(index.embeddings, speech_embeds(loaded, files, branch))
 
 
 def test_of_a_data_set_each_picture_is_there_once_with_its_first_caption(pairs, pictures, loaded, tmp_path):
     index = build_index(pairs, tmp_path / "index", *loaded)
-    assert [item["id"] for item in index.items] == ["train/0", "train/1", "test/0"]
-    assert [Path(item["path"]).name for item in index.items] == ["p0.png", "p1.png", "p2.png"]
-    assert [item.get("text") for item in index.items] == ["one", None, "four"]
+    assert [item["id"] for item in index] == ["train/0", "train/1", "test/0"]
+    assert [Path(item["path"]).name for item in index] == ["p0.png", "p1.png", "p2.png"]
+    assert [item.get("text") for item in index] == ["one", None, "four"]
     expected = image_embeds(loaded, [pictures / f"p{number}.png" for number in range(3)])
-    torch.testing.assert_close(torch.tensor(index.embeddings), expected)
+    torch.testing.assert_close(index.embeddings, expected)
 
 
 def test_of_a_data_set_every_recording_is_there(recording_index, recordings, loaded):
     index = EmbeddingIndex.load(recording_index)
-    assert [item.get("text") for item in index.items] == ["one", "two", None, "four", "five"]
-    assert [item["seconds"] for item in index.items] == SECONDS
-    torch.testing.assert_close(torch.tensor(index.embeddings), speech_embeds(loaded, sorted(recordings.iterdir())))
+    assert [item.get("text") for item in index] == ["one", "two", None, "four", "five"]
+    assert [item["seconds"] for item in index] == SECONDS
+    torch.testing.assert_close(index.embeddings, speech_embeds(loaded, sorted(recordings.iterdir())))
 
 
 def test_a_split_may_be_chosen(pairs, loaded, tmp_path):
     index = build_index(pairs, tmp_path / "index", *loaded, split="test")
-    assert [item["id"] for item in index.items] == ["0"]
+    assert [item["id"] for item in index] == ["0"]
     with pytest.raises(ValueError, match="no rows of the split 'dev': it has test, train"):
         build_index(pairs, tmp_path / "other", *loaded, split=["test", "dev"])
 
@@ -178,20 +181,20 @@ def test_a_parquet_of_pictures_alone_keeps_their_bytes(pictures, loaded, tmp_pat
     index = build_index(tmp_path / "some.parquet", tmp_path / "index", *loaded, batch_size=2, **options)
     (tmp_path / "some.parquet").unlink()
     assert [index.source(row)["bytes"] for row in range(3)] == [file.read_bytes() for file in files]
-    assert [item["text"] for item in index.items] == ["a", "b", "c"]
-    assert "path" not in index.items[0]
-    torch.testing.assert_close(torch.tensor(index.embeddings), image_embeds(loaded, files))
+    assert [item["text"] for item in index] == ["a", "b", "c"]
+    assert "path" not in index[0]
+    torch.testing.assert_close(index.embeddings, image_embeds(loaded, files))
 
 
 def test_a_parquet_of_recordings_alone_keeps_their_bytes(recordings, loaded, tmp_path):
     files = sorted(recordings.iterdir())
     rows = {"audio": [{"bytes": file.read_bytes(), "path": file.name} for file in files]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "test.parquet")
-    options = {"kind": "recordings", "cache_dir": str(tmp_path / "cache")}
+    options = {"kind": "audio", "cache_dir": str(tmp_path / "cache")}
     index = build_index(tmp_path / "test.parquet", tmp_path / "index", *loaded, **options)
-    assert [item["id"] for item in index.items] == [f"test-{row}" for row in range(5)]
+    assert [item["id"] for item in index] == [f"test-{row}" for row in range(5)]
     assert index.source(4) == {"path": None, "bytes": files[4].read_bytes()}
-    torch.testing.assert_close(torch.tensor(index.embeddings), speech_embeds(loaded, files))
+    torch.testing.assert_close(index.embeddings, speech_embeds(loaded, files))
 
 
 def test_all_parquet_files_of_a_folder_are_taken_whatever_their_names(pictures, loaded, tmp_path):
@@ -200,33 +203,44 @@ def test_all_parquet_files_of_a_folder_are_taken_whatever_their_names(pictures, 
         (tmp_path / "gallery").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "gallery" / f"{name}.parquet")
     index = build_index(tmp_path / "gallery", tmp_path / "index", *loaded, cache_dir=str(tmp_path / "cache"))
-    assert [Path(item["path"]).name for item in index.items] == ["p1.png", "p2.png", "p0.png"]  # train, more, some
+    assert [Path(item["path"]).name for item in index] == ["p1.png", "p2.png", "p0.png"]  # train, more, some
 
 
 def test_a_saved_data_set_is_taken_whole(pictures, loaded, tmp_path):
     parts = {name: datasets.Dataset.from_dict({"image": [str(pictures / f"{name}.png")]}) for name in ("p0", "p3")}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "gallery")
     index = build_index(tmp_path / "gallery", tmp_path / "index", *loaded)
-    assert [Path(item["path"]).name for item in index.items] == ["p0.png", "p3.png"]
+    assert [Path(item["path"]).name for item in index] == ["p0.png", "p3.png"]
 
 
 def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been_killed(model_folder, loaded, tmp_path, capsys):
-    gallery = write_pictures(tmp_path / "gallery", 300)
-    command = ["index", "build", str(gallery), str(tmp_path / "killed")]
-    command += ["--model", str(model_folder), "--batch-size", "1"]
-    facts = tmp_path / ".killed.building" / "index.json"
+    images = write_pictures(tmp_path / "images", 300)
+    command = ["index", "build", str(images), str(tmp_path / "killed")]
+    command += ["--model", str(model_folder), "--shard-size", "4"]
     process = subprocess.Popen([sys.executable, "-m", "speechclip_plus_cli", *command], stderr=subprocess.PIPE)
-    while process.poll() is None and not (facts.is_file() and json.loads(facts.read_text()).get("done", 0) > 20):
+    while process.poll() is None and len(list(tmp_path.glob("killed/shard-*.safetensors"))) < 5:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL, process.stderr.read()
-    begun = json.loads(facts.read_text())
-    assert 20 < begun["done"] < 300 and not (tmp_path / "killed").exists()
+    done = 4 * len(list(tmp_path.glob("killed/shard-*.safetensors")))
+    assert 20 <= done < 300
+    with pytest.raises(ValueError, match="is unfinished: give the command that began it again"):
+        EmbeddingIndex.load(tmp_path / "killed")
     assert cli.main(command) == 0
-    assert f"going on after {begun['done']} of 300" in capsys.readouterr().out
-    build_index(gallery, tmp_path / "whole", *loaded, batch_size=1)
+    assert f"going on after {done} of 300" in capsys.readouterr().out
+    build_index(images, tmp_path / "whole", *loaded, shard_size=4)
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery", "killed", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "killed", "whole"]
+
+
+def test_several_processes_share_the_shards(model_folder, loaded, tmp_path):
+    images = write_pictures(tmp_path / "images", 60)
+    command = ["index", "build", str(images), str(tmp_path / "shared")]
+    command += ["--model", str(model_folder), "--shard-size", "2"]
+    processes = [subprocess.Popen([sys.executable, "-m", "speechclip_plus_cli", *command]) for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    build_index(images, tmp_path / "whole", *loaded, shard_size=2)
+    assert content(tmp_path / "shared") == content(tmp_path / "whole")
 
 
 class Stopped(Exception):
@@ -243,75 +257,73 @@ def stop_after(count):
 
 def test_nothing_is_embedded_twice(pictures, loaded, tmp_path, monkeypatch):
     read = []
-    original = index_building.picture_pixels
-    monkeypatch.setattr(
-        index_building, "picture_pixels", lambda *arguments: read.append(arguments[2]) or original(*arguments)
-    )
+    original = embedding.load_image
+    monkeypatch.setattr(embedding, "load_image", lambda item, name: read.append(name) or original(item, name))
     for count in (2, 4):
         with pytest.raises(Stopped):
-            build_index(pictures, tmp_path / "index", *loaded, batch_size=2, progress=stop_after(count))
-    index = build_index(pictures, tmp_path / "index", *loaded, batch_size=2)
-    assert read == [f"picture {item['id']}" for item in index.items]
+            build_index(pictures, tmp_path / "index", *loaded, shard_size=2, progress=stop_after(count))
+    index = build_index(pictures, tmp_path / "index", *loaded, shard_size=2)
+    assert len(read) == len(set(read)) + 4  # of the two shards that were stopped before they were written
+    assert set(read) == {f"image {item['id']}" for item in index}
 
 
-@pytest.mark.parametrize("kind", ["images", "recordings"])
-def test_what_was_written_after_the_last_step_does_not_count(pairs, loaded, tmp_path, kind):
-    arguments = {"kind": kind, "batch_size": 1}
-    whole = build_index(pairs, tmp_path / "whole", *loaded, **arguments)
+def test_a_shard_that_another_process_is_at_is_left_to_it(pictures, loaded, tmp_path):
     with pytest.raises(Stopped):
-        build_index(pairs, tmp_path / "torn", *loaded, **arguments, progress=stop_after(1))
-    for name in ("embeddings.npy", "items.jsonl", "files.bin"):
-        with (tmp_path / ".torn.building" / name).open("ab") as stream:
-            stream.write(b"half a step")
-    build_index(pairs, tmp_path / "torn", *loaded, **arguments)
-    assert content(tmp_path / "torn") == content(whole.folder)
-
-
-def test_a_build_that_was_stopped_before_its_last_move_is_moved(pictures, loaded, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(index_writer, "move_in_place", lambda *_: (_ for _ in ()).throw(Stopped))
-        with pytest.raises(Stopped):
-            build_index(pictures, tmp_path / "index", *loaded)
-    monkeypatch.setattr(index_building, "embed_pixels", None)  # nothing is left to embed
-    assert len(build_index(pictures, tmp_path / "index", *loaded)) == 9
+        build_index(pictures, tmp_path / "index", *loaded, shard_size=2, progress=stop_after(0))
+    done = []
+    with FileLock(tmp_path / "index" / "shard-00001.lock"), pytest.raises(Stopped):
+        build_index(
+            pictures,
+            tmp_path / "index",
+            *loaded,
+            shard_size=2,
+            progress=lambda count, total: (done.append(count), stop_after(7)(count, total)),
+        )
+    assert sorted(path.name for path in (tmp_path / "index").glob("*.safetensors")) == [
+        f"shard-{number:05d}.safetensors" for number in (0, 2, 3)
+    ]
 
 
 def test_what_was_begun_otherwise_is_an_error_unless_forced(pictures, recordings, loaded, tmp_path):
     folder = tmp_path / "index"
     with pytest.raises(Stopped):
-        build_index(pictures, folder, *loaded, batch_size=2, progress=stop_after(2))
-    with pytest.raises(ValueError, match="begun in .*index.building with another kind and another branch and another"):
-        build_index(recordings, folder, *loaded)
-    other = write_pictures(tmp_path / "gallery", 3)
-    with pytest.raises(ValueError, match="with another gallery: give the command that began it"):
-        build_index(other, folder, *loaded)
+        build_index(pictures, folder, *loaded, shard_size=2, progress=stop_after(2))
+    with pytest.raises(ValueError, match="begun in .*index with another kind and another branch and another"):
+        build_index(recordings, folder, *loaded, shard_size=2)
+    other = write_pictures(tmp_path / "images", 3)
+    with pytest.raises(ValueError, match="with another source and another shards: give the command that began it"):
+        build_index(other, folder, *loaded, shard_size=2)
     assert len(build_index(other, folder, *loaded, force=True)) == 3
     with pytest.raises(ValueError, match=r"index exists; name another folder, or replace it with force=True"):
         build_index(pictures, folder, *loaded)
     assert len(build_index(pictures, folder, *loaded, force=True)) == 9
-
-
-def test_two_processes_do_not_build_the_same_index(pictures, loaded, tmp_path):
-    with (
-        index_writer.only_builder(tmp_path / ".index.building"),
-        pytest.raises(ValueError, match="Another process is building this index now"),
-    ):
-        build_index(pictures, tmp_path / "index", *loaded)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"mine exists; name another folder"):
+        build_index(pictures, tmp_path / "mine", *loaded)
+    assert (tmp_path / "mine" / "notes.txt").exists()
 
 
 def test_a_broken_file_stops_the_build_or_is_left_out_and_listed(loaded, model_folder, tmp_path, capsys):
-    gallery = write_pictures(tmp_path / "gallery", 4)
-    (gallery / "p2.png").write_bytes(b"no picture")
-    command = (gallery, tmp_path / "index", "--model", model_folder, "--batch-size", 1)
+    images = write_pictures(tmp_path / "images", 4)
+    (images / "p2.png").write_bytes(b"no image")
+    command = (images, tmp_path / "index", "--model", model_folder, "--shard-size", 1)
     assert build(*command) == 1
-    assert "picture p2.png" in capsys.readouterr().err
-    assert not (tmp_path / "index").exists()
+    assert "image p2.png" in capsys.readouterr().err
     assert build(*command, "--on-error", "skip") == 0
     out = capsys.readouterr().out
-    assert "going on after 2 of 4" in out and "3 pictures" in out and "left out: picture p2.png" in out
+    assert "going on after 2 of 4" in out and "3 images" in out and "left out: image p2.png" in out
     index = EmbeddingIndex.load(tmp_path / "index")
-    assert [item["id"] for item in index.items] == ["p0.png", "p1.png", "p3.png"]
+    assert [item["id"] for item in index] == ["p0.png", "p1.png", "p3.png"]
     assert len(index.facts["skipped"]) == 1
+
+
+def test_an_index_of_nothing_is_an_error_and_leaves_nothing(loaded, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="None of the 1 items can be used: image broken.png"):
+        build_index(tmp_path / "images", tmp_path / "index", *loaded, on_error="skip")
+    assert not (tmp_path / "index").exists()
 
 
 def test_a_data_sets_missing_file_is_left_out_and_listed(pairs, loaded, tmp_path):
@@ -319,27 +331,90 @@ def test_a_data_sets_missing_file_is_left_out_and_listed(pairs, loaded, tmp_path
     broken.mkdir()
     (broken / "metadata.csv").write_text((pairs / "metadata.csv").read_text().replace("r2.wav", "gone.wav"))
     with pytest.raises(FileNotFoundError, match="gone.wav"):
-        build_index(broken, tmp_path / "index", *loaded, kind="recordings")
-    index = build_index(broken, tmp_path / "index", *loaded, kind="recordings", on_error="skip")
-    assert len(index) == 4 and "gone.wav" in index.facts["gallery"]["missing"][0]
+        build_index(broken, tmp_path / "index", *loaded, kind="audio")
+    index = build_index(broken, tmp_path / "index", *loaded, kind="audio", on_error="skip")
+    assert len(index) == 4 and "gone.wav" in index.facts["skipped"][0]
+
+
+def test_hidden_files_are_left_out_and_linked_folders_followed(loaded, tmp_path, monkeypatch):
+    images = write_pictures(tmp_path / "home" / "images", 1)
+    for name in ("__MACOSX", ".thumbnails"):
+        write_pictures(images / name, 1)
+    (images / "._p0.png").write_bytes(b"no image")
+    (images / "linked").symlink_to(write_pictures(tmp_path / "elsewhere", 2))
+    (tmp_path / "elsewhere" / "loop").symlink_to(images)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    index = build_index("~/images", "~/index", *loaded)
+    assert [item["id"] for item in index] == ["linked/p0.png", "linked/p1.png", "p0.png"]
+
+
+def test_a_name_that_is_not_utf8_is_an_error_or_left_out(loaded, tmp_path):
+    images = write_pictures(tmp_path / "images", 2)
+    os.rename(images / "p0.png", os.fsencode(images / "p") + b"\xe9.png")
+    with pytest.raises(ValueError, match=r"xe9.png.*the name of this file is not UTF-8"):
+        build_index(images, tmp_path / "index", *loaded)
+    index = build_index(images, tmp_path / "index", *loaded, on_error="skip")
+    assert [item["id"] for item in index] == ["p1.png"] and len(index.facts["skipped"]) == 1
+
+
+def test_an_index_never_replaces_what_it_is_of(loaded, tmp_path):
+    images = write_pictures(tmp_path / "images", 2)
+    with pytest.raises(ValueError, match="images holds what shall be indexed: name another folder"):
+        build_index(images, images, *loaded, force=True)
+    assert len(list(images.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".csv", "images"), (".jsonl", "audio")])
+def test_a_folder_of_datasets_is_taken_with_its_texts(pictures, recordings, loaded, tmp_path, suffix, kind):
+    file = (pictures / "p0.png") if kind == "images" else (recordings / "r0.wav")
+    part = tmp_path / "data" / "train"
+    part.mkdir(parents=True)
+    for name in (file.name, f"other{file.suffix}"):
+        (part / name).write_bytes(file.read_bytes())
+    (part / ("r.wav" if kind == "images" else "p.png")).write_bytes(b"no part of it")
+    row = {"file_name": file.name, "text": "a dog, and a cat"}
+    lines = json.dumps(row) if suffix == ".jsonl" else f'file_name,text\n{file.name},"{row["text"]}"\n'
+    (part / f"metadata{suffix}").write_text(lines)
+    index = build_index(tmp_path / "data", tmp_path / "index", *loaded)
+    assert index.kind == kind and [item["text"] for item in index] == [row["text"]]
+    assert index[0]["id"] == f"train/{file.name}"
+
+
+def test_a_row_of_a_table_with_too_many_fields_is_an_error(pictures, loaded, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "metadata.csv").write_text("file_name,text\np0.png,a dog, and a cat\n")
+    with pytest.raises(ValueError, match=r"metadata.csv, row 1 .* more fields than the header"):
+        build_index(tmp_path / "data", tmp_path / "index", *loaded)
+
+
+def test_an_image_with_damaged_exif_is_embedded_upright(loaded, tmp_path):
+    (tmp_path / "images").mkdir()
+    lying = Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 60, 3))
+    damaged = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x100, 2, 4, b"abc")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + damaged + b"\0" * 4
+    lying.save(tmp_path / "images" / "photo.jpg", exif=exif)
+    index = build_index(tmp_path / "images", tmp_path / "index", *loaded)
+    Image.open(tmp_path / "images" / "photo.jpg").rotate(270, expand=True).save(tmp_path / "upright.png")
+    expected = image_embeds(loaded, [tmp_path / "upright.png"])
+    assert (index.embeddings @ expected.T).item() > 0.999
 
 
 def test_a_recording_too_long_for_one_embedding_is_an_error(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(index_building, "MAX_SECONDS", 1)
     (tmp_path / "gallery").mkdir()
     soundfile.write(tmp_path / "gallery" / "long.wav", np.zeros(40_000), 16_000)
-    with pytest.raises(ValueError, match=r"recording long.wav is 2 s long.*at most 1 s: cut it into utterances"):
+    with pytest.raises(ValueError, match=r"audio long.wav is 2 s long, more than 1 s: cut it into utterances"):
         build_index(tmp_path / "gallery", tmp_path / "index", *loaded)
 
 
 @pytest.mark.parametrize(
     ("gallery", "arguments", "said"),
     [
-        ("both", [], "holds pictures and recordings: choose with kind"),
-        ("empty", [], "holds no picture and no recording"),
-        ("one", ["--kind", "recordings"], "holds no recording"),
+        ("both", [], "holds images and audio files: choose with kind"),
+        ("empty", [], "holds no image and no audio file"),
+        ("one", ["--kind", "audio"], "holds no audio"),
         ("one", ["--split", "test"], "is a folder of files: splits, data_dir and options are for data sets"),
-        ("one", ["--branch", "parallel"], "branch='parallel' is for recordings"),
+        ("one", ["--branch", "parallel"], "branch='parallel' is for audio"),
         ("one/p0.png", [], "p0.png is a file; expected a folder"),
         ("gone", [], "There is no folder"),
     ],
@@ -364,7 +439,7 @@ def test_the_quickstarts_model_is_the_default(pictures, model_folder, tmp_path, 
     (tmp_path / "quickstart").mkdir()
     (tmp_path / "quickstart" / "model").symlink_to(model_folder)
     assert build("spoken_scenes", "gallery", "--split", "test", "--option", "num_scenes=6") == 0
-    assert "gallery: 6 pictures, 128 dimensions, by quickstart/model" in capsys.readouterr().out
+    assert "gallery: 6 images, 128 dimensions, by quickstart/model" in capsys.readouterr().out
     assert EmbeddingIndex.load("gallery").model["name"] == str(model_folder)
     assert search("gallery", "--text", "a red circle", "--top", 6, "--html", "found.html") == 0
     scenes = load_speech_image_dataset("spoken_scenes", split="test", num_scenes=6)
@@ -388,7 +463,7 @@ def test_speech_texts_and_pictures_find_what_is_nearest(picture_index, pictures,
         texts = model.get_text_features(processor(text=["a dog", "a cat"])["input_ids"]).pooler_output
     queries = torch.cat([speech_embeds(loaded, [speech]), texts, image_embeds(loaded, [image])])
     index = EmbeddingIndex.load(picture_index)
-    scores, rows = (queries @ torch.tensor(index.embeddings).T).sort(dim=1, descending=True)
+    scores, rows = (queries @ index.embeddings.T).sort(dim=1, descending=True)
     assert [answer["query"] for answer in answers] == [
         {"speech": str(speech)},
         {"text": "a dog"},
@@ -397,7 +472,7 @@ def test_speech_texts_and_pictures_find_what_is_nearest(picture_index, pictures,
     ]
     for answer, own_rows, own_scores in zip(answers, rows[:, :3].tolist(), scores[:, :3].tolist(), strict=True):
         assert [one["row"] for one in answer["found"]] == own_rows
-        assert [one["id"] for one in answer["found"]] == [index.items[row]["id"] for row in own_rows]
+        assert [one["id"] for one in answer["found"]] == [index[row]["id"] for row in own_rows]
         assert [one["score"] for one in answer["found"]] == pytest.approx(own_scores, abs=1e-5)
         assert [one["rank"] for one in answer["found"]] == [1, 2, 3]
     assert answers[3]["found"][0]["path"] == str(image)
@@ -413,11 +488,12 @@ def test_recordings_are_found_by_the_branch_that_embedded_them(recordings, loade
 def test_the_table_names_the_files_and_says_what_they_are(recording_index, pictures, capsys):
     assert search(recording_index, "--image", pictures / "p0.png", "--text", "one", "--top", 2) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == '"one": 2 nearest of 5 recordings'
-    assert lines[3] == f"{pictures / 'p0.png'}: 2 nearest of 5 recordings"
-    rank, score, seconds, unit, *rest = lines[4].split()
-    assert (rank, unit) == ("1", "s") and float(seconds) in SECONDS and -1 <= float(score) <= 1
-    assert Path(rest[0]).is_file()
+    assert lines[0] == '"one": 2 nearest of 5 audio'
+    assert lines[1].split() == ["score", "length"]
+    assert lines[4] == f"{pictures / 'p0.png'}: 2 nearest of 5 audio"
+    rank, path, *text, score, seconds, unit = lines[6].split()
+    assert (rank, unit) == ("1.", "s") and float(seconds) in SECONDS and -1 <= float(score) <= 1
+    assert Path(path).is_file() and text in ([], ['"one"'], ['"two"'], ['"four"'], ['"five"'])
 
 
 def test_the_page_holds_the_pictures_and_the_query(picture_index, recordings, pictures, tmp_path, capsys):
@@ -427,7 +503,7 @@ def test_the_page_holds_the_pictures_and_the_query(picture_index, recordings, pi
     assert f"page: {page}" in capsys.readouterr().out
     html = page.read_text(encoding="utf-8")
     assert html.count("<img") == 3 * 4 + 1 and html.count('src="data:audio/flac;base64,') == 1
-    assert "a &lt;dog&gt;" in html and "Found among 9 pictures" in html and 'class="wave"' in html
+    assert "a &lt;dog&gt;" in html and "Found among 9 images" in html and 'class="wave"' in html
     assert "http://" not in html.replace("http://www.w3.org", "") and "https://" not in html
 
 
@@ -443,23 +519,6 @@ def test_a_page_of_a_file_that_is_gone_is_an_error(loaded, tmp_path, capsys):
     assert search(index.folder, "--text", "a dog", "--html", tmp_path / "page.html") == 1
     assert "There is no file" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
-
-
-def test_faiss_finds_what_the_exact_search_finds(picture_index, recordings, capsys):
-    pytest.importorskip("faiss")
-    queries = ("--speech", recordings / "r0.wav", "--text", "a dog", "--top", 9)
-    exact, faiss = found_by(capsys, picture_index, *queries), found_by(capsys, picture_index, *queries, "--faiss")
-    for one, other in zip(exact, faiss, strict=True):
-        assert [item["row"] for item in one["found"]] == [item["row"] for item in other["found"]]
-        assert [item["score"] for item in one["found"]] == pytest.approx(
-            [item["score"] for item in other["found"]], abs=1e-5
-        )
-
-
-def test_without_faiss_the_error_says_what_to_install(picture_index, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    assert search(picture_index, "--text", "a dog", "--faiss") == 1
-    assert 'pip install "speechclip-plus[faiss]"' in capsys.readouterr().err
 
 
 def test_a_model_that_was_moved_is_asked_for_and_taken(pictures, model_folder, tmp_path, capsys):

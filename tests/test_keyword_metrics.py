@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from speechclip_plus.modeling_speechclip_plus.pipelines.text_prompts import class_embeddings
+from speechclip_plus.modeling_speechclip_plus.pipelines.zero_shot_classification import class_embeddings
 from speechclip_plus.trainer.evaluation.alignments import (
     AlignedWord,
     boundary_agreement,
@@ -331,6 +331,7 @@ def test_neighbouring_words_share_a_boundary():
 def test_class_embeddings_average_their_templates():
     class Model:
         device = "cpu"
+        config = SimpleNamespace(projection_dim=2, clip_config=SimpleNamespace(projection_dim=2))
 
         def get_text_features(self, input_ids):
             embeds = torch.nn.functional.normalize(input_ids.float(), dim=-1)

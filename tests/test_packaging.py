@@ -163,13 +163,13 @@ def test_the_metadata_names_the_licence_and_the_extras(wheel):
     archive = zipfile.ZipFile(wheel)
     metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode())
     assert metadata["License-Expression"] == "MIT"
-    assert set(metadata.get_all("Provides-Extra")) == {"quickstart", "faiss", "demo", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"quickstart", "demo", "dev"}
 
 
 def test_importing_the_package_imports_nothing_slow(repository_root, tmp_path):
     code = (
         "import sys, speechclip_plus;"
-        "print(*({'datasets', 'evaluate', 'open_clip', 'gradio', 'faiss', 'matplotlib'} & set(sys.modules)))"
+        "print(*({'datasets', 'evaluate', 'open_clip', 'gradio', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,25 +1,62 @@
-"""What the pipelines share: inputs, windows, batches, devices, saving."""
+"""Base of the pipelines: their inputs, windows and batches, and saving."""
 
-import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.pipelines.base import ChunkPipeline
 
 from ..audio_utils import SAMPLING_RATE
 from ..image_utils import load_image
-from .inputs import PipelineInput, pipeline_inputs, recording_of
 from .windows import CHUNK_LENGTH_S, Windowing, read_windows
 
 MODEL_TYPE = "speechclip_plus"
-_LOADING_ARGUMENTS = ("local_files_only",)  # which transformers.pipeline passes on to the pipeline
-
 # Of `save_pretrained`, what concerns model and processor alike.
 _SHARED_ARGUMENTS = ("remote_code", "push_to_hub", "repo_id", "token", "private", "revision", "commit_message")
+
+
+@dataclass(frozen=True)
+class PipelineInput:
+    """One recording, image or text.
+
+    Attributes:
+        kind: "audio", "images" or "text".
+        item: What was given.
+        name: What errors call it, for instance "audio[3]".
+    """
+
+    kind: str
+    item: Any
+    name: str
+
+
+class InputDataset(Dataset):
+    """Inputs out of a list, a data set or a column of one, each read when its turn comes.
+
+    Args:
+        kind: "audio", "images" or "text".
+        items: Whatever has a length and can be indexed.
+        name: What errors call the items; their kind if not given.
+        numbers: Which of them, in this order; all if not given.
+    """
+
+    def __init__(self, kind: str, items: Any, name: str | None = None, numbers: Sequence[int] | None = None) -> None:
+        self.kind, self.items, self.name = kind, items, name or kind
+        self.numbers = range(len(items)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> PipelineInput:
+        number = self.numbers[index]  # its IndexError is what ends a loop over a data set
+        return PipelineInput(self.kind, self.items[number], f"{self.name}[{number}]")
 
 
 class SpeechClipPlusPipeline(ChunkPipeline):
@@ -54,19 +91,11 @@ class SpeechClipPlusPipeline(ChunkPipeline):
         # transformers.pipeline hands the model's dtype to the processor, whose tokenizer would keep and save it.
         processor.tokenizer.init_kwargs.pop("dtype", None)
         model.eval()
+        kwargs.pop("local_files_only", None)  # of loading; transformers.pipeline passes it on
         super().__init__(model=model, processor=processor, **kwargs)
 
     def _check_model(self, model: PreTrainedModel) -> None:
         """Raise a ValueError if the variant cannot do what the pipeline does."""
-
-    def _reject_unknown(self, unknown: dict[str, Any]) -> None:
-        wrong = [name for name in unknown if name not in _LOADING_ARGUMENTS]
-        if wrong:
-            signature = inspect.signature(self._sanitize_parameters).parameters.values()
-            known = [parameter.name for parameter in signature if parameter.kind != parameter.VAR_KEYWORD]
-            raise TypeError(
-                f"{type(self).__name__} does not know {', '.join(map(repr, wrong))}; it knows {', '.join(known)}."
-            )
 
     def _answer(self, kind: str, given: Any, **kwargs: Any) -> Any:
         inputs, as_list = pipeline_inputs(kind, given)
@@ -81,8 +110,8 @@ class SpeechClipPlusPipeline(ChunkPipeline):
     ) -> Iterator[dict[str, Any]]:
         """Make the model's inputs: one of an image or a text, one of each window of a recording."""
         if input_.kind == "images":
-            picture = load_image(input_.item, input_.name)
-            yield {"is_last": True, **self.processor(images=picture, return_tensors="pt")}
+            image = load_image(input_.item, input_.name)
+            yield {"is_last": True, **self.processor(images=image, return_tensors="pt")}
         elif input_.kind == "text":
             if not isinstance(input_.item, str):
                 raise TypeError(f"{input_.name}: expected a string, got {type(input_.item).__name__}.")
@@ -158,3 +187,75 @@ def one_of(**given: Any) -> tuple[str, Any]:
 def waveforms(model_inputs: dict[str, Any]) -> dict[str, Tensor]:
     """The part of a batch that the model reads."""
     return {name: model_inputs[name] for name in ("input_values", "attention_mask")}
+
+
+def pipeline_inputs(kind: str, given: Any) -> tuple[Any, bool]:
+    """Bring what a pipeline is called with to what `transformers.Pipeline.__call__` takes.
+
+    Args:
+        kind: "audio", "images" or "text".
+        given: One input, or a list, a tuple, a column of a data set (all of which are answered by a list), or a data
+            set or a generator (answered by an iterator that reads as it goes).
+
+    Returns:
+        A `PipelineInput`, a list or data set of them, or a generator; and whether the answer shall be a list.
+
+    Raises:
+        ValueError: For an empty list.
+    """
+    if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
+        return InputDataset(kind, given), False
+    if _is_stream(given):
+        return (PipelineInput(kind, item, f"{kind}[{index}]") for index, item in enumerate(given)), False
+    if not is_batch(kind, given):
+        return PipelineInput(kind, given, kind), False
+    if len(given) == 0:
+        raise ValueError(f"{kind}: an empty list; give at least one.")
+    if isinstance(given, (list, tuple)):
+        return [PipelineInput(kind, item, f"{kind}[{index}]") for index, item in enumerate(given)], True
+    return InputDataset(kind, given), True
+
+
+def is_batch(kind: str, given: Any) -> bool:
+    """Whether `given` is several inputs: a list, a tuple, a column, a 4-dimensional array of images.
+
+    A list of numbers is one waveform; a string, bytes and any other array or tensor are one input.
+    """
+    if isinstance(given, (np.ndarray, torch.Tensor)):
+        return kind == "images" and given.ndim == 4
+    if isinstance(given, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(given, Sequence):
+        return False
+    return not (kind == "audio" and len(given) and isinstance(given[0], Real) and not isinstance(given[0], bool))
+
+
+def recording_of(given: PipelineInput, sampling_rate: int) -> tuple[Any, int | None]:
+    """Read a recording as transformers' audio pipelines do.
+
+    Args:
+        given: What `load_audio` takes, or a dictionary with "raw" and "sampling_rate".
+        sampling_rate: That of an array which comes alone.
+
+    Returns:
+        What `load_audio` takes, and the sampling rate of an array without its own.
+
+    Raises:
+        ValueError: If a dictionary has an array and no sampling rate.
+    """
+    item = given.item
+    if not isinstance(item, Mapping):
+        return item, sampling_rate
+    array = item["raw"] if item.get("raw") is not None else item.get("array")
+    if array is None:
+        return item, None
+    if item.get("sampling_rate") is None:
+        raise ValueError(f'{given.name}: a dictionary with an array needs its "sampling_rate" (Hz) too.')
+    return {"array": array, "sampling_rate": item["sampling_rate"]}, None
+
+
+def _is_stream(given: Any) -> bool:
+    # A column of a streamed data set can be iterated over, and nothing else; so can a file object, which is one input.
+    return (
+        isinstance(given, (Iterable, IterableDataset))
+        and not isinstance(given, (Sequence, Mapping, np.ndarray, torch.Tensor, bytearray, memoryview))
+        and not hasattr(given, "read")
+    )

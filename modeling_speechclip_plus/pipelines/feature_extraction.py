@@ -1,4 +1,4 @@
-"""Features of speech, images and texts, as numbers to work on with."""
+"""Feature extraction: frames or embeddings of speech, embeddings of images and texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from .base import SpeechClipPlusPipeline, one_of, waveforms, window_parameters
 class SpeechFeatureExtractionPipeline(SpeechClipPlusPipeline):
     """Give what the model makes of speech, frame by frame or as one embedding in CLIP's space.
 
-    Task "feature-extraction".
+    Task "speech-feature-extraction".
 
     Example:
     ```python
     from transformers import pipeline
     import speechclip_plus
 
-    extractor = pipeline("feature-extraction", model="quickstart/model")
+    extractor = pipeline("speech-feature-extraction", model="quickstart/model")
     frames = extractor("query.wav", return_tensors=True)  # (1, T, D), a frame every 20 ms
     embedding = extractor("query.wav", pool=True, return_tensors=True)  # (1, P), unit length
-    picture = extractor(images="first.png", return_tensors=True)  # (1, P)
+    image = extractor(images="first.png", return_tensors=True)  # (1, P)
     ```
     """
 
@@ -60,9 +60,7 @@ class SpeechFeatureExtractionPipeline(SpeechClipPlusPipeline):
         return_tensors: bool | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | Sequence[float] | None = None,
-        **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        self._reject_unknown(unknown)
         forward: dict[str, Any] = {} if pool is None else {"pool": pool}
         if branch is not None:
             forward["branch"] = self._check_branch(branch)

@@ -1,20 +1,82 @@
-"""Images found by speech, recordings found by images, and either by text."""
+"""Retrieval of images by speech, of recordings by images, and of either by text."""
 
+import hashlib
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..audio_utils import SAMPLING_RATE
-from ..embedding_index import EmbeddingIndex
-from .base import SpeechClipPlusPipeline, one_of, window_parameters
-from .candidates import Candidates, EmbeddingStore, IndexCandidates
-from .inputs import InputDataset, is_batch
+from ..image_utils import load_image
+from .base import InputDataset, SpeechClipPlusPipeline, is_batch, one_of, window_parameters
 
 CANDIDATE_BATCH_SIZE = 16
-_GIVE = "give candidate_images=[...], candidate_audio=[...] or index=FOLDER, here or when the pipeline is made"
+
+
+# What was found: its answer, which window of the query fits best, and from where to where the candidate's own best
+# window goes, in samples (None where it has no windows).
+Match = tuple[dict[str, Any], int, tuple[int, int] | None]
+
+
+@dataclass
+class Candidates:
+    """Embedded images or recordings.
+
+    Attributes:
+        kind: `"images"` or `"audio"`.
+        items: What they are, as given.
+        embeds: `(R, P)`, a row for each image, and one for each window of a recording.
+        owners: `(R,)` int64, the candidate of each row.
+        spans: From where to where each row's window goes, in samples; `None` for images.
+    """
+
+    kind: str
+    items: Any
+    embeds: Tensor
+    owners: Tensor
+    spans: list[tuple[int, int] | None]
+
+    def search(self, queries: Tensor, top_k: int) -> list[Match]:
+        """Find the candidates nearest to a query of windows `(W, P)`, best first; of equal scores the first."""
+        scores, windows = (queries @ self.embeds.T).max(dim=0)  # (R,)
+        best = torch.full((len(self.items),), -torch.inf).scatter_reduce(0, self.owners, scores, "amax")
+        name = {"images": "image", "audio": "audio"}[self.kind]
+        found = []
+        for index in best.argsort(descending=True, stable=True)[:top_k].tolist():
+            rows = (self.owners == index).nonzero().flatten()
+            row = int(rows[scores[rows].argmax()])
+            answer = {"score": best[index].item(), "index": index, name: self.items[index]}
+            found.append((answer, int(windows[row]), self.spans[row]))
+        return found
+
+
+@dataclass
+class IndexCandidates:
+    """An `EmbeddingIndex`, which has one embedding for each image or recording."""
+
+    index: Any
+
+    @property
+    def kind(self) -> str:
+        """`"images"` or `"audio"`."""
+        return self.index.kind
+
+    def search(self, queries: Tensor, top_k: int) -> list[Match]:
+        """Find the items nearest to a query of windows `(W, P)`, best first; of equal scores the first."""
+        scores, rows = self.index.search(queries, top_k)  # (W, k)
+        best: dict[int, tuple[float, int]] = {}
+        for window, (line, numbers) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True)):
+            for score, row in zip(line, numbers, strict=True):
+                if row not in best or score > best[row][0]:
+                    best[row] = score, window
+        order = sorted(best, key=lambda row: (-best[row][0], row))[:top_k]
+        return [({"score": best[row][0], "index": row, **self.index[row]}, best[row][1], None) for row in order]
 
 
 class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
@@ -41,9 +103,9 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._own_store, self._store = EmbeddingStore(), EmbeddingStore()
-        self._own: tuple[Hashable, Candidates | IndexCandidates] | None = None
-        self._checked_index: EmbeddingIndex | None = None
+        self._own: tuple[Hashable, Candidates] | None = None  # those that the pipeline was made with
+        self._known: dict[Hashable, tuple[Tensor, list[Any]]] = {}  # embeddings and spans of those of the last call
+        self._checked: tuple[Any, Hashable] | None = None
         super().__init__(*args, **kwargs)
 
     def __call__(
@@ -69,7 +131,8 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
             batch_size: Images, texts or windows that are embedded together; 1 if not given, and 16 for candidates.
             num_workers: As in all pipelines.
             **kwargs: `candidate_images`, `candidate_audio` or `index`: what to search, in place of what the pipeline
-                was made with: a list or column of images or of recordings, or an `EmbeddingIndex` or its folder.
+                was made with: a list or column of images or of recordings, or an
+                `EmbeddingIndex`.
                 `top_k`: how many to find, 5 if not given. `return_timestamps`: whether to tell which window of the
                 recording fits best. `branch`: the one that embeds speech, the configured `retrieval_branch` if not
                 given. `chunk_length_s`, `stride_length_s`: windows in which recordings are read, see
@@ -114,15 +177,14 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         branch: str | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | Sequence[float] | None = None,
-        **unknown: Any,
+        embedded: Candidates | IndexCandidates | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         postprocess: dict[str, Any] = {}
         given = {"candidate_images": candidate_images, "candidate_audio": candidate_audio, "index": index}
         if any(value is not None for value in given.values()):
             postprocess["candidates"] = one_of(**given)
-        if (embedded := unknown.pop("embedded", None)) is not None:
+        if embedded is not None:  # from `__call__`, which makes them once for all its inputs
             postprocess["embedded"] = embedded
-        self._reject_unknown(unknown)
         if top_k is not None:
             if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
                 raise ValueError(f"top_k={top_k!r}: expected a whole number from 1.")
@@ -139,45 +201,49 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         forward: dict[str, Any],
         batch_size: int,
     ) -> Candidates | IndexCandidates:
-        """Embed what is searched, or open the index of it."""
+        """Embed what is searched, unless that was done, or check the index of it."""
         if source is None:
-            raise ValueError(f"There is nothing to search: {_GIVE}.")
-        name, items = source
-        own = source is self._postprocess_params.get("candidates")
-        settings: Hashable = None
-        if name == "candidate_audio":
-            settings = forward.get("branch"), self._windowing(**preprocess)
-        if own and self._own is not None and self._own[0] == settings:
-            return self._own[1]
-        if name == "index":
-            candidates: Candidates | IndexCandidates = self._open_index(items)
-        else:
-            candidates = self._embed_candidates(
-                name, items, self._own_store if own else self._store, settings, preprocess, forward, batch_size
+            raise ValueError(
+                "There is nothing to search: give candidate_images=[...], candidate_audio=[...] or "
+                "index=EmbeddingIndex.load(...), here or when the pipeline is made."
             )
-        if own:
-            self._own = settings, candidates
-        return candidates
+        name, items = source
+        weights = self._weights_state()
+        if name == "index":
+            return self._index_candidates(items, weights)
+        audio = name == "candidate_audio"
+        settings = (weights, forward.get("branch"), self._windowing(**preprocess)) if audio else weights
+        arguments = (name, items, settings, preprocess, forward, batch_size)
+        if source is not self._postprocess_params.get("candidates"):
+            return self._embed_candidates(self._known, *arguments)
+        if self._own is None or self._own[0] != settings:
+            self._own = settings, self._embed_candidates({}, *arguments)
+        return self._own[1]
 
-    def _open_index(self, index: Any) -> IndexCandidates:
-        index = EmbeddingIndex.load(os.fspath(index)) if isinstance(index, (str, os.PathLike)) else index
-        if not isinstance(getattr(index, "items", None), Sequence):
-            raise TypeError(f"index: expected an EmbeddingIndex or its folder, got {type(index).__name__}.")
-        if index is not self._checked_index:
+    def _weights_state(self) -> Hashable:
+        """Another one when a weight was changed in place or replaced: what was embedded before counts no longer."""
+        tensors = chain(self.model.parameters(), self.model.buffers())
+        return hash(tuple((value.data_ptr(), -1 if value.is_inference() else value._version) for value in tensors))
+
+    def _index_candidates(self, index: Any, weights: Hashable) -> IndexCandidates:
+        if not hasattr(index, "check_model"):
+            raise TypeError(f"index: expected EmbeddingIndex.load(folder), got {type(index).__name__}.")
+        if self._checked is None or self._checked[0] is not index or self._checked[1] != weights:
             index.check_model(self.model)
-            self._checked_index = index
+            self._checked = index, weights
         return IndexCandidates(index)
 
     def _embed_candidates(
         self,
+        known: dict[Hashable, tuple[Tensor, list[Any]]],
         name: str,
         items: Any,
-        store: EmbeddingStore,
         settings: Hashable,
         preprocess: dict[str, Any],
         forward: dict[str, Any],
         batch_size: int,
     ) -> Candidates:
+        """Embed the candidates that are not known, and forget what is known of others."""
         kind = name.removeprefix("candidate_")
         if not is_batch(kind, items) and not isinstance(items, Dataset):
             raise TypeError(f"{name}: expected a list or a column, got {type(items).__name__}.")
@@ -185,12 +251,19 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
             raise ValueError(f"{name} is empty: there is nothing to search.")
         if isinstance(items, (list, tuple)):
             items = list(items)  # theirs may change later
-
-        def embed(numbers: list[int]) -> list[Any]:
-            inputs = InputDataset(kind, items, name, numbers)
-            return list(self.get_iterator(inputs, 0, batch_size, preprocess, forward, {}))
-
-        return store.candidates(kind, items, settings, embed)
+        keys = [(settings, kind, _content_key(kind, items[i], f"{name}[{i}]")) for i in range(len(items))]
+        first = {key: number for number, key in reversed(list(enumerate(keys)))}
+        new = sorted(number for key, number in first.items() if key not in known)
+        inputs = InputDataset(kind, items, name, new)
+        embedded = list(self.get_iterator(inputs, 0, batch_size, preprocess, forward, {})) if new else []
+        kept = {key: known[key] for key in first if key in known}
+        kept |= dict(zip([keys[number] for number in new], embedded, strict=True))
+        known.clear()
+        known.update(kept)
+        parts = [kept[key] for key in keys]
+        owners = torch.arange(len(items)).repeat_interleave(torch.tensor([len(embeds) for embeds, _ in parts]))
+        spans = [span for _, own in parts for span in own]
+        return Candidates(kind, items, torch.cat([embeds for embeds, _ in parts]), owners, spans)
 
     def _forward(self, model_inputs: dict[str, Any], branch: str | None = None) -> dict[str, Any]:
         return {
@@ -212,13 +285,13 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         spans = [output.get("span") for output in model_outputs]
         if embedded is None:
             return embeds, spans
-        ranked = []
-        for found in embedded.search(embeds, top_k):
-            ranked.append({"score": found.score, "index": found.index, **found.fields})
+        answers = []
+        for answer, query_window, span in embedded.search(embeds, top_k):
             if return_timestamps:
-                span = spans[found.query_window] if embedded.kind == "images" else found.span
-                ranked[-1]["timestamp"] = tuple(sample / SAMPLING_RATE for sample in span or ())
-        return ranked
+                span = spans[query_window] if embedded.kind == "images" else span
+                answer["timestamp"] = tuple(sample / SAMPLING_RATE for sample in span or ())
+            answers.append(answer)
+        return answers
 
 
 def _check_timestamps(kind: str, candidates: Candidates | IndexCandidates) -> None:
@@ -229,3 +302,26 @@ def _check_timestamps(kind: str, candidates: Candidates | IndexCandidates) -> No
             "return_timestamps: an index keeps one embedding for a recording, not when it is what fits; give the "
             "recordings as candidate_audio."
         )
+
+
+def _content_key(kind: str, item: Any, name: str) -> Hashable:
+    """What tells a candidate from others: of a file name, time and size, otherwise what the processor sees of it."""
+    if isinstance(item, (str, os.PathLike)):
+        path = os.path.abspath(os.path.expanduser(item))
+        facts = os.stat(path) if os.path.isfile(path) else None
+        return (path, facts.st_mtime_ns, facts.st_size) if facts else os.fspath(item)
+    if isinstance(item, Mapping):
+        return tuple(sorted((str(key), _content_key("audio", value, name)) for key, value in item.items()))
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return hashlib.sha256(item).hexdigest()
+    if hasattr(item, "read"):
+        return item
+    if kind == "images":  # not its raw pixels: palette, orientation and transparency count as well
+        image = load_image(item, name)
+        return image.size, hashlib.sha256(image.tobytes()).hexdigest()
+    if isinstance(item, torch.Tensor):
+        item = item.detach().cpu().double().numpy()
+    if isinstance(item, (np.ndarray, list, tuple)):
+        array = np.ascontiguousarray(item)
+        return array.dtype.str, array.shape, hashlib.sha256(array.data).hexdigest()
+    return repr(item)

@@ -1,4 +1,4 @@
-"""Keywords of a recording, however long it is."""
+"""Keyword extraction from speech, however long it is."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,15 +45,15 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
         Args:
             audio: A path, bytes, a binary file object, an array at 16 kHz, or a dictionary with "raw" or "array" and
                 "sampling_rate" or with "bytes" or "path"; or a list, a column, a data set or a generator of them.
-            **kwargs: `top_k`: how many nearest subwords to tell with each keyword; none if not given.
+            **kwargs: `top_k`: how many nearest tokens to tell with each keyword; none if not given.
                 `return_timestamps`: whether to tell from when to when each keyword is said, in seconds.
                 `chunk_length_s`: length of the windows in which recordings are read, 15 s if not given; 0 reads them
                 whole. `stride_length_s`: overlap of the windows, in seconds or as (left, right); a sixth of
                 `chunk_length_s` on both sides if not given. `batch_size`, `num_workers`: as in all pipelines.
 
         Returns:
-            For one recording a list of dictionaries in spoken order: `keyword` (the subword), `score` (cosine
-            similarity of what was heard and the subword), `token_id` (CLIP's); with `return_timestamps` `timestamp`
+            For one recording a list of dictionaries in spoken order: `keyword` (the token's text), `score` (cosine
+            similarity of what was heard and the token), `token_id` (CLIP's); with `return_timestamps` `timestamp`
             (start, end); with `top_k` `neighbours`, dictionaries of `keyword`, `score`, `token_id`, the keyword itself
             first. For a list of recordings a list of such lists; for a data set or a generator an iterator.
 
@@ -70,9 +70,7 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
         return_timestamps: bool | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | Sequence[float] | None = None,
-        **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        self._reject_unknown(unknown)
         preprocess, forward, postprocess = window_parameters(chunk_length_s, stride_length_s), {}, {}
         if top_k is not None:
             forward["top_k"] = postprocess["top_k"] = top_k

@@ -1,4 +1,4 @@
-"""Recordings longer than a caption, read as windows that overlap."""
+"""Windows: long recordings read as stretches that overlap."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,13 +1,15 @@
-"""Speech sorted into classes that are named by text."""
+"""Zero-shot classification of speech, into classes that are named by text."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..embedding import embed_texts
 from .base import SpeechClipPlusPipeline, window_parameters
 from .feature_extraction import mean_embedding
-from .text_prompts import TEMPLATES, class_embeddings
+
+TEMPLATES = ("{}", "a photo of {}.", "a picture of {}.")
 
 
 class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
@@ -25,10 +27,6 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
     # [{"score": 0.98, "label": "a red circle"}, {"score": 0.02, "label": "a blue square"}]
     ```
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._classes: tuple[Any, torch.Tensor] | None = None
-        super().__init__(*args, **kwargs)
 
     def __call__(self, audio: Any, candidate_labels: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Sort recordings.
@@ -59,8 +57,9 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
         asked = {**self._postprocess_params, **self._sanitize_parameters(**options)[2]}
         if "candidate_labels" not in asked:
             raise ValueError("Give candidate_labels=[...], at least two different texts.")
-        self._class_embeds(**asked)  # what is wrong with the labels is said before any speech is read
-        return self._answer("audio", audio, **kwargs)
+        labels, templates = asked["candidate_labels"], asked.get("hypothesis_template", TEMPLATES)
+        class_embeds = class_embeddings(self.model, self.processor, labels, templates)  # (C, P)
+        return self._answer("audio", audio, **kwargs, class_embeds=class_embeds)
 
     def _sanitize_parameters(
         self,
@@ -69,10 +68,11 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
         branch: str | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | Sequence[float] | None = None,
-        **unknown: Any,
+        class_embeds: torch.Tensor | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        self._reject_unknown(unknown)
         postprocess: dict[str, Any] = {}
+        if class_embeds is not None:  # from `__call__`, which makes them once for all its inputs
+            postprocess["class_embeds"] = class_embeds
         if candidate_labels is not None:
             postprocess["candidate_labels"] = _texts("candidate_labels", candidate_labels)
         if hypothesis_template is not None:
@@ -81,30 +81,49 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
         forward = {} if branch is None else {"branch": self._check_branch(branch)}
         return window_parameters(chunk_length_s, stride_length_s), forward, postprocess
 
-    def _class_embeds(
-        self, candidate_labels: tuple[str, ...], hypothesis_template: tuple[str, ...] = TEMPLATES
-    ) -> torch.Tensor:
-        asked = (candidate_labels, hypothesis_template)
-        if self._classes is None or self._classes[0] != asked:
-            self._classes = asked, class_embeddings(self.model, self.processor, *asked)
-        return self._classes[1]
-
     def _forward(self, model_inputs: dict[str, Any], branch: str | None = None) -> dict[str, Any]:
         return {"is_last": model_inputs["is_last"], "embeds": self._embed(model_inputs, branch)}
 
     def postprocess(
         self,
         model_outputs: list[dict[str, Any]],
+        class_embeds: torch.Tensor,
         candidate_labels: tuple[str, ...],
         hypothesis_template: tuple[str, ...] = TEMPLATES,
     ) -> list[dict[str, Any]]:
         """Compare a recording with the labels."""
         embeds = mean_embedding(torch.cat([output["embeds"] for output in model_outputs]))  # (1, P)
-        classes = self._class_embeds(candidate_labels, hypothesis_template)  # (C, P)
-        logits = self.model.logit_scale.float().exp().cpu() * (embeds @ classes.T)[0]
+        logits = self.model.logit_scale.float().exp().cpu() * (embeds @ class_embeds.T)[0]
         scores = logits.softmax(dim=0)
         order = scores.argsort(descending=True, stable=True).tolist()
         return [{"score": scores[place].item(), "label": candidate_labels[place]} for place in order]
+
+
+def class_embeddings(
+    model: Any, processor: Any, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> torch.Tensor:
+    """Embed classes by what their names say in several templates.
+
+    Args:
+        model: A `SpeechClipPlusModel`.
+        processor: Its processor.
+        class_names: C different ones, at least two.
+        templates: Texts with one `{}` for the name.
+
+    Returns:
+        `(C, P)`: the mean of each class's text embeddings, scaled to unit length.
+
+    Raises:
+        ValueError: For fewer than two classes, repeated names, no template, or one without `{}`.
+    """
+    if len(class_names) < 2 or len(set(class_names)) < len(class_names):
+        raise ValueError(f"Give at least two different class names; got {list(class_names)!r}.")
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if wrong or not templates:
+        raise ValueError(f"A template has one '{{}}' where the class name goes, unlike {wrong or 'no template'!r}.")
+    texts = [template.replace("{}", name) for name in class_names for template in templates]
+    embeds = embed_texts(model, processor, texts).view(len(class_names), len(templates), -1)  # (C, templates, P)
+    return torch.nn.functional.normalize(embeds.mean(1), dim=-1)
 
 
 def _texts(name: str, given: Any) -> tuple[str, ...]:

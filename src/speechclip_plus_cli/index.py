@@ -1,46 +1,36 @@
-"""`speechclip-plus index`: make a gallery of pictures or recordings searchable, and search it.
+"""`speechclip-plus index`: make images or audio searchable, and search them.
 
-speechclip-plus index build pictures/ gallery
-speechclip-plus index search gallery --speech query.wav --top 5 --html found.html
+speechclip-plus index build images/ my-index
+speechclip-plus index search my-index --speech query.wav --top 5 --html found.html
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from tqdm.auto import tqdm
-
-from speechclip_plus.hub_cards.report import write_report
-from speechclip_plus.modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
-from speechclip_plus.modeling_speechclip_plus.embedding_index import EmbeddingIndex
-from speechclip_plus.modeling_speechclip_plus.image_utils import load_image
-from speechclip_plus.modeling_speechclip_plus.pipelines.text_prompts import embed_texts
-from speechclip_plus.trainer.batched_embedding import embed_pixels, picture_pixels, speech_inputs
-from speechclip_plus.trainer.search.build import BATCH_SIZE, build_index
-from speechclip_plus.trainer.search.page import Found, Query, found_items, search_report
+from typing import TYPE_CHECKING, Any
 
 from .command_options import data_options, positive
-from .console import quiet_libraries
+from .console import format_table, quiet_libraries
 from .saved_model import QUICKSTART_MODEL, load_model, model_source
 
-_NAMES = {"images": "pictures", "recordings": "recordings"}
+if TYPE_CHECKING:
+    from speechclip_plus import EmbeddingIndex
+    from speechclip_plus.trainer.search.page import Found, Query
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_build(actions.add_parser("build", help="embed a gallery; stopped, the same command goes on"))
-    _add_search(actions.add_parser("search", help="find what is nearest to speech, texts or pictures"))
+    _add_build(actions.add_parser("build", help="embed images or audio; stopped, the same command goes on"))
+    _add_search(actions.add_parser("search", help="find what is nearest to speech, texts or images"))
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "gallery",
-        metavar="GALLERY",
-        help="folder of pictures or recordings; parquet files; a data set by name or path, or owner/name on the Hub",
+        "source",
+        metavar="SOURCE",
+        help="folder of images or audio files; parquet files; a data set by name or path, or owner/name on the Hub",
     )
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to make")
     parser.add_argument(
@@ -49,7 +39,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help=f"model with its processor (default: {QUICKSTART_MODEL}, if there is one)",
     )
     parser.add_argument(
-        "--kind", choices=list(_NAMES), help="what to embed (default: what a folder holds; of a data set the images)"
+        "--kind",
+        choices=["images", "audio"],
+        help="what to embed (default: what a folder holds; of a data set the images)",
     )
     parser.add_argument("--data-dir", metavar="DIR", help="where a data set's files are")
     parser.add_argument("--split", action="append", help="of a data set; may be repeated (default: all there are)")
@@ -57,11 +49,10 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the data set; may be repeated"
     )
     parser.add_argument(
-        "--branch", choices=["parallel", "cascaded"], help="that embeds recordings (default: the model's own choice)"
+        "--branch", choices=["parallel", "cascaded"], help="that embeds audio (default: the model's own choice)"
     )
-    parser.add_argument(
-        "--batch-size", type=positive, default=BATCH_SIZE, help=f"items at a time (default: {BATCH_SIZE})"
-    )
+    parser.add_argument("--batch-size", type=positive, default=16, help="items embedded together (default: 16)")
+    parser.add_argument("--shard-size", type=positive, default=256, help="items written together (default: 256)")
     parser.add_argument(
         "--on-error",
         choices=["raise", "skip"],
@@ -74,17 +65,16 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="folder that `index build` made")
     for name, metavar, help_text in (
-        ("speech", "FILE", "recordings to search by"),
+        ("speech", "FILE", "audio files to search by"),
         ("text", "TEXT", "texts to search by"),
-        ("image", "FILE", "pictures to search by"),
+        ("image", "FILE", "images to search by"),
     ):
         parser.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar=metavar, help=help_text)
     parser.add_argument("--top", type=positive, default=5, metavar="K", help="how many to find (default: 5)")
     parser.add_argument("--model", metavar="DIR_OR_REPO", help="where the index's model is now, if it was moved")
-    parser.add_argument("--faiss", action="store_true", help="search by FAISS (extra: faiss)")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    output.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures or recordings in it")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a page with the images or audio in it")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,8 +83,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    from speechclip_plus import build_index
+
     name = model_source(args.model)
-    options = data_options(args.option)
+    given = ("kind", "split", "data_dir", "branch", "batch_size", "shard_size", "on_error", "force")
+    options = {**data_options(args.option), **{key: getattr(args, key) for key in given}}
     quiet_libraries()
     model, processor = load_model(name)
     with tqdm(desc="embedding", unit="item", disable=None, leave=False) as bar:
@@ -108,25 +103,11 @@ def _build(args: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         try:
-            index = build_index(
-                args.gallery,
-                args.output,
-                model,
-                processor,
-                kind=args.kind,
-                split=args.split,
-                data_dir=args.data_dir,
-                branch=args.branch,
-                batch_size=args.batch_size,
-                on_error=args.on_error,
-                force=args.force,
-                progress=show,
-                **options,
-            )
+            index = build_index(args.source, args.output, model, processor, progress=show, **options)
         except KeyboardInterrupt:
             bar.write("stopped: the same command goes on from here")
             raise
-    print(f"{args.output}: {len(index):,} {_NAMES[index.kind]}, {index.embeddings.shape[1]} dimensions, by {name}")
+    print(f"{args.output}: {len(index):,} {index.kind}, {index.width} dimensions, by {name}")
     for line in index.facts["skipped"]:
         print(f"left out: {line}")
     print(f"search it: speechclip-plus index search {args.output} --speech query.wav")
@@ -134,23 +115,24 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace) -> int:
+    import torch
+
+    from speechclip_plus import EmbeddingIndex
+    from speechclip_plus.hub_cards.report import write_report
+    from speechclip_plus.trainer.search.page import embed_query, found_items, search_report
+
     index = EmbeddingIndex.load(args.index)
     queries = _read_queries(args)
     quiet_libraries()
     model, processor = _load_index_model(index, args.model)
     index.check_model(model)
-    embeds = torch.cat([_embed(model, processor, index, query) for query in queries])
-    if args.faiss:
-        from speechclip_plus.trainer.search.faiss_search import search_with_faiss
-
-        found = found_items(index, *search_with_faiss(index, embeds, args.top))
-    else:
-        found = found_items(index, *index.search(embeds, args.top))
+    embeds = torch.cat([embed_query(model, processor, query, index.branch) for query in queries])
+    found = found_items(index, *index.search(embeds, args.top))
     if args.json:
         print(json.dumps(_as_json(queries, found), indent=2, ensure_ascii=False))
         return 0
     for query, best in zip(queries, found, strict=True):
-        print(f"{_title(query)}: {len(best)} nearest of {len(index):,} {_NAMES[index.kind]}")
+        print(f"{query}: {len(best)} nearest of {len(index):,} {index.kind}")
         print(_table(best))
     if args.html is not None:
         args.html.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +141,11 @@ def _search(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_queries(args: argparse.Namespace) -> list[Query]:
+def _read_queries(args: argparse.Namespace) -> "list[Query]":
+    from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
+    from speechclip_plus.modeling_speechclip_plus.image_utils import load_image
+    from speechclip_plus.trainer.search.page import Query
+
     queries = [Query("speech", path, load_audio(path, name="--speech")) for path in args.speech]
     queries += [Query("text", text, text) for text in args.text]
     queries += [Query("image", path, load_image(path, name="--image")) for path in args.image]
@@ -170,7 +156,7 @@ def _read_queries(args: argparse.Namespace) -> list[Query]:
     return queries
 
 
-def _load_index_model(index: EmbeddingIndex, given: str | None) -> tuple[Any, Any]:
+def _load_index_model(index: "EmbeddingIndex", given: str | None) -> tuple[Any, Any]:
     if given is not None:
         return load_model(given)
     name = index.model["name"]
@@ -180,44 +166,21 @@ def _load_index_model(index: EmbeddingIndex, given: str | None) -> tuple[Any, An
     return load_model(name, index.model.get("revision"))
 
 
-@torch.no_grad()
-def _embed(model: Any, processor: Any, index: EmbeddingIndex, query: Query) -> torch.Tensor:
-    """Embed one query: (1, P). One at a time, so that no query depends on the others."""
-    if query.kind == "text":
-        return embed_texts(model, processor, [query.content])
-    if query.kind == "image":
-        return embed_pixels(model, [picture_pixels(processor, query.content, query.value)])
-    inputs = speech_inputs(model, processor, [(0, query.content)])
-    return model.get_audio_features(**inputs, branch=index.branch).pooler_output.float().cpu()
-
-
-def _title(query: Query) -> str:
-    if query.kind == "speech":
-        return f"{query.value} ({len(query.content) / SAMPLING_RATE:.1f} s)"
-    return f'"{query.value}"' if query.kind == "text" else query.value
-
-
-def _table(found: Sequence[Found]) -> str:
+def _table(found: "Sequence[Found]") -> str:
     rows = []
     for number, one in enumerate(found, 1):
-        seconds = f"{one.item['seconds']:.1f} s" if "seconds" in one.item else ""
-        rows.append((str(number), f"{one.score:.3f}", seconds, _shown_path(one.item), one.item.get("text", "")))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for rank, score, seconds, path, text in rows:
-        cells = [rank.rjust(widths[0]), score.rjust(widths[1]), seconds.rjust(widths[2]), path.ljust(widths[3]), text]
-        lines.append("  ".join(["", *(cell for cell, width in zip(cells, widths, strict=True) if width)]).rstrip())
-    return "\n".join(lines)
+        text = f'  "{one.item["text"]}"' if "text" in one.item else ""
+        seconds = [f"{one.item['seconds']:.1f} s"] if "seconds" in one.item else []
+        rows.append((f"{number}. {_shown_path(one.item)}{text}", [f"{one.score:.3f}", *seconds]))
+    return format_table(["score", "length"][: len(rows[0][1])], rows)
 
 
 def _shown_path(item: dict[str, Any]) -> str:
-    if "path" not in item:
-        return item["id"]
-    path = Path(item["path"])
+    path = Path(item.get("path", item["id"]))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _as_json(queries: Sequence[Query], found: Sequence[Sequence[Found]]) -> list[dict[str, Any]]:
+def _as_json(queries: "Sequence[Query]", found: "Sequence[Sequence[Found]]") -> list[dict[str, Any]]:
     return [
         {
             "query": {query.kind: query.value},

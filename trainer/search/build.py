@@ -1,40 +1,38 @@
-"""Build an index of a gallery: embed every item once, in bounded memory, from wherever an earlier try was stopped."""
+"""Building an embedding index, shard by shard: resumable, and by several processes at once."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from torch import Tensor
 
-from ...atomic_files import check_new_folder
-from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
-from ...modeling_speechclip_plus.embedding_index import EmbeddingIndex
-from ...modeling_speechclip_plus.weight_fingerprint import weight_fingerprint
-from ..batched_embedding import (
-    BATCHES_SORTED_TOGETHER,
-    batches_by_length,
-    embed_pixels,
-    picture_pixels,
-    speech_inputs,
-)
+from ...atomic_files import check_new_folder, write_bytes, write_json
+from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
+from ...modeling_speechclip_plus.embedding import audio_batches, image_batches
+from ...modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
+from ...modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
 from ..data.schema import some
-from ..memory import release_memory
-from .gallery import Gallery, GalleryItem, open_gallery
-from .index_writer import IndexWriter, only_builder
+from .collection import COLUMNS, Collection, open_collection
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
-MAX_SECONDS = 120  # of one recording: attention takes memory with the square of its length
-_BATCH_SECONDS = 15  # of an utterance in a full batch: longer ones come in smaller batches
+SHARD_SIZE = 256
+MAX_SECONDS = 120  # of one utterance: attention takes memory with the square of its length
+_ROW_GROUP = 16  # rows of a parquet file that are read together to get the bytes of one
 
 
 def build_index(
-    gallery: str | Path,
+    source: str | Path,
     folder: str | Path,
     model: Any,
     processor: Any,
@@ -44,189 +42,238 @@ def build_index(
     data_dir: str | Path | None = None,
     branch: str | None = None,
     batch_size: int = BATCH_SIZE,
+    shard_size: int = SHARD_SIZE,
     on_error: str = "raise",
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> EmbeddingIndex:
-    """Embed pictures or recordings and keep the result for `EmbeddingIndex.search`.
+    """Embed images or audio and keep the result for `EmbeddingIndex.search`.
 
-    The index appears under its name when it is whole. Stopped at any moment, the same call goes on from the last
-    batches that were done; the result is that of a call that was not stopped.
+    Stopped at any moment, the same call goes on with the shards that are not there yet. Several processes that make
+    the same call share the shards among them.
 
     Args:
-        gallery: a folder of pictures or recordings; a data set by its name, path or repository on the Hub; parquet
-            files (see `trainer.gallery.open_gallery`).
-        folder: the index.
-        model: a `SpeechClipPlusModel`.
-        processor: its processor.
-        kind: "images" or "recordings"; by default what the folder holds, and the pictures of a data set.
-        split: of a data set, one or several; by default all there are.
-        data_dir: where a data set's files are.
-        branch: that embeds recordings; the configured `retrieval_branch` by default.
-        batch_size: pictures, or recordings, at a time.
-        on_error: "raise": a broken file is an error that names it; what was done until then is kept. "skip": it is
-            left out, and listed in the log and in `index.json`.
-        force: replace the folder if it exists, and what was begun of another index of that name.
-        progress: called with (items done, all items) at the beginning and after every batch.
-        **options: of the data set, see `load_speech_image_dataset`.
+        source: A folder of images or audio files; a data set by its name, path or repository on the Hub; parquet
+            files (see `trainer.search.collection.open_collection`).
+        folder: The index.
+        model: A `SpeechClipPlusModel`.
+        processor: Its processor.
+        kind: `"images"` or `"audio"`; by default what the folder holds, and the images of a data set.
+        split: Of a data set, one or several; by default all there are.
+        data_dir: Where a data set's files are.
+        branch: The branch that embeds audio; the configured `retrieval_branch` by default.
+        batch_size: Images or utterances embedded together.
+        shard_size: Images or utterances that are written together: what is lost when the process is killed.
+        on_error: `"raise"`: a broken file is an error that names it. `"skip"`: it is left out, and listed in the log
+            and in `index.json`.
+        force: Replace the index if it exists, or if another one was begun in `folder`.
+        progress: Called with (items done, all items) at the beginning and after every batch.
+        **options: Of the data set, see `load_speech_image_dataset`.
 
     Returns:
         The index.
 
     Raises:
-        ValueError: for a gallery, an item or an argument that cannot be used; `folder` exists; or something else was
-            begun there.
-        FileNotFoundError: the gallery, or a file that it names, is not there.
+        ValueError: If the source, an item or an argument cannot be used; if `folder` holds something else.
+        FileNotFoundError: If the source, or a file that it names, is not there.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: choose raise or skip.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: at least 1 is needed.")
+    if batch_size < 1 or shard_size < 1:
+        raise ValueError(f"batch_size={batch_size}, shard_size={shard_size}: at least 1 is needed.")
     folder = Path(folder).expanduser().resolve()
-    check_new_folder(folder, force)
-    splits = [split] if isinstance(split, str) else split
-    items = open_gallery(gallery, kind, splits, data_dir, on_error, **options)
-    if items.kind == "images" and branch is not None:
-        raise ValueError(f"branch={branch!r} is for recordings: CLIP alone embeds pictures.")
-    branch = (branch or model.config.retrieval_branch) if items.kind == "recordings" else None
-    plan = {
-        "kind": items.kind,
-        "branch": branch,
-        "model": _model_facts(model, items.kind, branch),
-        "processor": _processor_identity(processor, items.kind),
-        "gallery": items.identity(),
-    }
-    work = folder.with_name(f".{folder.name}.building")
-    with only_builder(work):
-        writer = IndexWriter(work, plan, model.config.clip_config.projection_dim, restart=force)
-        was_training = model.training
-        model.eval()
+    if (path := Path(source).expanduser()).exists() and path.resolve().is_relative_to(folder):
+        raise ValueError(f"{folder} holds what shall be indexed: name another folder for the index.")
+    collection = open_collection(
+        source, kind, [split] if isinstance(split, str) else split, data_dir, on_error, **options
+    )
+    if collection.kind == "images" and branch is not None:
+        raise ValueError(f"branch={branch!r} is for audio: CLIP alone embeds images.")
+    builder = _Builder(collection, model, processor, branch, batch_size, on_error == "skip")
+    facts = builder.facts(shard_size)
+    _begin(folder, facts, force)
+    was_training = model.training
+    model.eval()
+    try:
+        _build_shards(folder, builder, shard_size, facts["shards"], progress or (lambda done, total: None))
+    finally:
+        model.train(was_training)
+    return _finish(folder, facts, collection)
+
+
+def _begin(folder: Path, facts: dict[str, Any], force: bool) -> None:
+    """Make the folder, or check that what was begun there is the same index."""
+    check_new_folder(folder, force=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        begun = None
+        if (folder / FACTS).is_file():
+            try:
+                begun = read_facts(folder)
+            except ValueError:
+                if not force:
+                    raise
+        if begun is not None and not begun.get("complete"):
+            other = [name for name in facts if not _same(name, begun.get(name), facts[name])]
+            if not other:
+                return
+            if not force:
+                raise ValueError(
+                    f"An index was begun in {folder} with another {' and another '.join(other)}: give the command "
+                    "that began it to go on, or begin anew with force=True (--force)."
+                )
+        check_new_folder(folder, force)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_json(folder / FACTS, facts)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that build the same index out of a step; a process that is killed keeps nobody out."""
+    file = folder.with_name(f".{folder.name}.lock")
+    with FileLock(file):
         try:
-            _embed_rest(writer, items, model, processor, branch, batch_size, on_error == "skip", progress)
+            yield
         finally:
-            model.train(was_training)
-        skipped = [*items.facts.get("missing", []), *writer.skipped]
-        if not writer.rows:
-            raise ValueError(f"None of the {len(items)} {items.kind} can be used: {some(skipped, ' | ', 5)}")
-        if skipped:
-            logger.warning("%s: left out: %d (%s)", gallery, len(skipped), some(skipped, " | ", 5))
-        return writer.finish(folder)
+            with suppress(OSError):  # Windows keeps a file that is open
+                file.unlink()
 
 
-def _embed_rest(
-    writer: IndexWriter,
-    items: Gallery,
-    model: Any,
-    processor: Any,
-    branch: str | None,
-    batch_size: int,
-    skip: bool,
-    progress: Callable[[int, int], None] | None,
+def _same(name: str, begun: Any, wanted: Any) -> bool:
+    if name == "model" and begun:  # whatever name it was loaded by
+        return same_weights(begun["weights"], wanted["weights"])
+    return begun == wanted
+
+
+def _build_shards(
+    folder: Path, builder: "_Builder", shard_size: int, shards: int, progress: Callable[[int, int], None]
 ) -> None:
-    read = _read_pictures if items.kind == "images" else _read_recordings
-    embed = _embed_pictures if items.kind == "images" else _embed_recordings
-    while True:
-        if progress is not None:
-            progress(writer.done, len(items))
-        if writer.done == len(items):
-            return
-        window = _Window(writer.done)
-        read(window, items, processor, batch_size, skip)
-        embeds = embed(model, processor, window.media, branch, batch_size) if window.items else np.empty((0, 1))
-        if len(wrong := np.flatnonzero(~np.isfinite(embeds).all(axis=1))):
-            raise ValueError(f"The model gives NaN or infinity for {window.items[wrong[0]]['id']}.")
-        writer.append(embeds, window.items, window.contents, window.next, window.skipped)
+    total = len(builder.collection)
+    rows = [range(total)[number * shard_size :][:shard_size] for number in range(shards)]
+
+    def report(done: int = 0) -> None:
+        progress(done + sum(len(rows[n]) for n in range(shards) if shard_file(folder, n).is_file()), total)
+
+    report()
+    for timeout in (0, -1):  # first the shards that no other process is at, then those whose process was killed
+        for number in range(shards):
+            if shard_file(folder, number).is_file():
+                continue
+            with suppress(Timeout), FileLock(folder / f"shard-{number:05d}.lock", timeout=timeout):
+                if not shard_file(folder, number).is_file():
+                    builder.write(folder, number, rows[number], report)
+    report()
 
 
-class _Window:
-    """Items that are read, embedded and written together."""
-
-    def __init__(self, start: int) -> None:
-        self.next = start
-        self.items: list[dict[str, Any]] = []
-        self.media: list[Any] = []
-        self.contents: list[bytes | None] = []
-        self.skipped: list[str] = []
-
-    def read(self, items: Gallery, load: Callable[[GalleryItem], Any], skip: bool) -> None:
-        """Read the next item, or skip it."""
-        item = items[self.next]
-        self.next += 1
-        try:
-            media = load(item)
-        except (ValueError, TypeError, OSError) as error:
-            if not skip:
-                raise
-            self.skipped.append(str(error))
-            return
-        content = item.source.get("bytes")
-        facts = {"id": item.id}
-        if content is None:
-            facts["path"] = str(Path(item.source["path"]).absolute())
-        if item.text:
-            facts["text"] = item.text
-        self.items.append(facts)
-        self.media.append(media)
-        self.contents.append(content)
+def _finish(folder: Path, facts: dict[str, Any], collection: Collection) -> EmbeddingIndex:
+    skipped, rows = list(collection.missing), 0
+    for number in range(facts["shards"]):
+        with safe_open(shard_file(folder, number), framework="pt") as shard:
+            skipped += json.loads(shard.metadata()["skipped"])
+            count, width = shard.get_slice("embeddings").get_shape()
+        rows += count
+    if not rows:
+        shutil.rmtree(folder)
+        raise ValueError(f"None of the {len(collection)} items can be used: {some(skipped, ' | ', 5)}")
+    if skipped:
+        logger.warning("%s: left out: %d (%s)", folder, len(skipped), some(skipped, " | ", 5))
+    with _alone(folder):
+        for lock in folder.glob("*.lock"):
+            lock.unlink(missing_ok=True)
+        write_json(folder / FACTS, {**facts, "complete": True, "shape": [rows, width], "skipped": skipped})
+    return EmbeddingIndex.load(folder)
 
 
-def _read_pictures(window: _Window, items: Gallery, processor: Any, batch_size: int, skip: bool) -> None:
-    def load(item: GalleryItem) -> torch.Tensor:
-        return picture_pixels(processor, item.source, f"picture {item.id}")
+class _Builder:
+    """What embeds the items of a shard and writes it."""
 
-    while window.next < len(items) and len(window.items) < batch_size:
-        window.read(items, load, skip)
+    def __init__(
+        self, collection: Collection, model: Any, processor: Any, branch: str | None, batch_size: int, skip: bool
+    ) -> None:
+        self.collection, self.model, self.processor = collection, model, processor
+        self.batch_size, self.skip = batch_size, skip
+        self.branch = (branch or model.config.retrieval_branch) if collection.kind == "audio" else None
 
+    def facts(self, shard_size: int) -> dict[str, Any]:
+        """What is built from what by whom: the beginning of `index.json`."""
+        kind = self.collection.kind
+        name = str(self.model.name_or_path or "")
+        model = {"name": str(Path(name).resolve()) if name and Path(name).exists() else name}
+        if commit := getattr(self.model.config, "_commit_hash", None):
+            model["revision"] = commit
+        part = self.processor.image_processor if kind == "images" else self.processor.feature_extractor
+        settings = json.dumps(part.to_dict(), sort_keys=True, default=str).encode()
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": kind,
+            "branch": self.branch,
+            "model": {**model, "weights": weight_fingerprint(self.model, kind)},
+            "processor": hashlib.blake2b(settings, digest_size=16).hexdigest(),
+            "source": self.collection.identity(),
+            "shard_size": shard_size,
+            "shards": -(-len(self.collection) // shard_size),
+        }
 
-def _read_recordings(window: _Window, items: Gallery, processor: Any, batch_size: int, skip: bool) -> None:
-    count = batch_size * BATCHES_SORTED_TOGETHER
-    samples = 0
-    while window.next < len(items) and len(window.items) < count and samples < _batch_samples(count):
-        window.read(items, _load_recording, skip)
-        samples = sum(map(len, window.media))
-    for facts, waveform in zip(window.items, window.media, strict=True):
-        facts["seconds"] = round(len(waveform) / SAMPLING_RATE, 3)
+    def write(self, folder: Path, number: int, rows: range, report: Callable[[int], None]) -> None:
+        """Embed the items of a shard and write it; the embeddings come last and say that it is there."""
+        import pyarrow
+        import pyarrow.parquet
 
+        items = [self.collection[row] for row in rows]
+        embeds: dict[int, Tensor] = {}
+        seconds: dict[int, float] = {}
+        skipped: dict[int, str] = {}
+        for places, embeddings, lengths in self._embedded(items, skipped):
+            embeds.update(zip(places, embeddings, strict=True))
+            seconds.update(zip(places, (round(length / SAMPLING_RATE, 3) for length in lengths), strict=False))
+            report(len(embeds) + len(skipped))
+        kept = [
+            {
+                "id": items[place][0],
+                "path": None if items[place][1].get("bytes") is not None else items[place][1]["path"],
+                "bytes": items[place][1].get("bytes"),
+                "text": items[place][2] or None,
+                "seconds": seconds.get(place),
+            }
+            for place in sorted(embeds)
+        ]
+        types = {"id": "string", "path": "string", "bytes": "large_binary", "text": "string", "seconds": "float64"}
+        schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in types.items()])
+        content = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kept, schema), content, row_group_size=_ROW_GROUP)
+        file = shard_file(folder, number)
+        write_bytes(file.with_suffix(".parquet"), content.getvalue())
+        width = self.model.config.clip_config.projection_dim
+        matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
+        reasons = json.dumps([skipped[place] for place in sorted(skipped)])
+        write_bytes(file, safetensors.torch.save({"embeddings": matrix}, {"skipped": reasons}))
 
-def _load_recording(item: GalleryItem) -> np.ndarray:
-    waveform = load_audio(item.source, name=f"recording {item.id}")
-    if len(waveform) > MAX_SECONDS * SAMPLING_RATE:
-        raise ValueError(
-            f"recording {item.id} is {len(waveform) / SAMPLING_RATE:.0f} s long, and one embedding can stand for at "
-            f"most {MAX_SECONDS} s: cut it into utterances."
-        )
-    return waveform
+    @torch.no_grad()
+    def _embedded(
+        self, items: Sequence[tuple[str, dict[str, Any], str]], skipped: dict[int, str]
+    ) -> Iterator[tuple[list[int], Tensor, list[int]]]:
+        """Yield places of items, their embeddings `(B, P)` and, of audio, their samples."""
 
+        def name(place: int) -> str:
+            return f"{COLUMNS[self.collection.kind]} {items[place][0]}"
 
-def _batch_samples(batch_size: int) -> int:
-    return batch_size * _BATCH_SECONDS * SAMPLING_RATE
+        def skip(place: int, error: Exception) -> None:
+            skipped[place] = str(error)
 
-
-def _embed_pictures(model: Any, processor: Any, media: list[Any], branch: str | None, batch_size: int) -> np.ndarray:
-    return embed_pixels(model, media).numpy()
-
-
-@torch.no_grad()
-def _embed_recordings(model: Any, processor: Any, media: list[Any], branch: str | None, batch_size: int) -> np.ndarray:
-    embeds = np.empty((len(media), model.config.clip_config.projection_dim), np.float32)
-    for batch in batches_by_length(enumerate(media), batch_size, _batch_samples(batch_size)):
-        found = model.get_audio_features(**speech_inputs(model, processor, batch), branch=branch).pooler_output
-        embeds[[number for number, _ in batch]] = found.float().cpu().numpy()
-    release_memory()
-    return embeds
-
-
-def _model_facts(model: Any, kind: str, branch: str | None) -> dict[str, Any]:
-    name = str(model.name_or_path or "")
-    facts: dict[str, Any] = {"name": str(Path(name).resolve()) if name and Path(name).exists() else name}
-    if commit := getattr(model.config, "_commit_hash", None):
-        facts["revision"] = commit
-    return {**facts, "weights": weight_fingerprint(model, kind, branch)}
-
-
-def _processor_identity(processor: Any, kind: str) -> str:
-    part = processor.image_processor if kind == "images" else processor.feature_extractor
-    return hashlib.blake2b(
-        json.dumps(part.to_dict(), sort_keys=True, default=str).encode(), digest_size=16
-    ).hexdigest()
+        arguments = (self.model, self.processor, [source for _, source, _ in items], self.batch_size)
+        options = {"name": name, "on_error": skip if self.skip else None}
+        if self.collection.kind == "images":
+            batches = image_batches(*arguments, **options)
+        else:
+            batches = audio_batches(*arguments, **options, max_seconds=MAX_SECONDS)
+        for batch in batches:
+            if self.collection.kind == "images":
+                embeds = self.model.get_image_features(**batch.inputs).pooler_output
+            else:
+                embeds = self.model.get_audio_features(**batch.inputs, branch=self.branch).pooler_output
+            if wrong := (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist():
+                raise ValueError(f"The model gives NaN or infinity for {name(batch.rows[wrong[0]])}.")
+            yield batch.rows, embeds.float().cpu(), batch.lengths
