@@ -1,21 +1,17 @@
-"""`speechclip-plus convert`: a checkpoint of the original research code becomes a folder to load."""
+"""Conversion of a checkpoint of the original research code into a folder that `from_pretrained` loads."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import os
-import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
+from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPTextModel, Wav2Vec2FeatureExtractor
@@ -25,7 +21,7 @@ from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..hub_cards.converted_card import ConvertedCardFacts, render_converted_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from .checkpoint import let_go, plain, read_checkpoint
+from .checkpoint import read_checkpoint
 from .clip_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .original_config import (
     Settings,
@@ -111,10 +107,9 @@ def convert_checkpoint(
     given = None if vocabulary is None else read_vocabulary(vocabulary)
     preset_settings = None if preset is None else settings_of_preset(preset)
     with _progress(checkpoint, show_progress) as bar:
-        content = read_checkpoint(checkpoint, bar.update)
-        state = _state_dict(content, checkpoint)
+        state, saved = read_checkpoint(checkpoint, bar.update)
         weights, ignored = rename_original_weights(state)
-        hyperparameters = _hyperparameters(content)
+        hyperparameters = _hyperparameters(saved)
         found, notes = _settings(weights, state, hyperparameters, given, clip)
         if found["variant"] == "parallel" and FULL_TABLE in state:
             ignored["clip.model.token_embedding.weight"] = "reduced subword table, which only keywords need"
@@ -123,10 +118,12 @@ def convert_checkpoint(
         presets = matching_presets(found)
         _require_heads(found, hyperparameters, preset, presets)
         config, do_normalize = _configuration(found, presets)
-        on_disk = {value.untyped_storage().data_ptr() for value in state.values()}
-        _complete(weights, config, on_disk)
+        _check_complete(weights, config)
         with finished_folder(output_dir) as work:
-            _write_weights(weights, work, bar, on_disk)
+            bar.set_description("writing")
+            # Models that were put together on a GPU carry CLIP in half precision.
+            weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+            save_torch_state_dict(weights, work, max_shard_size=_MAX_SHARD_SIZE)
             processor = _processor(config, do_normalize, clip)
             if processor is None:
                 notes.append(
@@ -151,63 +148,13 @@ def convert_checkpoint(
     return conversion
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to a parser."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="file that the original research code wrote")
-    parser.add_argument("output_dir", type=Path, metavar="OUT", help="folder to make")
-    parser.add_argument("--preset", help="published configuration that fills in what the checkpoint does not tell")
-    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help=".npy of CLIP subword ids of a reduced table")
-    parser.add_argument("--clip", metavar="REPO_OR_DIR", help="CLIP with the full subword table, if CKPT has none")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Convert; returns the exit code."""
-    start = time.perf_counter()
-    conversion = convert_checkpoint(
-        args.checkpoint,
-        args.output_dir,
-        preset=args.preset,
-        vocabulary=args.vocabulary,
-        clip=args.clip,
-        force=args.force,
-        show_progress=True,
-    )
-    size = sum(file.stat().st_size for file in args.output_dir.iterdir())
-    print(f"{conversion.config.variant}, as published: {', '.join(conversion.presets) or 'none of these sizes'}")
-    print(f"{conversion.used} tensors used; {len(conversion.ignored)} not:")
-    reasons = Counter(reason.partition(" of clip.")[0] for reason in conversion.ignored.values())
-    for reason, count in reasons.most_common():
-        print(f"  {count} {reason}")
-    for note in conversion.notes:
-        print(f"note: {note}")
-    print(f"{args.output_dir}: {size / 1e6:,.0f} MB in {time.perf_counter() - start:.0f} s")
-    return 0
-
-
 def _progress(checkpoint: Path, show: bool) -> tqdm:
     size = checkpoint.stat().st_size if checkpoint.is_file() else 0
     return tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=not show)
 
 
-def _state_dict(content: Mapping[str, Any], checkpoint: Path) -> dict[str, Tensor]:
-    state = content.get("state_dict")
-    if not isinstance(state, Mapping) or not state:
-        raise ValueError(
-            f"{checkpoint} holds no state_dict, which a Lightning checkpoint has; it holds "
-            f"{', '.join(map(repr, list(content)[:5]))}."
-        )
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{checkpoint} holds in its state_dict {name!r}, a {type(value).__name__} and no tensor.")
-        if value.is_sparse or value.is_quantized or value.is_meta:
-            raise ValueError(f"{checkpoint} holds {name!r} in a layout that is no plain tensor's.")
-    return dict(state)
-
-
-def _hyperparameters(content: Mapping[str, Any]) -> dict[str, Any]:
+def _hyperparameters(saved: Any) -> dict[str, Any]:
     """The original's configuration: saved as an argument named `config`, or by itself."""
-    saved = plain(content.get("hyper_parameters"))
     if not isinstance(saved, dict):
         return {}
     config = saved.get("config")  # its own `config` is the name of the file that it was read from
@@ -297,7 +244,7 @@ def _configuration(settings: Settings, presets: list[str]) -> tuple[SpeechClipPl
     return config, do_normalize
 
 
-def _complete(weights: dict[str, Tensor], config: SpeechClipPlusConfig, on_disk: set[int]) -> None:
+def _check_complete(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> None:
     """Check that the weights are all of a model's, of the right sizes, and nothing besides."""
     if not config.loss_config.train_temperature:  # then the original keeps it outside of its weights
         weights["logit_scale"] = torch.tensor(math.log(1 / config.loss_config.temperature))
@@ -314,37 +261,6 @@ def _complete(weights: dict[str, Tensor], config: SpeechClipPlusConfig, on_disk:
             )
         if weights[name].is_floating_point() and not torch.isfinite(weights[name]).all():
             raise ValueError(f"What becomes {name!r} holds numbers that are infinite or none: training had failed.")
-        _let_go(weights[name], on_disk)
-
-
-def _write_weights(weights: dict[str, Tensor], folder: Path, bar: tqdm, on_disk: set[int]) -> None:
-    """Write shard by shard, so that no more than one is in memory besides what is mapped."""
-    bar.set_description("writing")
-    bar.reset(total=sum(value.numel() * 4 for value in weights.values()))
-    split = split_torch_state_dict_into_shards(
-        weights, filename_pattern="model{suffix}.safetensors", max_shard_size=_MAX_SHARD_SIZE
-    )
-    for file_name, names in split.filename_to_tensors.items():
-        shard = {name: _float32(weights[name]) for name in names}
-        save_file(shard, folder / file_name, metadata={"format": "pt"})
-        for name in names:
-            _let_go(weights[name], on_disk)
-        bar.update(sum(value.numel() * 4 for value in shard.values()))
-    if split.is_sharded:
-        write_json(
-            folder / "model.safetensors.index.json",
-            {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))},
-        )
-
-
-def _let_go(value: Tensor, on_disk: set[int]) -> None:
-    if value.untyped_storage().data_ptr() in on_disk:
-        let_go(value)
-
-
-def _float32(value: Tensor) -> Tensor:
-    # Models that were put together on a GPU carry CLIP in half precision; every such number is a float32 as well.
-    return (value.float() if value.is_floating_point() else value).contiguous()
 
 
 def _processor(

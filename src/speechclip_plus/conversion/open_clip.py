@@ -1,4 +1,4 @@
-"""open_clip models as transformers' `CLIPModel`, where both compute the same."""
+"""open_clip models converted to transformers' `CLIPModel`, where both compute the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from transformers.image_utils import PILImageResampling
 
+from ..atomic_files import check_new_folder, finished_folder
 from .clip_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .state_dict_names import rename_clip_weight
 
@@ -30,6 +32,7 @@ _NEUTRAL = {  # settings that may be there as long as they say this
 }  # fmt: skip
 _TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 _TOLERANCE = 1e-4
+_MAX_SHARD_SIZE = "2GB"
 _RESAMPLING = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
 
 
@@ -40,6 +43,39 @@ class ConvertedClip(NamedTuple):
     tokenizer: CLIPTokenizer
     image_processor: CLIPImageProcessor
     difference: float
+
+
+def import_open_clip(
+    architecture: str,
+    pretrained: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    force: bool = False,
+) -> float:
+    """Turn an open_clip model into a folder of transformers' `CLIPModel`, with tokenizer and image processor.
+
+    Args:
+        architecture: open_clip's name of it, such as `"ViT-B-32"` or `"ViT-L-14-quickgelu"`.
+        pretrained: One of open_clip's tags, such as `"laion2b_s34b_b79k"`, which is downloaded, or a file of weights.
+        output_dir: Folder to make.
+        force: Replace `output_dir` if it exists.
+
+    Returns:
+        The largest difference of any output between both models, on random inputs.
+
+    Raises:
+        ValueError: If the architecture is unknown or no plain CLIP; the message names what stands against it.
+        OSError: If the weights are not there.
+    """
+    output_dir = Path(output_dir)
+    check_new_folder(output_dir, force)
+    converted = convert_open_clip(architecture, pretrained)
+    with finished_folder(output_dir) as work:
+        converted.tokenizer.save_pretrained(work)
+        converted.image_processor.save_pretrained(work)
+        converted.model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE)
+        (work / "README.md").write_text(_card(output_dir.name, architecture, pretrained), encoding="utf-8")
+    return converted.difference
 
 
 def convert_open_clip(architecture: str, pretrained: str | os.PathLike) -> ConvertedClip:
@@ -204,4 +240,13 @@ def _image_processor(original: Any, side: int) -> CLIPImageProcessor:
         resample=_RESAMPLING[interpolation],
         image_mean=list(wanted.get("mean") or (0.48145466, 0.4578275, 0.40821073)),
         image_std=list(wanted.get("std") or (0.26862954, 0.26130258, 0.27577711)),
+    )
+
+
+def _card(name: str, architecture: str, pretrained: str | os.PathLike) -> str:
+    source = Path(pretrained).name if os.path.exists(pretrained) else pretrained
+    return (
+        "---\nlibrary_name: transformers\ntags:\n- clip\n---\n\n"
+        f"# {name}\n\nopen_clip's `{architecture}` with the weights `{source}`, converted to transformers' `CLIPModel`"
+        " by speechclip-plus. The licence is that of those weights.\n"
     )
