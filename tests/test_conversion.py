@@ -577,7 +577,7 @@ def test_tensors_that_nothing_uses_are_missing_or_have_another_size_are_errors(w
         (lambda s: s.update({"parallel_branch.linear_proj.weight": torch.ones(3, 3)}), "both belong to"),
         (lambda s: s.update({"cascaded_branch.bn_layer.bn_layers.0.bias": torch.ones(64)}), "of each place as well"),
         (lambda s: s.update({"clip.model.visual.layer1.0.weight": torch.ones(3)}), "ResNet"),
-        (lambda s: s.update({"clip.model.ln_final.bias": "text"}), "a str and no tensor"),
+        (lambda s: s.update({"clip.model.ln_final.bias": "text"}), "a str and no dense tensor"),
     ):
         state = OrderedDict((name, value.clone()) for name, value in complete.items())
         change(state)
