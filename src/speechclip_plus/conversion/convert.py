@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPTextModel, Wav2Vec2FeatureExtractor
@@ -28,6 +27,7 @@ from .original_config import (
     matching_presets,
     merge_settings,
     nested,
+    setting_at,
     settings_of_hyperparameters,
     settings_of_preset,
     settings_of_weights,
@@ -118,12 +118,10 @@ def convert_checkpoint(
         presets = matching_presets(found)
         _require_heads(found, hyperparameters, preset, presets)
         config, do_normalize = _configuration(found, presets)
-        _check_complete(weights, config)
+        model = _model_of(weights, config)
         with finished_folder(output_dir) as work:
             bar.set_description("writing")
-            # Models that were put together on a GPU carry CLIP in half precision.
-            weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-            save_torch_state_dict(weights, work, max_shard_size=_MAX_SHARD_SIZE)
+            model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE, remote_code=False)
             processor = _processor(config, do_normalize, clip)
             if processor is None:
                 notes.append(
@@ -144,7 +142,6 @@ def convert_checkpoint(
                 {"checkpoint": checkpoint.name, "sha256": digest, "used": conversion.used, "ignored": ignored,
                  "notes": notes, "presets": presets},
             )  # fmt: skip
-            config.save_pretrained(work)  # last: without it, nothing takes the folder for a model
     return conversion
 
 
@@ -174,7 +171,7 @@ def _settings(
     if reduced is None:
         raise ValueError("The checkpoint holds no subword table of CLIP (clip.model.token_embedding.weight).")
     full = state.get(FULL_TABLE)
-    was_reduced = (hyperparameters.get("clip") or {}).get("reduce_subword_embbedding")
+    was_reduced = setting_at(hyperparameters, "clip.reduce_subword_embbedding")
     if full is None and clip is not None:
         full = CLIPTextModel.from_pretrained(clip, dtype=torch.float32).get_input_embeddings().weight.detach()
     if full is None:
@@ -239,28 +236,25 @@ def _configuration(settings: Settings, presets: list[str]) -> tuple[SpeechClipPl
         (published,) = backbones.values()
         values |= {key: published[key] for key in ("speech_backbone", "clip_backbone")}
     config = SpeechClipPlusConfig(**{**values, "padding": "original"})
-    config.architectures = [SpeechClipPlusModel.__name__]
-    config.dtype = torch.float32
     return config, do_normalize
 
 
-def _check_complete(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> None:
-    """Check that the weights are all of a model's, of the right sizes, and nothing besides."""
+def _model_of(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> SpeechClipPlusModel:
+    """Put weights into a model without copying them; they must be all of its weights, and nothing besides."""
     if not config.loss_config.train_temperature:  # then the original keeps it outside of its weights
         weights["logit_scale"] = torch.tensor(math.log(1 / config.loss_config.temperature))
     with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in SpeechClipPlusModel(config).state_dict().items()}
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise ValueError(f"The checkpoint is incomplete: nothing in it becomes {', '.join(map(repr, missing[:5]))}.")
-    if extra := sorted(weights.keys() - expected.keys()):
-        raise ValueError(f"The {config.variant} model has no place for {', '.join(map(repr, extra[:5]))}.")
-    for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            raise ValueError(
-                f"What becomes {name!r} has the shape {tuple(weights[name].shape)}, but the model needs {shape}."
-            )
-        if weights[name].is_floating_point() and not torch.isfinite(weights[name]).all():
+        model = SpeechClipPlusModel(config)
+    # Models that were put together on a GPU carry CLIP in half precision.
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"What the checkpoint holds is not the whole of a {config.variant} model: {error}") from None
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"What becomes {name!r} holds numbers that are infinite or none: training had failed.")
+    return model
 
 
 def _processor(

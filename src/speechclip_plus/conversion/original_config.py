@@ -14,6 +14,8 @@ from ..configuration.presets import load_preset, preset_names
 _HUBERT_HEADS = {768: 12, 1024: 16, 1280: 16}
 _CLIP_HEAD_SIZE = 64
 _CIF_DROPOUT = 0.5  # whatever its configuration says, the original drops half (and does so twice)
+_CASCADED = "model_settings.cascaded_branch"
+_CIF = f"{_CASCADED}.downsampling.cif"
 
 Settings = dict[str, Any]  # dotted names of `SpeechClipPlusConfig`, such as "branch_config.layer_type"
 
@@ -48,62 +50,80 @@ def settings_of_weights(weights: Mapping[str, Tensor]) -> Settings:
     return found
 
 
+# Where the original's configuration has what neither weights nor names tell; BRANCH is the variant's branch.
+_PATHS = {
+    "speech_config.hidden_size": "BRANCH.transformer_args.d_model",
+    "branch_config.num_attention_heads": "BRANCH.transformer_args.nhead",
+    "branch_config.dropout": "BRANCH.transformer_args.dropout",
+    "branch_config.layer_norm_eps": "BRANCH.transformer_args.layer_norm_eps",
+    "loss_config.parallel_weight": "model_settings.parallel_objective_weight",
+    "loss_config.cascaded_weight": "model_settings.cascaded_objective_weight",
+    "loss_config.temperature": "cl_loss.args.temperature",
+    "retrieval_branch": "retrieval.audio_feat_src",
+    "normalize_hidden_states": "audio_encoder.normalize_hiddenstates",
+    "do_normalize": "data.dataset.normalize_waveform",
+}
+_CASCADED_PATHS = {
+    "keyword_config.projection_dropout": f"{_CASCADED}.keyword.kw_projection.dropout",
+    "keyword_config.num_keywords": f"{_CASCADED}.keyword.number",
+}
+_CIF_PATHS = {
+    "cif_config.threshold": f"{_CIF}.cif_threshold",
+    "cif_config.tail_threshold": f"{_CIF}.tail_handling_firing_threshold",
+    "cif_config.scale_until_step": f"{_CIF}.scaling_step",
+    "loss_config.quantity_weight": f"{_CIF}.quantity_loss_weight",
+}
+
+
 def settings_of_hyperparameters(config: Mapping[str, Any], variant: str) -> Settings:
     """Read what the original's configuration says, and neither weights nor names tell.
 
     Args:
-        config: The `config` of the checkpoint's `hyper_parameters`, as plain dictionaries. Whatever is not in it is
+        config: the `config` of the checkpoint's `hyper_parameters`, as plain dictionaries. Whatever is not in it is
             not in the answer.
-        variant: Of the model.
+        variant: of the model.
 
     Raises:
-        ValueError: If it asks for something that this package does not compute.
+        ValueError: if it asks for something that this package does not compute.
     """
-    model = config.get("model_settings") or {}
-    cascaded = model.get("cascaded_branch") or {}
-    branch = (model.get("parallel_branch") if variant == "parallel" else cascaded) or {}
-    transformer = branch.get("transformer_args") or {}
-    keyword = cascaded.get("keyword") or {}
-    cif = (cascaded.get("downsampling") or {}).get("cif") or {}
-    loss = (config.get("cl_loss") or {}).get("args") or {}
-    audio = config.get("audio_encoder") or {}
-    dataset = (config.get("data") or {}).get("dataset") or {}
-    if transformer.get("norm_first"):
-        raise ValueError("The checkpoint's branch normalises before attention (norm_first), which is not supported.")
-    found = {
-        "speech_config.hidden_size": transformer.get("d_model"),
-        "branch_config.num_attention_heads": transformer.get("nhead"),
-        "branch_config.dropout": transformer.get("dropout"),
-        "branch_config.layer_norm_eps": transformer.get("layer_norm_eps"),
-        "loss_config.parallel_weight": model.get("parallel_objective_weight"),
-        "loss_config.cascaded_weight": model.get("cascaded_objective_weight"),
-        "loss_config.temperature": loss.get("temperature"),
-        "retrieval_branch": (config.get("retrieval") or {}).get("audio_feat_src"),
-        "normalize_hidden_states": audio.get("normalize_hiddenstates"),
-        "do_normalize": dataset.get("normalize_waveform"),
-    }
+    branch = "model_settings.parallel_branch" if variant == "parallel" else _CASCADED
+    paths = {key: path.replace("BRANCH", branch) for key, path in _PATHS.items()}
     if variant != "parallel":
-        projection = keyword.get("kw_projection") or {}
-        found["keyword_config.projection_dropout"] = projection.get("dropout")
-        scale = (keyword.get("batchnorms") or {}).get("std_scale")
-        found["keyword_config.batch_norm_scale"] = scale[0] if isinstance(scale, list) else scale
-        if not variant.endswith("_plus"):
-            found["keyword_config.num_keywords"] = keyword.get("number")
-        quantizer = (cascaded.get("vq") or {}).get("args") or {}
-        found["keyword_config.temperature"] = _quantizer_temperature(quantizer.get("temp"))
-        if quantizer.get("hard") is False:
-            raise ValueError("The checkpoint's quantiser mixes subwords (hard: false), which is not supported.")
+        paths |= _CASCADED_PATHS
+    if variant.endswith("_plus"):
+        paths |= _CIF_PATHS
+        del paths["keyword_config.num_keywords"]
+    found = {key: setting_at(config, path) for key, path in paths.items()}
+    if setting_at(config, f"{branch}.transformer_args.norm_first"):
+        raise ValueError("The checkpoint's branch normalises before attention (norm_first), which is not supported.")
+    if variant != "parallel":
+        scale = setting_at(config, f"{_CASCADED}.keyword.batchnorms.std_scale")
+        found["keyword_config.batch_norm_scale"] = scale[0] if isinstance(scale, list) and scale else scale
+        found["keyword_config.temperature"] = _quantizer_temperature(setting_at(config, f"{_CASCADED}.vq.args.temp"))
+        if setting_at(config, f"{_CASCADED}.vq.args.hard") is False:
+            raise ValueError("The checkpoint's quantiser mixes tokens (hard: false), which is not supported.")
     if variant.endswith("_plus"):
         found["cif_config.dropout"] = _CIF_DROPOUT
-        found["cif_config.threshold"] = cif.get("cif_threshold")
-        found["cif_config.tail_threshold"] = cif.get("tail_handling_firing_threshold")
-        found["cif_config.scale_until_step"] = cif.get("scaling_step")
-        found["loss_config.quantity_weight"] = cif.get("quantity_loss_weight")
-        if cif.get("apply_scaling") is False:
+        if setting_at(config, f"{_CIF}.apply_scaling") is False:
             found["cif_config.scale_until_step"] = 0
-        if cif.get("apply_tail_handling") is False:  # a remainder never reaches the whole threshold
-            found["cif_config.tail_threshold"] = cif.get("cif_threshold")
+        if setting_at(config, f"{_CIF}.apply_tail_handling") is False:  # a remainder never reaches a whole threshold
+            found["cif_config.tail_threshold"] = found["cif_config.threshold"]
     return {key: value for key, value in found.items() if value is not None}
+
+
+def setting_at(config: Any, path: str) -> Any:
+    """Value at a dotted path of nested dictionaries; None where there is none.
+
+    Raises:
+        ValueError: if something else than a dictionary stands where the path goes on.
+    """
+    for name in path.split("."):
+        if config is None:
+            return None
+        if not isinstance(config, Mapping):
+            raise ValueError(f"The checkpoint's hyper-parameters hold no dictionary above {name!r} of {path}.")
+        config = config.get(name)
+    return config
 
 
 def settings_of_preset(name: str) -> Settings:
