@@ -830,6 +830,22 @@ def test_objects_become_dictionaries_of_their_attributes_and_items(write):
     assert plain(items) == {"best": 81.03, "seen": [1, 2]}
 
 
+def test_hostile_names_and_misplaced_settings_are_one_short_line_without_control_codes(write, tmp_path, capsys):
+    model = make_model("parallel")
+    settings = hyperparameters(model.config)
+    cases = {
+        "name": ({"\x1b[31m" + "a" * 4_000_000: torch.ones(1)}, settings, "a tensor called"),
+        "list": (to_original(model), {**settings, "model_settings": [1]}, "hold no dictionary above"),
+        "long": (to_original(model), {**settings, "retrieval": "\x1b" * 4_000_000}, "hold no dictionary above"),
+    }
+    for name, (state, config, message) in cases.items():
+        path = write(state, config, name=name)
+        assert cli.main(["convert", str(path), str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and message in error
+        assert len(error) < 1_200 and error.isprintable()
+
+
 # The output
 
 

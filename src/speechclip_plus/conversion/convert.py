@@ -23,6 +23,7 @@ from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlus
 from .checkpoint import read_checkpoint
 from .clip_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .original_config import (
+    HUBERT_HEADS,
     Settings,
     matching_presets,
     merge_settings,
@@ -106,7 +107,8 @@ def convert_checkpoint(
                 raise ValueError(f"{source} is in {output_dir}, which would be replaced; name another folder.")
     given = None if vocabulary is None else read_vocabulary(vocabulary)
     preset_settings = None if preset is None else settings_of_preset(preset)
-    with _progress(checkpoint, show_progress) as bar:
+    size = checkpoint.stat().st_size
+    with tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=not show_progress) as bar:
         state, saved = read_checkpoint(checkpoint, bar.update)
         weights, ignored = rename_original_weights(state)
         hyperparameters = _hyperparameters(saved)
@@ -119,35 +121,31 @@ def convert_checkpoint(
         _require_heads(found, hyperparameters, preset, presets)
         config, do_normalize = _configuration(found, presets)
         model = _model_of(weights, config)
+        processor = _processor(config, do_normalize, clip)
+        if processor is None:
+            notes.append(
+                f"no processor was written: CLIP's {config.clip_config.text_config.vocab_size} tokens are not those "
+                "of OpenAI's tokenizer; clip=REPOSITORY_OR_FOLDER would supply one"
+            )
+        conversion = Conversion(config, presets, len(state) - len(ignored), ignored, notes)
+        bar.set_description("writing")
         with finished_folder(output_dir) as work:
-            bar.set_description("writing")
             model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE, remote_code=False)
-            processor = _processor(config, do_normalize, clip)
-            if processor is None:
-                notes.append(
-                    f"no processor was written: CLIP's {config.clip_config.text_config.vocab_size} subwords are not "
-                    "those of OpenAI's tokenizer; clip=REPOSITORY_OR_FOLDER would supply one"
-                )
-            else:
+            if processor is not None:
                 processor.save_pretrained(work)
-            digest = _sha256(checkpoint)
-            conversion = Conversion(config, presets, len(state) - len(ignored), ignored, notes)
-            facts = ConvertedCardFacts(
-                name=output_dir.name, config=config, file_name=checkpoint.name, sha256=digest, presets=presets,
-                notes=notes,
-            )  # fmt: skip
-            (work / "README.md").write_text(render_converted_card(facts), encoding="utf-8")
-            write_json(
-                work / REPORT,
-                {"checkpoint": checkpoint.name, "sha256": digest, "used": conversion.used, "ignored": ignored,
-                 "notes": notes, "presets": presets},
-            )  # fmt: skip
+            _write_card_and_report(conversion, checkpoint, work, output_dir.name)
     return conversion
 
 
-def _progress(checkpoint: Path, show: bool) -> tqdm:
-    size = checkpoint.stat().st_size if checkpoint.is_file() else 0
-    return tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=not show)
+def _write_card_and_report(conversion: Conversion, checkpoint: Path, folder: Path, name: str) -> None:
+    with checkpoint.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = ConvertedCardFacts(
+        name, conversion.config, checkpoint.name, sha256, presets=conversion.presets, notes=conversion.notes
+    )
+    (folder / "README.md").write_text(render_converted_card(facts), encoding="utf-8")
+    report = {key: value for key, value in vars(conversion).items() if key != "config"}
+    write_json(folder / REPORT, {"checkpoint": checkpoint.name, "sha256": sha256, **report})
 
 
 def _hyperparameters(saved: Any) -> dict[str, Any]:
@@ -200,16 +198,12 @@ def _settings(
     if known.get("retrieval_branch") not in ("parallel", "cascaded") or found["variant"] in ("parallel", "cascaded"):
         known.pop("retrieval_branch", None)
     width, heads = found["speech_config.hidden_size"], found["speech_config.num_attention_heads"]
-    if not any(_speech_size(name) == width for name in ("parallel-base-flickr8k", "parallel-large-flickr8k")):
+    if width not in HUBERT_HEADS:
         notes.append(
             f"HuBERT of width {width} is taken to have {heads} attention heads, as many as groups in its positional "
             "convolution: nothing in the file tells"
         )
     return merge_settings(("the weights", found), ("the checkpoint's hyper-parameters", known)), notes
-
-
-def _speech_size(preset: str) -> int:
-    return SpeechClipPlusConfig.from_preset(preset).hidden_size
 
 
 def _require_heads(
@@ -276,8 +270,3 @@ def _processor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
         tokenizer=tokenizer,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..configuration.presets import load_preset, preset_names
 
 # Attention heads leave no trace in the weights. HuBERT comes in these widths; CLIP always has 64 channels a head.
-_HUBERT_HEADS = {768: 12, 1024: 16, 1280: 16}
+HUBERT_HEADS = {768: 12, 1024: 16, 1280: 16}
 _CLIP_HEAD_SIZE = 64
 _CIF_DROPOUT = 0.5  # whatever its configuration says, the original drops half (and does so twice)
 _CASCADED = "model_settings.cascaded_branch"
@@ -200,7 +201,7 @@ def _speech(weights: Mapping[str, Tensor]) -> Settings:
         "num_hidden_layers": _count(weights, f"{prefix}encoder.layers."),
         # Of other widths than the published ones nothing is known but that fairseq's own default has as many heads as
         # groups in the positional convolution.
-        "num_attention_heads": _HUBERT_HEADS.get(width, groups),
+        "num_attention_heads": HUBERT_HEADS.get(width, groups),
         "intermediate_size": _shape(weights, f"{prefix}encoder.layers.0.feed_forward.intermediate_dense.weight")[0],
         "feat_extract_norm": "layer" if each else "group",
         "do_stable_layer_norm": each,
@@ -220,6 +221,7 @@ def _clip(weights: Mapping[str, Tensor]) -> Settings:
     patches = _shape(weights, "clip.vision_model.embeddings.patch_embedding.weight")
     places = _shape(weights, "clip.vision_model.embeddings.position_embedding.weight")[0]
     vocabulary, text_width = _shape(weights, "clip.text_model.embeddings.token_embedding.weight")
+    text_positions = _shape(weights, "clip.text_model.embeddings.position_embedding.weight")[0]
     joint = _shape(weights, "clip.text_projection.weight")[0]
     found: Settings = {"projection_dim": joint}
     for tower, width in (("text", text_width), ("vision", patches[0])):
@@ -233,9 +235,7 @@ def _clip(weights: Mapping[str, Tensor]) -> Settings:
         }
     return found | {
         "text_config.vocab_size": vocabulary,
-        "text_config.max_position_embeddings": _shape(weights, "clip.text_model.embeddings.position_embedding.weight")[
-            0
-        ],
+        "text_config.max_position_embeddings": text_positions,
         # OpenAI's tokenizer has the start and the end subword last.
         "text_config.bos_token_id": vocabulary - 2,
         "text_config.eos_token_id": vocabulary - 1,
@@ -274,12 +274,8 @@ def _hidden_size(weights: Mapping[str, Tensor], head: str) -> int | None:
 
 def _quantizer_temperature(text: Any) -> float | None:
     """Read "fixed=0.1", or "learnable=0.1", which starts from there."""
-    if not isinstance(text, str) or "=" not in text:
-        return None
-    try:
-        return float(text.partition("=")[2])
-    except ValueError:
-        return None
+    match = re.fullmatch(r"(?:fixed|learnable)=(\d+(?:\.\d+)?)", str(text))
+    return None if match is None else float(match[1])
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Settings:
@@ -301,4 +297,4 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return f"a list of {len(value)} entries" if isinstance(value, list) and len(value) > 10 else repr(value)
+    return f"a list of {len(value)} entries" if isinstance(value, list) and len(value) > 10 else repr(value)[:200]
