@@ -6,7 +6,6 @@ runs `speechclip-plus convert` on it in a process of its own.
 
 import argparse
 import importlib.util
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,23 +31,28 @@ def main() -> None:
         started = time.perf_counter()
         command = [sys.executable, "-m", "speechclip_plus_cli", "convert", str(checkpoint), str(output)]
         process = subprocess.Popen([*command, "--preset", args.preset])
-        _, status, usage = os_wait(process)
-        if status:
-            raise SystemExit(f"the conversion failed: exit code {status}")
+        peak, peak_own = watch_memory(process)
+        if process.returncode:
+            raise SystemExit(f"the conversion failed: exit code {process.returncode}")
         seconds = time.perf_counter() - started
         written = sum(file.stat().st_size for file in output.iterdir())
-        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(
         f"{args.preset}: checkpoint {size / 1e9:.2f} GB, converted in {seconds:.0f} s, peak memory "
-        f"{peak / 1e9:.2f} GB ({peak / size:.2f} x the checkpoint), output {written / 1e9:.2f} GB"
+        f"{peak / 1e9:.2f} GB, without mapped files {peak_own / 1e9:.2f} GB ({peak_own / size:.2f} x the checkpoint), "
+        f"output {written / 1e9:.2f} GB"
     )
 
 
-def os_wait(process: subprocess.Popen) -> tuple[int, int, resource.struct_rusage]:
-    """Wait for a process; its id, exit status and resource usage."""
-    import os
-
-    return os.wait4(process.pid, 0)
+def watch_memory(process: subprocess.Popen) -> tuple[int, int]:
+    """Wait for a process; its peak resident memory in bytes, in all and without mapped files (Linux)."""
+    peaks = {"VmRSS": 0, "RssAnon": 0}
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        for name in peaks.keys() & fields.keys():
+            peaks[name] = max(peaks[name], 1024 * int(fields[name].split()[0]))
+        time.sleep(0.05)
+    return peaks["VmRSS"], peaks["RssAnon"]
 
 
 def write(preset: str, path: Path) -> None:

@@ -18,9 +18,8 @@ import torch
 from safetensors import safe_open
 
 from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor
-from speechclip_plus.conversion import convert, original_config
+from speechclip_plus.conversion import checkpoint, convert, original_config
 from speechclip_plus.conversion.checkpoint import (
-    Record,
     UnsafeCheckpointError,
     plain,
     read_checkpoint,
@@ -568,17 +567,17 @@ def test_tensors_that_nothing_uses_are_missing_or_have_another_size_are_errors(w
     complete = to_original(model)
     for change, message in (
         (lambda s: s.update({"mystery.weight": torch.zeros(1)}), "no part of a SpeechCLIP model: mystery.weight"),
-        (lambda s: s.pop("cascaded_branch.linear_proj.bias"), "nothing in it becomes 'keyword_projection.bias'"),
+        (lambda s: s.pop("cascaded_branch.linear_proj.bias"), 'Missing key.*"keyword_projection.bias"'),
         (
             lambda s: s.update({"audio_encoder.encoder.layer_norm.bias": torch.zeros(3)}),
-            r"shape \(3,\), but the model needs",
+            r"size mismatch for speech_encoder.feature_projection.layer_norm.bias",
         ),
         (lambda s: s["audio_encoder.encoder.layer_norm.bias"].fill_(torch.nan), "infinite or none"),
         (lambda s: s.update({"cascaded_branch.clip.model.ln_final.bias": torch.ones(64)}), "should be a copy"),
         (lambda s: s.update({"parallel_branch.linear_proj.weight": torch.ones(3, 3)}), "both belong to"),
         (lambda s: s.update({"cascaded_branch.bn_layer.bn_layers.0.bias": torch.ones(64)}), "of each place as well"),
         (lambda s: s.update({"clip.model.visual.layer1.0.weight": torch.ones(3)}), "ResNet"),
-        (lambda s: s.update({"clip.model.ln_final.bias": "text"}), "a str and no tensor"),
+        (lambda s: s.update({"clip.model.ln_final.bias": "text"}), "a str and no dense tensor"),
     ):
         state = OrderedDict((name, value.clone()) for name, value in complete.items())
         change(state)
@@ -608,14 +607,14 @@ class Evil:
         (os.system, ("touch {}",), r"(posix|nt|os)\.system"),
         (eval, ("open({!r}, 'w')",), "builtins.eval"),
         (exec, ("open({!r}, 'w')",), "builtins.exec"),
-        (subprocess.check_output, (["touch", "{}"],), "subprocess.check_output"),
-        (torch.UntypedStorage.from_file, ("{}", True, 8), r"torch\._C\.StorageBase"),
+        (subprocess.check_output, (["touch", "{}"],), r"(subprocess|commands)\.check_output"),
+        (torch.UntypedStorage.from_file, ("{}", True, 8), r"builtins\.getattr|torch\._C\.StorageBase"),
         (torch.from_file, ("{}", True, 8), r"torch\._C\._VariableFunctionsClass"),
         (torch.load, ("{}",), "torch.serialization.load"),
         (pickle.loads, (b"",), r"pickle\.loads"),
-        (getattr, (dict, "fromkeys"), "attribute fromkeys of"),
+        (getattr, (dict, "fromkeys"), r"builtins\.getattr"),
         (np.load, ("{}",), r"numpy\.load|numpy.*load"),
-        (pytest.main, (["{}"],), r"call .*main"),
+        (pytest.main, (["{}"],), r"asks for .*main"),
     ],
 )
 def test_a_checkpoint_that_asks_for_more_than_data_is_refused_by_name_and_nothing_runs(
@@ -631,10 +630,12 @@ def test_a_checkpoint_that_asks_for_more_than_data_is_refused_by_name_and_nothin
     logger.run = evil
     content = {"state_dict": {}, "hyper_parameters": evil if where == "top" else {"logger": logger}}
     torch.save(content, tmp_path / "evil.ckpt", pickle_protocol=max(protocol, 2))
+    if protocol == 4:  # torch reads no opcodes but those of protocol 2
+        named = "Unsupported operand"
     with pytest.raises(UnsafeCheckpointError, match=named):
         read_checkpoint(tmp_path / "evil.ckpt")
     (tmp_path / "bare.ckpt").write_bytes(pickle.dumps(content, protocol=protocol))
-    with pytest.raises(ValueError, match=f"{named}|no checkpoint"):
+    with pytest.raises(ValueError, match="no checkpoint of torch.save"):
         read_checkpoint(tmp_path / "bare.ckpt")
     with pytest.raises(UnsafeCheckpointError, match=named):
         convert_checkpoint(tmp_path / "evil.ckpt", tmp_path / "out")
@@ -654,18 +655,18 @@ def test_what_stands_for_real_functions_cannot_be_changed_or_used_to_reach_other
     # GLOBAL _rebuild_tensor_v2, a state that replaces its defaults, BUILD: pickle would change the real function.
     change = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__N\x85s\x86b."
     before = torch._utils._rebuild_tensor_v2.__defaults__
-    with pytest.raises(UnsafeCheckpointError, match="asks to change"):
+    with pytest.raises(UnsafeCheckpointError, match="Can only build"):
         read_checkpoint(archive(tmp_path / "change.ckpt", change))
     assert torch._utils._rebuild_tensor_v2.__defaults__ == before
     dotted = b"\x80\x04\x8c\x0bcollections\x8c\x1dOrderedDict.__init_subclass__\x93."
-    with pytest.raises(UnsafeCheckpointError, match="OrderedDict.__init_subclass__"):
+    with pytest.raises(UnsafeCheckpointError, match="Unsupported operand"):
         read_checkpoint(archive(tmp_path / "dotted.ckpt", dotted))
-    with pytest.raises(UnsafeCheckpointError, match="TorchScript"):
+    with pytest.raises(ValueError, match="torchscript"):
         read_checkpoint(archive(tmp_path / "script.ckpt", b"\x80\x02}.", **{"constants.pkl": b""}))
 
 
-def test_an_archive_that_readers_understand_differently_is_read_as_it_was_checked(tmp_path):
-    # The end record gives the directory's place (here that of a TorchScript program, which torch.load would run) and
+def test_a_program_that_only_some_readers_find_in_an_archive_is_refused(tmp_path):
+    # The end record gives the directory's place (here that of a TorchScript program, which torch.load can run) and
     # its size; zipfile looks for it right in front of the record, other readers at the place.
     def parts(comment=b"", **entries):
         path = archive(tmp_path / "part", b"\x80\x02}.", **entries)
@@ -690,41 +691,48 @@ def test_an_archive_that_readers_understand_differently_is_read_as_it_was_checke
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, size, start, 0)
     (tmp_path / "both.ckpt").write_bytes(shown + hidden[:hidden_start] + bytes(directory) + end)
     assert "constants.pkl" in torch._C.PyTorchFileReader(str(tmp_path / "both.ckpt")).get_all_records()
-    assert read_checkpoint(tmp_path / "both.ckpt") == {}
+    with pytest.raises(ValueError, match="torchscript"):
+        read_checkpoint(tmp_path / "both.ckpt")
 
 
 def integer(value):
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
-LAUGHS = b"X\x01\0\0\0aq\x000" + b"".join(
-    b"(" + (b"h" + bytes([level])) * 10 + b"lq" + bytes([level + 1]) + b"0" for level in range(30)
-)
-
-
 @pytest.mark.parametrize(
     ("pickled", "message"),
     [
-        (b"c__builtin__\nbytearray\n" + integer(10**12) + b"\x85R.", "1,000,000,000,000 empty bytes"),
-        (b"c__builtin__\nbytes\n" + integer(10**12) + b"\x85R.", "1,000,000,000,000 empty bytes"),
-        (b"}r" + struct.pack("<I", 2**31 - 1) + b".", "numbers more objects"),
-        (LAUGHS + b"c__builtin__\nstr\nh\x1e\x85R.", "asks for a list as text"),
-        (LAUGHS + b"c__builtin__\ngetattr\nh\x1eX\x01\0\0\0x\x86R.", "the attribute x of a list"),
-        (b"c__main__\na\n0" + b"".join(b"cm\na%d\n0" % n for n in range(10_001)) + b"}.", "more classes"),
+        (b"c__builtin__\nbytearray\n" + integer(10**12) + b"\x85R.", "MemoryError"),
+        (b"]" + (b"c__builtin__\nbytearray\n" + integer(3 * 10**8) + b"\x85Ra") * 9 + b".", "MemoryError"),
+        (b"c__builtin__\nbytes\n" + integer(10**12) + b"\x85R.", r"asks for builtins\.bytes"),
+        (b"}r" + struct.pack("<I", 2**31 - 1) + b".", "no state_dict"),
+        (b"c__builtin__\nstr\n(t\x85R.", r"asks for builtins\.str"),
+        (b"".join(b"cm\na%d\n" % n for n in range(10_001)) + b"}.", r"asks for m\.a"),
+        (b"c" + b"a\x1b[31m" * 500_000 + b"\nb\n.", "asks for a"),
+        # Keys whose hash is nested too deeply for C's stack, takes for ever, or is that of all others.
+        (b"}" + b")" + b"\x85" * 1_000_000 + b"Ns.", "crashes, or takes more"),
+        (b"})" + b"q\0h\0\x86" * 100 + b"Ns.", "crashes, or takes more"),
+        (b"}(" + b"".join(b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little", signed=True) + b"N"
+                         for n in range(1, 60_000)) + b"u.", "crashes, or takes more"),
     ],
-)
-def test_a_few_bytes_cannot_ask_for_any_amount_of_memory(pickled, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+)  # fmt: skip
+def test_a_few_bytes_cannot_ask_for_any_amount_of_memory_or_time(pickled, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_MAX_SECONDS", 2)
+    with pytest.raises(ValueError, match=message) as error:
         read_checkpoint(archive(tmp_path / "evil.ckpt", b"\x80\x02" + pickled))
+    assert len(str(error.value)) < 500
 
 
-def test_settings_that_never_end_are_an_error(tmp_path):
-    laughs = read_checkpoint(archive(tmp_path / "laughs.ckpt", b"\x80\x02" + LAUGHS + b"}X\x01\0\0\0ah\x1es."))
-    with pytest.raises(ValueError, match="too deeply, or too many"):
-        plain(laughs)
-    deep = b"\x80\x02}X\x01\0\0\0a" + b"]" * 100_000 + b"a" * 99_999 + b"s."
-    with pytest.raises(ValueError, match="too deeply, or too many"):
-        plain(read_checkpoint(archive(tmp_path / "deep.ckpt", deep)))
+def test_settings_that_never_end_are_an_error(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_MAX_SECONDS", 2)
+    laughs, deep = [], []
+    for _ in range(40):
+        laughs = [laughs] * 10
+    with pytest.raises(ValueError, match="crashes, or takes more"):
+        read_checkpoint(write({"w": torch.ones(1)}, {"a": laughs}))
+    deep = b"\x80\x02}X\x10\0\0\0hyper_parameters" + b"]" * 100_000 + b"a" * 99_999 + b"s."
+    with pytest.raises(ValueError, match="recursion depth|no state_dict"):
+        read_checkpoint(archive(tmp_path / "deep.ckpt", deep))
 
 
 @pytest.mark.parametrize(
@@ -732,20 +740,20 @@ def test_settings_that_never_end_are_an_error(tmp_path):
     [
         (4, 1, 4, None),
         (100, 0, 4, None),  # an expanded tensor
-        (10**11, 0, 4, r"shape \(100000000000,\) of 4 numbers"),
-        (5, 1, 4, "of 4 numbers"),
-        (40, 1, 40, "holds 16 bytes of 160"),
-        (4, 1, -4, "holds 16 bytes of -16"),
-        (4, 1, 10**12, "holds 16 bytes of"),
+        (10**11, 0, 4, r"shape \(100000000000,\), but 16 bytes"),
+        (5, 1, 4, "resize storage"),
+        (40, 1, 40, "shape .*, but 160 bytes"),
+        (4, 1, -4, "resize storage"),
+        (4, 1, 10**12, "shape .*, but .* bytes"),
     ],
 )
 def test_tensors_are_what_the_file_holds_of_them(size, stride, numbers, message, tmp_path):
     storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu" + integer(numbers) + b"tQ"
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + integer(0) + integer(size) + b"\x85"
-    pickled = b"\x80\x02}X\x01\0\0\0w" + tensor + integer(stride) + b"\x85\x89}tRs."
+    pickled = b"\x80\x02}X\x0a\0\0\0state_dict}X\x01\0\0\0w" + tensor + integer(stride) + b"\x85\x89}tRss."
     path = archive(tmp_path / "file.ckpt", pickled, **{"data/0": bytes(16)})
     if message is None:
-        assert read_checkpoint(path)["w"].tolist() == [0] * size
+        assert read_checkpoint(path).state_dict["w"].tolist() == [0] * size
     else:
         with pytest.raises(ValueError, match=message):
             read_checkpoint(path)
@@ -754,10 +762,10 @@ def test_tensors_are_what_the_file_holds_of_them(size, stride, numbers, message,
 @pytest.mark.parametrize(
     "bare", [b"(S'touch'\nios\nsystem\n.", b"cos\nsystem\n(S'touch'\ntR.", b"(cos\nsystem\nS'touch'\no."]
 )
-def test_what_a_bare_pickle_asks_for_is_named_whatever_its_protocol(bare, tmp_path):
+def test_bare_pickles_are_not_read_whatever_their_protocol(bare, tmp_path):
     for name, content in (("bare", bare), ("legacy", pickle.dumps(0x1950A86A20F9469CFC6C, 2) + bare)):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UnsafeCheckpointError, match=r"asks for os\.system"):
+        with pytest.raises(ValueError, match="no checkpoint of torch.save"):
             read_checkpoint(tmp_path / name)
 
 
@@ -765,10 +773,14 @@ def test_archives_that_torch_save_does_not_write_are_refused(tmp_path):
     archive(tmp_path / "two", b"\x80\x02}.")
     with zipfile.ZipFile(tmp_path / "two", "a") as file:
         file.writestr("other/data.pkl", b"\x80\x02}.")
-    with pytest.raises(ValueError, match="other/data.pkl twice, or beside"):
+    with pytest.raises(ValueError, match="other/data.pkl"):
         read_checkpoint(tmp_path / "two")
-    with pytest.raises(ValueError, match="other byte order"):
-        read_checkpoint(archive(tmp_path / "big", b"\x80\x02}.", byteorder=b"big"))
+    torch.save({"state_dict": {"w": torch.ones(9)}}, tmp_path / "stored")
+    with zipfile.ZipFile(tmp_path / "stored") as stored, zipfile.ZipFile(tmp_path / "packed", "w") as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="compressed"):
+        read_checkpoint(tmp_path / "packed")
 
 
 def test_damaged_files_and_files_of_other_kinds_are_one_clear_error(write, tmp_path):
@@ -787,10 +799,10 @@ def test_damaged_files_and_files_of_other_kinds_are_one_clear_error(write, tmp_p
             convert_checkpoint(tmp_path / name, tmp_path / "out")
     middle = len(content) // 2
     (tmp_path / "flipped").write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    with pytest.raises(ValueError, match="damaged at its entry"):
+    with pytest.raises(ValueError, match="damaged .* Bad CRC-32"):
         convert_checkpoint(tmp_path / "flipped", tmp_path / "out")
     torch.save({"state_dict": {}}, tmp_path / "legacy", _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match="before 1.6"):
+    with pytest.raises(ValueError, match=r"since PyTorch 1\.6"):
         convert_checkpoint(tmp_path / "legacy", tmp_path / "out")
     torch.save({"model": {}}, tmp_path / "other")
     with pytest.raises(ValueError, match="no state_dict.* it holds 'model'"):
@@ -800,7 +812,7 @@ def test_damaged_files_and_files_of_other_kinds_are_one_clear_error(write, tmp_p
         convert_checkpoint(tmp_path / "list", tmp_path / "out")
     with zipfile.ZipFile(tmp_path / "zip", "w") as file:
         file.writestr("a.txt", "a")
-    with pytest.raises(ValueError, match=r"no data\.pkl"):
+    with pytest.raises(ValueError, match="not in a subdirectory: a.txt"):
         convert_checkpoint(tmp_path / "zip", tmp_path / "out")
     with pytest.raises(ValueError, match="is a folder"):
         convert_checkpoint(tmp_path, tmp_path / "out")
@@ -809,14 +821,29 @@ def test_damaged_files_and_files_of_other_kinds_are_one_clear_error(write, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_objects_become_records_of_their_attributes(write):
-    content = read_checkpoint(write({"w": torch.ones(2)}, {"a": {"b": [1, {"c": 2}]}}))
-    assert plain(content["hyper_parameters"])["config"] == {"a": {"b": [1, {"c": 2}]}}
-    logger = content["hyper_parameters"]["logger"]
-    assert isinstance(logger, Record) and "WandbLogger" in repr(logger)
-    assert plain(logger) == {"_save_dir": ["exp"], "step": 3.5, "self": None}
-    callback = content["callbacks"]["ModelCheckpoint"]
-    assert dict(callback.items) == {"best": pytest.approx(81.03)} and callback.state == {"seen": {1, 2}}
+def test_objects_become_dictionaries_of_their_attributes_and_items(write):
+    found = read_checkpoint(write({"w": torch.ones(2)}, {"a": {"b": [1, {"c": 2}]}})).hyper_parameters
+    assert found["config"] == {"a": {"b": [1, {"c": 2}]}}
+    assert found["logger"]["self"] is None and found["logger"]["_save_dir"] == {}
+    items, attributes = OrderedDict(best=81.03), {"seen": {1, 2}}
+    items.__dict__.update(attributes)
+    assert plain(items) == {"best": 81.03, "seen": [1, 2]}
+
+
+def test_hostile_names_and_misplaced_settings_are_one_short_line_without_control_codes(write, tmp_path, capsys):
+    model = make_model("parallel")
+    settings = hyperparameters(model.config)
+    cases = {
+        "name": ({"\x1b[31m" + "a" * 4_000_000: torch.ones(1)}, settings, "a tensor called"),
+        "list": (to_original(model), {**settings, "model_settings": [1]}, "hold no dictionary above"),
+        "long": (to_original(model), {**settings, "retrieval": "\x1b" * 4_000_000}, "hold no dictionary above"),
+    }
+    for name, (state, config, message) in cases.items():
+        path = write(state, config, name=name)
+        assert cli.main(["convert", str(path), str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and message in error
+        assert len(error) < 1_200 and error.isprintable()
 
 
 # The output
@@ -849,13 +876,13 @@ def test_an_existing_folder_is_replaced_only_when_told_and_kept_after_an_error(w
 def test_an_interrupted_conversion_leaves_nothing(write, tmp_path, monkeypatch):
     model = make_model("parallel")
     path = write(to_original(model), model.config)
-    saved = convert.save_file
+    saved = SpeechClipPlusModel.save_pretrained
 
-    def interrupt(shard, file, **options):
-        saved(shard, file, **options)
+    def interrupt(model, folder, **options):
+        saved(model, folder, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "save_file", interrupt)
+    monkeypatch.setattr(SpeechClipPlusModel, "save_pretrained", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(path, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.ckpt"]

@@ -73,7 +73,7 @@ def test_an_open_clip_model_becomes_a_backbone_that_computes_the_same(name, open
         ("tiny-average", "pool_type = 'avg'"),
         ("tiny-new", "surprise = 3"),
         ("tiny-wide", "image_size = [32, 48]"),
-        ("tiny-words", "it has 600 subwords"),
+        ("tiny-words", "it has 600 tokens"),
         ("ViT-B-33", "knows no architecture 'ViT-B-33'. Near to it: ViT-B-32"),
     ],
 )
@@ -125,16 +125,16 @@ def test_files_that_are_no_weights_of_the_architecture_are_an_error_that_says_so
     assert cli.main(["import-clip", "tiny-short", str(tmp_path / "short"), str(tmp_path / "out")]) == 0
 
 
-def test_pictures_are_resized_as_the_weights_were_trained(open_clip):
+def test_images_are_resized_as_the_weights_were_trained(open_clip):
     from speechclip_plus.conversion.open_clip import _image_processor
 
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 80, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 80, 3), dtype=np.uint8))
     for mode in ("shortest", "squash"):
         wanted = {"resize_mode": mode, "interpolation": "bicubic"}
         model, _, transform = open_clip.create_model_and_transforms(
             "tiny-gelu", image_resize_mode=mode, image_interpolation="bicubic"
         )
         assert model.visual.preprocess_cfg.items() >= wanted.items()
-        theirs = transform(picture)
-        ours = _image_processor(model, 32)(picture, return_tensors="pt").pixel_values[0]
+        theirs = transform(image)
+        ours = _image_processor(model, 32)(image, return_tensors="pt").pixel_values[0]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05)

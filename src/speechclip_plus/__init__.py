@@ -26,7 +26,7 @@ from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusP
 
 if TYPE_CHECKING:
     from .conversion.convert import convert_checkpoint
-    from .conversion.import_clip import import_open_clip
+    from .conversion.open_clip import import_open_clip
     from .hub_cards.push import push_folder
     from .trainer.collator import SpeechImageCollator
     from .trainer.data.load import load_speech_image_dataset
@@ -38,7 +38,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "convert_checkpoint": ".conversion.convert",
-    "import_open_clip": ".conversion.import_clip",
+    "import_open_clip": ".conversion.open_clip",
     "SpeechClipPlusTrainer": ".trainer.trainer_speechclip_plus",
     "SpeechClipPlusTrainingArguments": ".trainer.training_arguments",
     "SpeechImageCollator": ".trainer.collator",

@@ -27,12 +27,8 @@ COMMANDS = {
         "make data, train a small model, evaluate it and write a report to look at and listen to",
     ),
     "train": Command(".train", "train a preset's model on a data set, with one GPU or many"),
-    "convert": Command(
-        "speechclip_plus.conversion.convert", "turn a checkpoint of the original research code into a folder to load"
-    ),
-    "import-clip": Command(
-        "speechclip_plus.conversion.import_clip", "turn an open_clip model into a folder that serves as a backbone"
-    ),
+    "convert": Command(".convert", "turn a checkpoint of the original research code into a folder to load"),
+    "import-clip": Command(".import_clip", "turn an open_clip model into a folder that serves as a backbone"),
     "data": Command(".data", "check a data set of recordings and pictures, and write a copy of it"),
     "push": Command(".push", "send a model, a data set or a Space to a repository on the Hub"),
     "evaluate": Command(".evaluate", "measure a model on a split; write results and a report"),
@@ -42,6 +38,7 @@ COMMANDS = {
 
 # What our own checks and those of the libraries below us raise for wrong input: the message alone says what to do.
 # Anything else is shown with its type, and the way to see where it came from.
+_MAX_MESSAGE = 1_000
 _EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
@@ -137,5 +134,7 @@ def _describe(error: Exception) -> str:
 
 
 def _report(message: str, exit_code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    # Names from files can hold terminal codes and be of any length.
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:_MAX_MESSAGE])
+    print(f"error: {shown}{'...' if len(message) > _MAX_MESSAGE else ''}", file=sys.stderr)
     return exit_code

@@ -1,21 +1,16 @@
-"""`speechclip-plus convert`: a checkpoint of the original research code becomes a folder to load."""
+"""Conversion of a checkpoint of the original research code into a folder that `from_pretrained` loads."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import os
-import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPTextModel, Wav2Vec2FeatureExtractor
@@ -25,13 +20,15 @@ from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..hub_cards.converted_card import ConvertedCardFacts, render_converted_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-from .checkpoint import let_go, plain, read_checkpoint
+from .checkpoint import read_checkpoint
 from .clip_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .original_config import (
+    HUBERT_HEADS,
     Settings,
     matching_presets,
     merge_settings,
     nested,
+    setting_at,
     settings_of_hyperparameters,
     settings_of_preset,
     settings_of_weights,
@@ -110,11 +107,11 @@ def convert_checkpoint(
                 raise ValueError(f"{source} is in {output_dir}, which would be replaced; name another folder.")
     given = None if vocabulary is None else read_vocabulary(vocabulary)
     preset_settings = None if preset is None else settings_of_preset(preset)
-    with _progress(checkpoint, show_progress) as bar:
-        content = read_checkpoint(checkpoint, bar.update)
-        state = _state_dict(content, checkpoint)
+    size = checkpoint.stat().st_size
+    with tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=not show_progress) as bar:
+        state, saved = read_checkpoint(checkpoint, bar.update)
         weights, ignored = rename_original_weights(state)
-        hyperparameters = _hyperparameters(content)
+        hyperparameters = _hyperparameters(saved)
         found, notes = _settings(weights, state, hyperparameters, given, clip)
         if found["variant"] == "parallel" and FULL_TABLE in state:
             ignored["clip.model.token_embedding.weight"] = "reduced subword table, which only keywords need"
@@ -123,91 +120,36 @@ def convert_checkpoint(
         presets = matching_presets(found)
         _require_heads(found, hyperparameters, preset, presets)
         config, do_normalize = _configuration(found, presets)
-        on_disk = {value.untyped_storage().data_ptr() for value in state.values()}
-        _complete(weights, config, on_disk)
+        model = _model_of(weights, config)
+        processor = _processor(config, do_normalize, clip)
+        if processor is None:
+            notes.append(
+                f"no processor was written: CLIP's {config.clip_config.text_config.vocab_size} tokens are not those "
+                "of OpenAI's tokenizer; clip=REPOSITORY_OR_FOLDER would supply one"
+            )
+        conversion = Conversion(config, presets, len(state) - len(ignored), ignored, notes)
+        bar.set_description("writing")
         with finished_folder(output_dir) as work:
-            _write_weights(weights, work, bar, on_disk)
-            processor = _processor(config, do_normalize, clip)
-            if processor is None:
-                notes.append(
-                    f"no processor was written: CLIP's {config.clip_config.text_config.vocab_size} subwords are not "
-                    "those of OpenAI's tokenizer; clip=REPOSITORY_OR_FOLDER would supply one"
-                )
-            else:
+            model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE, remote_code=False)
+            if processor is not None:
                 processor.save_pretrained(work)
-            digest = _sha256(checkpoint)
-            conversion = Conversion(config, presets, len(state) - len(ignored), ignored, notes)
-            facts = ConvertedCardFacts(
-                name=output_dir.name, config=config, file_name=checkpoint.name, sha256=digest, presets=presets,
-                notes=notes,
-            )  # fmt: skip
-            (work / "README.md").write_text(render_converted_card(facts), encoding="utf-8")
-            write_json(
-                work / REPORT,
-                {"checkpoint": checkpoint.name, "sha256": digest, "used": conversion.used, "ignored": ignored,
-                 "notes": notes, "presets": presets},
-            )  # fmt: skip
-            config.save_pretrained(work)  # last: without it, nothing takes the folder for a model
+            _write_card_and_report(conversion, checkpoint, work, output_dir.name)
     return conversion
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to a parser."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="file that the original research code wrote")
-    parser.add_argument("output_dir", type=Path, metavar="OUT", help="folder to make")
-    parser.add_argument("--preset", help="published configuration that fills in what the checkpoint does not tell")
-    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help=".npy of CLIP subword ids of a reduced table")
-    parser.add_argument("--clip", metavar="REPO_OR_DIR", help="CLIP with the full subword table, if CKPT has none")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Convert; returns the exit code."""
-    start = time.perf_counter()
-    conversion = convert_checkpoint(
-        args.checkpoint,
-        args.output_dir,
-        preset=args.preset,
-        vocabulary=args.vocabulary,
-        clip=args.clip,
-        force=args.force,
-        show_progress=True,
+def _write_card_and_report(conversion: Conversion, checkpoint: Path, folder: Path, name: str) -> None:
+    with checkpoint.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = ConvertedCardFacts(
+        name, conversion.config, checkpoint.name, sha256, presets=conversion.presets, notes=conversion.notes
     )
-    size = sum(file.stat().st_size for file in args.output_dir.iterdir())
-    print(f"{conversion.config.variant}, as published: {', '.join(conversion.presets) or 'none of these sizes'}")
-    print(f"{conversion.used} tensors used; {len(conversion.ignored)} not:")
-    reasons = Counter(reason.partition(" of clip.")[0] for reason in conversion.ignored.values())
-    for reason, count in reasons.most_common():
-        print(f"  {count} {reason}")
-    for note in conversion.notes:
-        print(f"note: {note}")
-    print(f"{args.output_dir}: {size / 1e6:,.0f} MB in {time.perf_counter() - start:.0f} s")
-    return 0
+    (folder / "README.md").write_text(render_converted_card(facts), encoding="utf-8")
+    report = {key: value for key, value in vars(conversion).items() if key != "config"}
+    write_json(folder / REPORT, {"checkpoint": checkpoint.name, "sha256": sha256, **report})
 
 
-def _progress(checkpoint: Path, show: bool) -> tqdm:
-    size = checkpoint.stat().st_size if checkpoint.is_file() else 0
-    return tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=not show)
-
-
-def _state_dict(content: Mapping[str, Any], checkpoint: Path) -> dict[str, Tensor]:
-    state = content.get("state_dict")
-    if not isinstance(state, Mapping) or not state:
-        raise ValueError(
-            f"{checkpoint} holds no state_dict, which a Lightning checkpoint has; it holds "
-            f"{', '.join(map(repr, list(content)[:5]))}."
-        )
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{checkpoint} holds in its state_dict {name!r}, a {type(value).__name__} and no tensor.")
-        if value.is_sparse or value.is_quantized or value.is_meta:
-            raise ValueError(f"{checkpoint} holds {name!r} in a layout that is no plain tensor's.")
-    return dict(state)
-
-
-def _hyperparameters(content: Mapping[str, Any]) -> dict[str, Any]:
+def _hyperparameters(saved: Any) -> dict[str, Any]:
     """The original's configuration: saved as an argument named `config`, or by itself."""
-    saved = plain(content.get("hyper_parameters"))
     if not isinstance(saved, dict):
         return {}
     config = saved.get("config")  # its own `config` is the name of the file that it was read from
@@ -227,7 +169,7 @@ def _settings(
     if reduced is None:
         raise ValueError("The checkpoint holds no subword table of CLIP (clip.model.token_embedding.weight).")
     full = state.get(FULL_TABLE)
-    was_reduced = (hyperparameters.get("clip") or {}).get("reduce_subword_embbedding")
+    was_reduced = setting_at(hyperparameters, "clip.reduce_subword_embbedding")
     if full is None and clip is not None:
         full = CLIPTextModel.from_pretrained(clip, dtype=torch.float32).get_input_embeddings().weight.detach()
     if full is None:
@@ -256,16 +198,12 @@ def _settings(
     if known.get("retrieval_branch") not in ("parallel", "cascaded") or found["variant"] in ("parallel", "cascaded"):
         known.pop("retrieval_branch", None)
     width, heads = found["speech_config.hidden_size"], found["speech_config.num_attention_heads"]
-    if not any(_speech_size(name) == width for name in ("parallel-base-flickr8k", "parallel-large-flickr8k")):
+    if width not in HUBERT_HEADS:
         notes.append(
             f"HuBERT of width {width} is taken to have {heads} attention heads, as many as groups in its positional "
             "convolution: nothing in the file tells"
         )
     return merge_settings(("the weights", found), ("the checkpoint's hyper-parameters", known)), notes
-
-
-def _speech_size(preset: str) -> int:
-    return SpeechClipPlusConfig.from_preset(preset).hidden_size
 
 
 def _require_heads(
@@ -292,59 +230,25 @@ def _configuration(settings: Settings, presets: list[str]) -> tuple[SpeechClipPl
         (published,) = backbones.values()
         values |= {key: published[key] for key in ("speech_backbone", "clip_backbone")}
     config = SpeechClipPlusConfig(**{**values, "padding": "original"})
-    config.architectures = [SpeechClipPlusModel.__name__]
-    config.dtype = torch.float32
     return config, do_normalize
 
 
-def _complete(weights: dict[str, Tensor], config: SpeechClipPlusConfig, on_disk: set[int]) -> None:
-    """Check that the weights are all of a model's, of the right sizes, and nothing besides."""
+def _model_of(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> SpeechClipPlusModel:
+    """Put weights into a model without copying them; they must be all of its weights, and nothing besides."""
     if not config.loss_config.train_temperature:  # then the original keeps it outside of its weights
         weights["logit_scale"] = torch.tensor(math.log(1 / config.loss_config.temperature))
     with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in SpeechClipPlusModel(config).state_dict().items()}
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise ValueError(f"The checkpoint is incomplete: nothing in it becomes {', '.join(map(repr, missing[:5]))}.")
-    if extra := sorted(weights.keys() - expected.keys()):
-        raise ValueError(f"The {config.variant} model has no place for {', '.join(map(repr, extra[:5]))}.")
-    for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            raise ValueError(
-                f"What becomes {name!r} has the shape {tuple(weights[name].shape)}, but the model needs {shape}."
-            )
-        if weights[name].is_floating_point() and not torch.isfinite(weights[name]).all():
+        model = SpeechClipPlusModel(config)
+    # Models that were put together on a GPU carry CLIP in half precision.
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"What the checkpoint holds is not the whole of a {config.variant} model: {error}") from None
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"What becomes {name!r} holds numbers that are infinite or none: training had failed.")
-        _let_go(weights[name], on_disk)
-
-
-def _write_weights(weights: dict[str, Tensor], folder: Path, bar: tqdm, on_disk: set[int]) -> None:
-    """Write shard by shard, so that no more than one is in memory besides what is mapped."""
-    bar.set_description("writing")
-    bar.reset(total=sum(value.numel() * 4 for value in weights.values()))
-    split = split_torch_state_dict_into_shards(
-        weights, filename_pattern="model{suffix}.safetensors", max_shard_size=_MAX_SHARD_SIZE
-    )
-    for file_name, names in split.filename_to_tensors.items():
-        shard = {name: _float32(weights[name]) for name in names}
-        save_file(shard, folder / file_name, metadata={"format": "pt"})
-        for name in names:
-            _let_go(weights[name], on_disk)
-        bar.update(sum(value.numel() * 4 for value in shard.values()))
-    if split.is_sharded:
-        write_json(
-            folder / "model.safetensors.index.json",
-            {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))},
-        )
-
-
-def _let_go(value: Tensor, on_disk: set[int]) -> None:
-    if value.untyped_storage().data_ptr() in on_disk:
-        let_go(value)
-
-
-def _float32(value: Tensor) -> Tensor:
-    # Models that were put together on a GPU carry CLIP in half precision; every such number is a float32 as well.
-    return (value.float() if value.is_floating_point() else value).contiguous()
+    return model
 
 
 def _processor(
@@ -366,8 +270,3 @@ def _processor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
         tokenizer=tokenizer,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

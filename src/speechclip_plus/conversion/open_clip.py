@@ -1,4 +1,4 @@
-"""open_clip models as transformers' `CLIPModel`, where both compute the same."""
+"""open_clip models converted to transformers' `CLIPModel`, where both compute the same."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from transformers.image_utils import PILImageResampling
 
+from ..atomic_files import check_new_folder, finished_folder
 from .clip_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .state_dict_names import rename_clip_weight
 
@@ -30,29 +32,52 @@ _NEUTRAL = {  # settings that may be there as long as they say this
 }  # fmt: skip
 _TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 _TOLERANCE = 1e-4
+_MAX_SHARD_SIZE = "2GB"
 _RESAMPLING = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
 
 
-class ConvertedClip(NamedTuple):
-    """A `CLIPModel` made from an open_clip model, and how far their outputs are apart."""
-
-    model: CLIPModel
-    tokenizer: CLIPTokenizer
-    image_processor: CLIPImageProcessor
-    difference: float
-
-
-def convert_open_clip(architecture: str, pretrained: str | os.PathLike) -> ConvertedClip:
-    """Load an open_clip model and turn it into a `CLIPModel`.
+def import_open_clip(
+    architecture: str,
+    pretrained: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    force: bool = False,
+) -> float:
+    """Turn an open_clip model into a folder of transformers' `CLIPModel`, with tokenizer and image processor.
 
     Args:
-        architecture: open_clip's name of it.
-        pretrained: One of its tags for that architecture, or a file.
+        architecture: open_clip's name of it, such as `"ViT-B-32"` or `"ViT-L-14-quickgelu"`.
+        pretrained: One of open_clip's tags, such as `"laion2b_s34b_b79k"`, which is downloaded, or a file of weights.
+        output_dir: Folder to make.
+        force: Replace `output_dir` if it exists.
+
+    Returns:
+        The largest difference of any output between both models, on random inputs.
 
     Raises:
-        ValueError: If the architecture is unknown or not a plain ViT with a causal CLIP text tower.
+        ValueError: If the architecture is unknown or no plain CLIP; the message names what stands against it.
         OSError: If the weights are not there.
     """
+    output_dir = Path(output_dir)
+    check_new_folder(output_dir, force)
+    config, original = _load(architecture, os.fspath(pretrained))
+    model = _convert(architecture, config, original)
+    difference = _largest_difference(original, model)
+    if not difference < _TOLERANCE:
+        raise ValueError(
+            f"As a CLIPModel, {architecture} computes something else: outputs differ by up to {difference:.1e}."
+        )
+    image_processor = _image_processor(original, model.config.vision_config.image_size)
+    with finished_folder(output_dir) as work:
+        openai_tokenizer().save_pretrained(work)
+        image_processor.save_pretrained(work)
+        model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE)
+        (work / "README.md").write_text(_card(output_dir.name, architecture, pretrained), encoding="utf-8")
+    return difference
+
+
+def _load(architecture: str, pretrained: str) -> tuple[dict[str, Any], Any]:
+    """Load an open_clip model; returns its architecture's settings and the model."""
     import open_clip  # many seconds, and only needed here
     from open_clip.factory import load_state_dict
 
@@ -61,7 +86,6 @@ def convert_open_clip(architecture: str, pretrained: str | os.PathLike) -> Conve
         near = difflib.get_close_matches(architecture, open_clip.list_models(), n=3, cutoff=0.4)
         raise ValueError(f"open_clip knows no architecture {architecture!r}. Near to it: {', '.join(near) or 'none'}.")
     _check_plain(architecture, config)
-    pretrained = os.fspath(pretrained)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if not os.path.isfile(pretrained) and pretrained not in tags:
         raise ValueError(
@@ -81,13 +105,11 @@ def convert_open_clip(architecture: str, pretrained: str | os.PathLike) -> Conve
             f"{pretrained} could not be loaded as weights of {architecture}, a state dictionary of plain tensors: "
             f"{reason[:300]}{'...' if len(reason) > 300 else ''}"
         ) from error
-    # open_clip itself chooses quick GELU for OpenAI's weights, whatever the architecture's name says.
-    quick = "quickgelu" in type(original.transformer.resblocks[0].mlp[1]).__name__.lower()
-    return _convert(architecture, config, original, quick)
+    return config, original
 
 
 def _check_places(config: dict[str, Any], state: Any) -> None:
-    """Refuse weights for pictures or texts of another size, which open_clip would resample without a word."""
+    """Refuse weights for images or texts of another size, which open_clip would resample without a word."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     places = (vision.get("image_size", 224) // vision.get("patch_size", 16)) ** 2 + 1
     expected = {"visual.positional_embedding": places, "positional_embedding": text.get("context_length", 77)}
@@ -110,7 +132,7 @@ def _check_plain(architecture: str, config: dict[str, Any]) -> None:
             if not isinstance(vision.get(key, 1), int):
                 reasons.append(f"{key} = {vision[key]!r}, which is no square")
         if (vocabulary := text.get("vocab_size", VOCABULARY_SIZE)) != VOCABULARY_SIZE:
-            reasons.append(f"it has {vocabulary} subwords, not the {VOCABULARY_SIZE} of CLIP's tokenizer")
+            reasons.append(f"it has {vocabulary} tokens, not the {VOCABULARY_SIZE} of CLIP's tokenizer")
         reasons += [f"{key}" for key in config.keys() - _TOP if config[key]]
         for block, allowed in ((vision, _VISION), (text, _TEXT)):
             for key, value in block.items():
@@ -125,16 +147,16 @@ def _check_plain(architecture: str, config: dict[str, Any]) -> None:
         )
 
 
-def _convert(architecture: str, config: dict[str, Any], original: Any, quick: bool) -> ConvertedClip:
+def _convert(architecture: str, config: dict[str, Any], original: Any) -> CLIPModel:
     vision, text = config["vision_cfg"], config["text_cfg"]
+    # open_clip itself chooses quick GELU for OpenAI's weights, whatever the architecture's name says.
+    quick = "quickgelu" in type(original.transformer.resblocks[0].mlp[1]).__name__.lower()
     activation = "quick_gelu" if quick else "gelu"
-    vocabulary = text.get("vocab_size", VOCABULARY_SIZE)
-    side = vision.get("image_size", 224)
     model = CLIPModel(
         CLIPConfig(
             projection_dim=config["embed_dim"],
             text_config={
-                "vocab_size": vocabulary,
+                "vocab_size": VOCABULARY_SIZE,
                 "hidden_size": text.get("width", 512),
                 "intermediate_size": int(text.get("width", 512) * text.get("mlp_ratio", 4.0)),
                 "num_hidden_layers": text.get("layers", 12),
@@ -142,15 +164,15 @@ def _convert(architecture: str, config: dict[str, Any], original: Any, quick: bo
                 "max_position_embeddings": text.get("context_length", 77),
                 "projection_dim": config["embed_dim"],
                 "hidden_act": activation,
-                "bos_token_id": vocabulary - 2,
-                "eos_token_id": vocabulary - 1,
+                "bos_token_id": VOCABULARY_SIZE - 2,
+                "eos_token_id": VOCABULARY_SIZE - 1,
             },
             vision_config={
                 "hidden_size": vision.get("width", 768),
                 "intermediate_size": int(vision.get("width", 768) * vision.get("mlp_ratio", 4.0)),
                 "num_hidden_layers": vision.get("layers", 12),
                 "num_attention_heads": vision.get("width", 768) // vision.get("head_width", 64),
-                "image_size": side,
+                "image_size": vision.get("image_size", 224),
                 "patch_size": vision.get("patch_size", 16),
                 "projection_dim": config["embed_dim"],
                 "hidden_act": activation,
@@ -161,26 +183,22 @@ def _convert(architecture: str, config: dict[str, Any], original: Any, quick: bo
     for name, value in original.state_dict().items():
         if name != "attn_mask":
             state |= {new.removeprefix("clip."): tensor for new, tensor in rename_clip_weight(name, value).items()}
-    report = model.load_state_dict(state, strict=False)
-    if report.missing_keys or report.unexpected_keys:
-        names = [*report.missing_keys, *report.unexpected_keys]
-        raise ValueError(f"{architecture} has other parts than CLIPModel, among them {', '.join(sorted(names)[:3])}.")
-    difference = _largest_difference(original, model, side, vocabulary)
-    if not difference < _TOLERANCE:
-        raise ValueError(
-            f"As a CLIPModel, {architecture} computes something else: outputs differ by up to {difference:.1e}."
-        )
-    return ConvertedClip(model, openai_tokenizer(), _image_processor(original, side), difference)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{architecture} has other parts than CLIPModel: {error}") from None
+    return model
 
 
 @torch.no_grad()
-def _largest_difference(original: Any, model: CLIPModel, side: int, vocabulary: int) -> float:
+def _largest_difference(original: Any, model: CLIPModel) -> float:
     """Compare unit-length outputs of both towers on random inputs."""
     generator = torch.Generator().manual_seed(0)
+    side = model.config.vision_config.image_size
     pixels = torch.randn(2, 3, side, side, generator=generator)
     count = min(12, original.context_length - 2)
-    words = torch.randint(1, vocabulary - 2, (2, count), generator=generator)
-    start, end = torch.full((2, 1), vocabulary - 2), torch.full((2, 1), vocabulary - 1)
+    words = torch.randint(1, VOCABULARY_SIZE - 2, (2, count), generator=generator)
+    start, end = torch.full((2, 1), VOCABULARY_SIZE - 2), torch.full((2, 1), VOCABULARY_SIZE - 1)
     ids = torch.cat([start, words, end, torch.zeros(2, original.context_length - 2 - count, dtype=torch.long)], dim=1)
     pairs = [
         (original.encode_image(pixels, normalize=True), model.get_image_features(pixel_values=pixels).pooler_output),
@@ -191,11 +209,11 @@ def _largest_difference(original: Any, model: CLIPModel, side: int, vocabulary: 
 
 
 def _image_processor(original: Any, side: int) -> CLIPImageProcessor:
-    # Some weights were trained on pictures squeezed into a square.
+    # Some weights were trained on images squeezed into a square.
     wanted = original.visual.preprocess_cfg
     mode, interpolation = wanted.get("resize_mode") or "shortest", wanted.get("interpolation") or "bicubic"
     if mode not in ("shortest", "squash") or interpolation not in _RESAMPLING:
-        raise ValueError(f"Its pictures are resized by {interpolation}, {mode}, which CLIPImageProcessor does not.")
+        raise ValueError(f"Its images are resized by {interpolation}, {mode}, which CLIPImageProcessor does not.")
     square = {"height": side, "width": side}
     return CLIPImageProcessor(
         size={"shortest_edge": side} if mode == "shortest" else square,
@@ -204,4 +222,13 @@ def _image_processor(original: Any, side: int) -> CLIPImageProcessor:
         resample=_RESAMPLING[interpolation],
         image_mean=list(wanted.get("mean") or (0.48145466, 0.4578275, 0.40821073)),
         image_std=list(wanted.get("std") or (0.26862954, 0.26130258, 0.27577711)),
+    )
+
+
+def _card(name: str, architecture: str, pretrained: str | os.PathLike) -> str:
+    source = Path(pretrained).name if os.path.exists(pretrained) else pretrained
+    return (
+        "---\nlibrary_name: transformers\ntags:\n- clip\n---\n\n"
+        f"# {name}\n\nopen_clip's `{architecture}` with the weights `{source}`, converted to transformers' `CLIPModel`"
+        " by speechclip-plus. The licence is that of those weights.\n"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from ..configuration.presets import load_preset, preset_names
 
 # Attention heads leave no trace in the weights. HuBERT comes in these widths; CLIP always has 64 channels a head.
-_HUBERT_HEADS = {768: 12, 1024: 16, 1280: 16}
+HUBERT_HEADS = {768: 12, 1024: 16, 1280: 16}
 _CLIP_HEAD_SIZE = 64
 _CIF_DROPOUT = 0.5  # whatever its configuration says, the original drops half (and does so twice)
+_CASCADED = "model_settings.cascaded_branch"
+_CIF = f"{_CASCADED}.downsampling.cif"
 
 Settings = dict[str, Any]  # dotted names of `SpeechClipPlusConfig`, such as "branch_config.layer_type"
 
@@ -48,62 +51,80 @@ def settings_of_weights(weights: Mapping[str, Tensor]) -> Settings:
     return found
 
 
+# Where the original's configuration has what neither weights nor names tell; BRANCH is the variant's branch.
+_PATHS = {
+    "speech_config.hidden_size": "BRANCH.transformer_args.d_model",
+    "branch_config.num_attention_heads": "BRANCH.transformer_args.nhead",
+    "branch_config.dropout": "BRANCH.transformer_args.dropout",
+    "branch_config.layer_norm_eps": "BRANCH.transformer_args.layer_norm_eps",
+    "loss_config.parallel_weight": "model_settings.parallel_objective_weight",
+    "loss_config.cascaded_weight": "model_settings.cascaded_objective_weight",
+    "loss_config.temperature": "cl_loss.args.temperature",
+    "retrieval_branch": "retrieval.audio_feat_src",
+    "normalize_hidden_states": "audio_encoder.normalize_hiddenstates",
+    "do_normalize": "data.dataset.normalize_waveform",
+}
+_CASCADED_PATHS = {
+    "keyword_config.projection_dropout": f"{_CASCADED}.keyword.kw_projection.dropout",
+    "keyword_config.num_keywords": f"{_CASCADED}.keyword.number",
+}
+_CIF_PATHS = {
+    "cif_config.threshold": f"{_CIF}.cif_threshold",
+    "cif_config.tail_threshold": f"{_CIF}.tail_handling_firing_threshold",
+    "cif_config.scale_until_step": f"{_CIF}.scaling_step",
+    "loss_config.quantity_weight": f"{_CIF}.quantity_loss_weight",
+}
+
+
 def settings_of_hyperparameters(config: Mapping[str, Any], variant: str) -> Settings:
     """Read what the original's configuration says, and neither weights nor names tell.
 
     Args:
-        config: The `config` of the checkpoint's `hyper_parameters`, as plain dictionaries. Whatever is not in it is
+        config: the `config` of the checkpoint's `hyper_parameters`, as plain dictionaries. Whatever is not in it is
             not in the answer.
-        variant: Of the model.
+        variant: of the model.
 
     Raises:
-        ValueError: If it asks for something that this package does not compute.
+        ValueError: if it asks for something that this package does not compute.
     """
-    model = config.get("model_settings") or {}
-    cascaded = model.get("cascaded_branch") or {}
-    branch = (model.get("parallel_branch") if variant == "parallel" else cascaded) or {}
-    transformer = branch.get("transformer_args") or {}
-    keyword = cascaded.get("keyword") or {}
-    cif = (cascaded.get("downsampling") or {}).get("cif") or {}
-    loss = (config.get("cl_loss") or {}).get("args") or {}
-    audio = config.get("audio_encoder") or {}
-    dataset = (config.get("data") or {}).get("dataset") or {}
-    if transformer.get("norm_first"):
-        raise ValueError("The checkpoint's branch normalises before attention (norm_first), which is not supported.")
-    found = {
-        "speech_config.hidden_size": transformer.get("d_model"),
-        "branch_config.num_attention_heads": transformer.get("nhead"),
-        "branch_config.dropout": transformer.get("dropout"),
-        "branch_config.layer_norm_eps": transformer.get("layer_norm_eps"),
-        "loss_config.parallel_weight": model.get("parallel_objective_weight"),
-        "loss_config.cascaded_weight": model.get("cascaded_objective_weight"),
-        "loss_config.temperature": loss.get("temperature"),
-        "retrieval_branch": (config.get("retrieval") or {}).get("audio_feat_src"),
-        "normalize_hidden_states": audio.get("normalize_hiddenstates"),
-        "do_normalize": dataset.get("normalize_waveform"),
-    }
+    branch = "model_settings.parallel_branch" if variant == "parallel" else _CASCADED
+    paths = {key: path.replace("BRANCH", branch) for key, path in _PATHS.items()}
     if variant != "parallel":
-        projection = keyword.get("kw_projection") or {}
-        found["keyword_config.projection_dropout"] = projection.get("dropout")
-        scale = (keyword.get("batchnorms") or {}).get("std_scale")
-        found["keyword_config.batch_norm_scale"] = scale[0] if isinstance(scale, list) else scale
-        if not variant.endswith("_plus"):
-            found["keyword_config.num_keywords"] = keyword.get("number")
-        quantizer = (cascaded.get("vq") or {}).get("args") or {}
-        found["keyword_config.temperature"] = _quantizer_temperature(quantizer.get("temp"))
-        if quantizer.get("hard") is False:
-            raise ValueError("The checkpoint's quantiser mixes subwords (hard: false), which is not supported.")
+        paths |= _CASCADED_PATHS
+    if variant.endswith("_plus"):
+        paths |= _CIF_PATHS
+        del paths["keyword_config.num_keywords"]
+    found = {key: setting_at(config, path) for key, path in paths.items()}
+    if setting_at(config, f"{branch}.transformer_args.norm_first"):
+        raise ValueError("The checkpoint's branch normalises before attention (norm_first), which is not supported.")
+    if variant != "parallel":
+        scale = setting_at(config, f"{_CASCADED}.keyword.batchnorms.std_scale")
+        found["keyword_config.batch_norm_scale"] = scale[0] if isinstance(scale, list) and scale else scale
+        found["keyword_config.temperature"] = _quantizer_temperature(setting_at(config, f"{_CASCADED}.vq.args.temp"))
+        if setting_at(config, f"{_CASCADED}.vq.args.hard") is False:
+            raise ValueError("The checkpoint's quantiser mixes tokens (hard: false), which is not supported.")
     if variant.endswith("_plus"):
         found["cif_config.dropout"] = _CIF_DROPOUT
-        found["cif_config.threshold"] = cif.get("cif_threshold")
-        found["cif_config.tail_threshold"] = cif.get("tail_handling_firing_threshold")
-        found["cif_config.scale_until_step"] = cif.get("scaling_step")
-        found["loss_config.quantity_weight"] = cif.get("quantity_loss_weight")
-        if cif.get("apply_scaling") is False:
+        if setting_at(config, f"{_CIF}.apply_scaling") is False:
             found["cif_config.scale_until_step"] = 0
-        if cif.get("apply_tail_handling") is False:  # a remainder never reaches the whole threshold
-            found["cif_config.tail_threshold"] = cif.get("cif_threshold")
+        if setting_at(config, f"{_CIF}.apply_tail_handling") is False:  # a remainder never reaches a whole threshold
+            found["cif_config.tail_threshold"] = found["cif_config.threshold"]
     return {key: value for key, value in found.items() if value is not None}
+
+
+def setting_at(config: Any, path: str) -> Any:
+    """Value at a dotted path of nested dictionaries; None where there is none.
+
+    Raises:
+        ValueError: if something else than a dictionary stands where the path goes on.
+    """
+    for name in path.split("."):
+        if config is None:
+            return None
+        if not isinstance(config, Mapping):
+            raise ValueError(f"The checkpoint's hyper-parameters hold no dictionary above {name!r} of {path}.")
+        config = config.get(name)
+    return config
 
 
 def settings_of_preset(name: str) -> Settings:
@@ -180,7 +201,7 @@ def _speech(weights: Mapping[str, Tensor]) -> Settings:
         "num_hidden_layers": _count(weights, f"{prefix}encoder.layers."),
         # Of other widths than the published ones nothing is known but that fairseq's own default has as many heads as
         # groups in the positional convolution.
-        "num_attention_heads": _HUBERT_HEADS.get(width, groups),
+        "num_attention_heads": HUBERT_HEADS.get(width, groups),
         "intermediate_size": _shape(weights, f"{prefix}encoder.layers.0.feed_forward.intermediate_dense.weight")[0],
         "feat_extract_norm": "layer" if each else "group",
         "do_stable_layer_norm": each,
@@ -200,6 +221,7 @@ def _clip(weights: Mapping[str, Tensor]) -> Settings:
     patches = _shape(weights, "clip.vision_model.embeddings.patch_embedding.weight")
     places = _shape(weights, "clip.vision_model.embeddings.position_embedding.weight")[0]
     vocabulary, text_width = _shape(weights, "clip.text_model.embeddings.token_embedding.weight")
+    text_positions = _shape(weights, "clip.text_model.embeddings.position_embedding.weight")[0]
     joint = _shape(weights, "clip.text_projection.weight")[0]
     found: Settings = {"projection_dim": joint}
     for tower, width in (("text", text_width), ("vision", patches[0])):
@@ -213,9 +235,7 @@ def _clip(weights: Mapping[str, Tensor]) -> Settings:
         }
     return found | {
         "text_config.vocab_size": vocabulary,
-        "text_config.max_position_embeddings": _shape(weights, "clip.text_model.embeddings.position_embedding.weight")[
-            0
-        ],
+        "text_config.max_position_embeddings": text_positions,
         # OpenAI's tokenizer has the start and the end subword last.
         "text_config.bos_token_id": vocabulary - 2,
         "text_config.eos_token_id": vocabulary - 1,
@@ -254,12 +274,8 @@ def _hidden_size(weights: Mapping[str, Tensor], head: str) -> int | None:
 
 def _quantizer_temperature(text: Any) -> float | None:
     """Read "fixed=0.1", or "learnable=0.1", which starts from there."""
-    if not isinstance(text, str) or "=" not in text:
-        return None
-    try:
-        return float(text.partition("=")[2])
-    except ValueError:
-        return None
+    match = re.fullmatch(r"(?:fixed|learnable)=(\d+(?:\.\d+)?)", str(text))
+    return None if match is None else float(match[1])
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Settings:
@@ -281,4 +297,4 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return f"a list of {len(value)} entries" if isinstance(value, list) and len(value) > 10 else repr(value)
+    return f"a list of {len(value)} entries" if isinstance(value, list) and len(value) > 10 else repr(value)[:200]

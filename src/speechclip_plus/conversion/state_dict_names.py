@@ -160,7 +160,9 @@ def _rename(name: str, rules: list[tuple[str, str]]) -> str:
 def _reshape(name: str, value: Tensor) -> dict[str, Tensor]:
     if name.endswith((".in_proj_weight", ".in_proj_bias")):
         prefix, _, kind = name.rpartition(".in_proj_")
-        return {f"{prefix}.{part}_proj.{kind}": chunk for part, chunk in zip("qkv", value.chunk(3), strict=True)}
+        return {
+            f"{prefix}.{part}_proj.{kind}": chunk.clone() for part, chunk in zip("qkv", value.chunk(3), strict=True)
+        }
     if name in ("clip.text_projection.weight", "clip.visual_projection.weight"):
         return {name: value.T}  # OpenAI multiplies by these from the right
     return {name: value}
