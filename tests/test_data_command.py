@@ -9,10 +9,10 @@ from speechclip_plus.configuration.presets import load_vocabulary
 from speechclip_plus.conversion.clip_tokenizer import openai_tokenizer
 from speechclip_plus.conversion.vocabulary import read_vocabulary
 from speechclip_plus.trainer.data import export as data_copies
+from speechclip_plus.trainer.data.check import count_tokens
 from speechclip_plus.trainer.data.export import write_parquet
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
 from speechclip_plus_cli import main as cli
-from speechclip_plus_cli.data import count_subwords
 
 ROWS = [
     # audio, image, text, speaker, split, samples
@@ -40,19 +40,21 @@ def check(*arguments):
     return cli.main(["data", "check", *map(str, arguments)])
 
 
-def test_check_prints_rows_pictures_speakers_and_durations_of_every_split(folder, capsys):
+def test_check_prints_rows_images_speakers_and_durations_of_every_split(folder, capsys):
     assert check(folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("validation: not there")
-    assert lines[1].split() == "split rows pictures speakers hours shortest mean longest broken".split()
+    assert lines[1].split() == "recordings images speakers hours shortest mean longest broken".split()
     assert lines[2].split() == "train 3 2 2 0.00 1.00 s 2.00 s 3.00 s 0".split()
     assert lines[3].split() == "test 1 1 1 0.00 0.50 s 0.50 s 0.50 s 0".split()
 
 
-def test_check_prints_the_commonest_subwords(folder, capsys):
+def test_check_prints_the_commonest_tokens(folder, capsys):
     assert check(folder, "--split", "train") == 0
     out = capsys.readouterr().out
-    assert "3 of 3 wordings, 8 of CLIP's subword ids" in out  # padding, start, end, a, dog, runs, red, cat
+    assert (
+        "captions: 3, 3 of them different, with 8 of CLIP's token ids" in out
+    )  # padding, start, end, a, dog, runs, red, cat
     assert "most frequent: a 3, dog 2, " in out
 
 
@@ -60,7 +62,7 @@ def test_check_names_missing_and_broken_files_and_fails(folder, tmp_path, capsys
     (folder / "a.wav").unlink()
     (folder / "b.wav").write_bytes(b"no sound")
     soundfile.write(folder / "c.wav", np.zeros(10), 16_000)
-    (folder / "2.png").write_bytes(b"no picture")
+    (folder / "2.png").write_bytes(b"no image")
     assert check(folder, "--write", tmp_path / "copy") == 1
     out = capsys.readouterr().out
     assert "train: broken or missing: 3 (" in out and "test: broken or missing: 1 (" in out
@@ -150,16 +152,18 @@ def test_the_vocabulary_is_written_as_the_original_has_it(folder, tmp_path):
     assert read_vocabulary(file) == counts[:, 0].tolist()
 
 
-def test_subwords_are_those_of_the_shipped_vocabularies():
-    # The final full stop is no subword of the original's vocabulary of a caption, commas inside are.
-    counts, truncated = count_subwords(["A child in a pink dress , climbing .", "A child in a pink dress , climbing"])
+def test_tokens_are_those_of_the_shipped_vocabularies():
+    # The final full stop is no token of the original's vocabulary of a caption, commas inside are.
+    counts, truncated = count_tokens(
+        ["A child in a pink dress , climbing .", "A child in a pink dress , climbing"], openai_tokenizer()
+    )
     assert truncated == 0 and set(counts[:, 0]) <= set(load_vocabulary("flickr8k"))
     assert dict(counts.tolist())[320] == 4
     assert openai_tokenizer()(".")["input_ids"][1] not in counts[:, 0]
 
 
 def test_a_caption_too_long_for_clip_is_cut_and_counted():
-    counts, truncated = count_subwords([" ".join(["dog"] * 100)])
+    counts, truncated = count_tokens([" ".join(["dog"] * 100)], openai_tokenizer())
     assert truncated == 1 and counts[:, 1].sum() == 77 and sorted(counts[:, 1]) == [1, 1, 75]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..data.schema import AUDIO, FEATURES, SPLITS, check_split
 from .espeak import SAMPLING_RATE, TEST_VOICES, TRAIN_VOICES, VALIDATION_VOICES, Voice, synthesise
-from .scenes import SPLITS, Scene, check_split, sample_scenes
+from .scenes import Scene, sample_scenes
 
 VERSION = 1
 """Raised whenever the generator's output changes, so that an older cached copy is not taken for a new one."""
@@ -21,16 +22,9 @@ VOICES = {"train": TRAIN_VOICES, "validation": VALIDATION_VOICES, "test": TEST_V
 DEFAULT_SIZES = {"train": (4000, 2), "validation": (500, 1), "test": (500, 1)}
 """Scenes, and captions per scene, of each split unless asked otherwise."""
 
-FEATURES = datasets.Features(
-    {
-        # Audio can be attached only afterwards: creating it needs torchcodec, which this package does not.
-        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
-        "image": datasets.Image(decode=False),
-        "image_id": datasets.Value("int64"),
-        "text": datasets.Value("string"),
-        "caption_id": datasets.Value("string"),
-        "speaker": datasets.Value("string"),
-    }
+# Audio can be attached only afterwards: creating it needs torchcodec, which this package does not.
+_FEATURES = datasets.Features(
+    {**FEATURES, "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
 )
 _CHUNK = 125  # scenes that one process makes at a time; fixed, so that the cache does not depend on their number
 
@@ -73,7 +67,7 @@ def build_spoken_scenes(
     chunks = [(start, min(start + _CHUNK, num_scenes)) for start in range(0, num_scenes, _CHUNK)]
     made = datasets.Dataset.from_generator(
         generate_rows,
-        features=FEATURES,
+        features=_FEATURES,
         cache_dir=cache_dir,
         gen_kwargs={
             "chunks": chunks,
@@ -86,7 +80,7 @@ def build_spoken_scenes(
         num_proc=min(num_proc, len(chunks)) if min(num_proc, len(chunks)) > 1 else None,
         split=datasets.NamedSplit(split),
     )
-    return made.cast_column("audio", datasets.Audio(sampling_rate=SAMPLING_RATE, decode=False))
+    return made.cast_column("audio", AUDIO)
 
 
 def generate_rows(

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ..data.schema import SPLITS, check_split
 from .drawing import COLOURS, IMAGE_SIZE, SHAPES, SceneObject, draw_scene
 
-SPLITS = ("train", "validation", "test")
 SIZES = {"big": ("big", "large"), "small": ("small", "little")}
 BACKGROUNDS = {
     "white": ("on white", "on a white background"),
@@ -133,12 +133,6 @@ def split_of(content: str) -> str:
     """The split a scene's content belongs to: 80 % train, 10 % validation, 10 % test, by a hash of the content."""
     bucket = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") % 10
     return SPLITS[1] if bucket == 8 else SPLITS[2] if bucket == 9 else SPLITS[0]
-
-
-def check_split(split: str) -> None:
-    """Raise a ValueError unless ``split`` is one of ``SPLITS``."""
-    if split not in SPLITS:
-        raise ValueError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
 
 
 def sample_scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
