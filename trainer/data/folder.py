@@ -86,7 +86,7 @@ def metadata_file(folder: Path) -> Path | None:
 
 
 def read_table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a `.csv`, `.jsonl` or `.parquet` file, each after its place, such as "metadata.csv, line 2".
+    """Yield the rows of a `.csv`, `.jsonl` or `.parquet` file, each after its place: "metadata.csv, row 1 (line 2)".
 
     Raises:
         ValueError: If the file is not UTF-8, CSV, JSON or Parquet; if a row of CSV has another number of fields than
@@ -108,33 +108,38 @@ def read_table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_csv(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     reader = csv.reader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
     header: list[str] = []
+    number = 0
     while True:
-        place = f"{file}, line {reader.line_num + 1}"
+        place = f"{file}, row {number} (line {reader.line_num + 1})" if header else f"{file}, line 1"
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             raise ValueError(f"{place}: {error}; is a quote not closed?") from error
-        if not header:
-            header = fields
-            if doubled := [name for name, count in Counter(header).items() if count > 1]:
+        if fields and not header:
+            if doubled := [name for name, count in Counter(fields).items() if count > 1]:
                 raise ValueError(f"{place}: the column {doubled[0]!r} is there twice.")
-        elif fields and len(fields) != len(header):
+            header = fields
+        elif len(fields) not in (0, len(header)):
             raise ValueError(
                 f"{place}: {len(fields)} fields, but the header has {len(header)}; put quotes around text with commas."
             )
         elif fields:
             yield place, dict(zip(header, fields, strict=True))
+        number += bool(fields)
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file.read_bytes().decode("utf-8-sig").split("\n"), 1):
+    number = 0
+    for line_number, line in enumerate(file.read_bytes().decode("utf-8-sig").split("\n"), 1):
         if line.strip():
+            number += 1
             try:
-                yield f"{file}, line {number}", json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number} is no JSON: {error}.") from error
+                raise ValueError(f"{file}, line {line_number} is no JSON: {error}.") from error
+            yield f"{file}, row {number} (line {line_number})", row
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:

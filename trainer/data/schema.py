@@ -99,8 +99,9 @@ def make_dataset(rows: Iterable[Mapping[str, Any]], split: str) -> datasets.Data
         schema = schema.set(schema.get_field_index(name), pyarrow.field(name, pyarrow.string()))
     remaining = iter(rows)
     # Batch by batch: a list of half a million dictionaries takes gigabytes.
-    batches = iter(lambda: list(islice(remaining, 20_000)), [])
-    table = pyarrow.Table.from_batches((pyarrow.RecordBatch.from_pylist(batch, schema) for batch in batches), schema)
+    parts = iter(lambda: list(islice(remaining, 20_000)), [])
+    batches = [pyarrow.RecordBatch.from_pylist(part, schema) for part in parts]
+    table = pyarrow.Table.from_batches(batches or [pyarrow.RecordBatch.from_pylist([], schema)], schema)
     data = datasets.Dataset(table, split=datasets.NamedSplit(split))
     return data.cast_column("audio", AUDIO).cast_column("image", IMAGE)
 
