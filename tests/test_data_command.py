@@ -89,13 +89,12 @@ def test_a_long_list_of_broken_files_is_cut(tmp_path, capsys):
     assert "broken or missing: 25 (" in out and "19.wav" in out and "and 5 more" in out and "20.wav" not in out
 
 
-@pytest.mark.parametrize("name", ["copy", "copy.parquet"])
-def test_a_parquet_copy_loads_back_to_equal_rows_without_the_files(folder, tmp_path, name):
+def test_a_parquet_copy_loads_back_to_equal_rows_without_the_files(folder, tmp_path):
     original = load_speech_image_dataset(folder)
     files = [((folder / row[0]).read_bytes(), (folder / row[1]).read_bytes()) for row in ROWS[:3]]
-    assert check(folder, "--split", "train", "--write", tmp_path / name) == 0
+    assert check(folder, "--split", "train", "--write", tmp_path / "copy") == 0
     (folder / "metadata.csv").rename(folder / "gone.csv")
-    copy = load_speech_image_dataset(tmp_path / name, cache_dir=str(tmp_path / "cache"))
+    copy = load_speech_image_dataset(tmp_path / "copy", cache_dir=str(tmp_path / "cache"))
     assert copy.features == original.features
     for row, before, (audio, image) in zip(copy, original, files, strict=True):
         assert (row["audio"]["bytes"], row["image"]["bytes"]) == (audio, image)
@@ -111,18 +110,32 @@ def test_a_large_copy_is_divided_and_loads_back_in_order(folder, tmp_path, monke
     assert [row["caption_id"] for row in copy] == data["caption_id"][:] and copy.num_shards == 2
 
 
-def test_an_existing_copy_is_only_replaced_when_asked(folder, tmp_path, capsys):
-    target = tmp_path / "copy.parquet"
-    target.write_text("mine")
-    assert check(folder, "--split", "test", "--write", target) == 1
-    assert "--force" in capsys.readouterr().err and target.read_text() == "mine"
-    assert check(folder, "--split", "test", "--write", target, "--force") == 0
-    assert load_speech_image_dataset(target, cache_dir=str(tmp_path / "cache"))["text"][:] == ["Two dogs"]
+def test_only_an_earlier_copy_is_replaced_and_only_when_asked(folder, tmp_path, capsys):
+    target = tmp_path / "copy"
+    arguments = (folder, "--split", "test", "--write", target)
+    assert check(*arguments) == 0
+    assert check(*arguments) == 1 and "--force" in capsys.readouterr().err
+    assert check(*arguments, "--force") == 0
+    assert load_speech_image_dataset(target, split="test", cache_dir=str(tmp_path / "cache"))["text"][:] == [
+        "Two dogs"
+    ]
+    (target / "notes.txt").write_text("mine")
+    assert check(*arguments, "--force") == 1
+    assert (target / "notes.txt").read_text() == "mine" and "notes.txt was not written by" in capsys.readouterr().err
 
 
-def test_several_splits_do_not_go_into_one_file(folder, tmp_path, capsys):
-    assert check(folder, "--split", "train", "--split", "test", "--write", tmp_path / "copy.parquet") == 1
-    assert "name a folder for train, test" in capsys.readouterr().err
+def test_the_data_that_is_read_is_never_replaced(folder, capsys):
+    before = sorted(folder.iterdir())
+    assert check(folder, "--split", "test", "--write", folder, "--force") == 1
+    assert "in use" in capsys.readouterr().err and sorted(folder.iterdir()) == before
+
+
+def test_tokens_that_are_no_whole_characters_are_shown_as_the_tokenizer_writes_them(folder, capsys):
+    table = (folder / "metadata.csv").read_text().replace("A dog.", "\U00013000 \x7f")  # a hieroglyph, delete
+    (folder / "metadata.csv").write_text(table, encoding="utf-8")
+    assert check(folder, "--split", "train") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "most frequent" in line)
+    assert line.isprintable() and "\ufffd" not in line and "id " not in line.split("most frequent")[1]
 
 
 def test_options_reach_the_data_set(folder, tmp_path, capsys):

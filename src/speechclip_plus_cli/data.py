@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='option of the data set, such as num_scenes=100 or \'columns={"audio": "sound"}\'',
     )
     check.add_argument("--vocabulary", type=Path, metavar="FILE.npy", help="write the captions' token ids and counts")
-    check.add_argument("--write", type=Path, metavar="PATH", help="write a parquet copy: a folder, or FILE.parquet")
+    check.add_argument("--write", type=Path, metavar="DIR", help="folder to write a parquet copy to")
     check.add_argument("--push", metavar="OWNER/NAME", help="push it to the Hub, as a private repository")
     check.add_argument("--license", metavar="ID", help="the copy's licence as the Hub calls it, such as cc-by-4.0")
     check.add_argument("--force", action="store_true", help="replace an earlier copy")
@@ -47,15 +47,16 @@ def run(args: argparse.Namespace) -> int:
     """Check a data set; returns 1 if files are broken that were not to be skipped."""
     from dataclasses import replace
 
+    from speechclip_plus.atomic_files import check_new_folder
     from speechclip_plus.trainer.data.check import check_dataset
-    from speechclip_plus.trainer.data.export import check_output, push_dataset, write_parquet
+    from speechclip_plus.trainer.data.export import push_dataset, write_parquet
 
     from .command_options import data_options
 
     options = data_options(args.option)
     inputs = (args.name, args.data_dir)
     if args.write:
-        check_output(args.split or [], args.write, args.force, inputs)
+        check_new_folder(args.write, args.force, inputs)
     report = check_dataset(args.name, args.data_dir, args.split, args.on_error, **options)
     _print_report(report)
     _print_tokens([text for split in report.splits.values() for text in split.data["text"] if text], args.vocabulary)
@@ -136,7 +137,7 @@ def _card_facts(args: argparse.Namespace, report: "DatasetReport") -> "DatasetCa
     skipped = ["--on-error skip"] if args.on_error == "skip" else []
     written = {split: sum(map(bool, found.data["text"])) for split, found in report.splits.items()}
     return DatasetCardFacts(
-        name=args.push.split("/")[-1] if args.push else args.write.stem,
+        name=args.push.split("/")[-1] if args.push else args.write.name,
         source=name,
         splits={split: found.size for split, found in report.splits.items()},
         written=written if any(written.values()) else {},

@@ -33,8 +33,8 @@ def write_parquet(
 
     Args:
         splits: Data sets by split.
-        output: A file that ends in .parquet, for one split, or a folder for files named after the splits.
-        force: Replace the file, or an earlier copy in the folder.
+        output: A folder for parquet files named after the splits.
+        force: Replace an earlier copy.
         facts: Facts for the folder's card, README.md; without them there is none.
         inputs: Files and folders that must not be replaced, because they are read.
 
@@ -42,18 +42,9 @@ def write_parquet(
         The names of the parquet files.
 
     Raises:
-        ValueError: If `output` exists or may not be replaced, or is a file and there are several splits.
+        ValueError: If `output` exists or may not be replaced.
     """
-    check_output(list(splits), output, force, inputs)
-    if output.suffix == ".parquet":
-        output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = output.with_name(f".{output.name}.tmp")
-        try:
-            _write_file(next(iter(splits.values())), unfinished)
-            unfinished.replace(output)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        return [output.name]
+    check_new_folder(output, force, inputs)
     names = []
     with finished_folder(output) as work:
         for split, data in splits.items():
@@ -116,24 +107,6 @@ def _dataset_info(splits: dict[str, datasets.Dataset], files: dict[str, Path]) -
     card = DatasetCardData()
     DatasetInfosDict({"default": info}).to_dataset_card_data(card)
     return card.to_dict()["dataset_info"]
-
-
-def check_output(
-    splits: list[str], output: Path, force: bool, inputs: Iterable[str | os.PathLike | None] = ()
-) -> None:
-    """Check, before any work, that the copy may be written.
-
-    Raises:
-        ValueError: As `write_parquet`.
-    """
-    if output.suffix != ".parquet":
-        check_new_folder(output, force, inputs)
-    elif len(splits) > 1:
-        raise ValueError(f"{output} is one file, for one split; name a folder for {', '.join(splits)}, or choose one.")
-    elif any(Path(source).expanduser().resolve() == output.resolve() for source in inputs if source is not None):
-        raise ValueError(f"{output} is what is read; name another file.")
-    elif output.exists() and not force:
-        raise ValueError(f"{output} exists; name another file, or replace it with force=True (--force).")
 
 
 def _size(item: dict[str, Any]) -> int:

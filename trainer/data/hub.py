@@ -24,7 +24,7 @@ def is_data_path(path: Path) -> bool:
     """
     if path.is_file():
         return path.suffix == ".parquet"
-    if any((path / name).is_file() for name in _SAVED):
+    if _is_saved(path):
         return True
     names = {file.stem.split("-")[0] for file in path.rglob("*.parquet")}
     suffixes = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES)
@@ -34,12 +34,13 @@ def is_data_path(path: Path) -> bool:
 
 
 def splits_of(path: Path) -> list[str]:
-    """The splits of what `is_data_path` accepts: a saved data set's own, or how parquet files' names begin."""
-    if any((path / name).is_file() for name in _SAVED):
-        data = datasets.load_from_disk(str(path))
-        return list(data) if isinstance(data, datasets.DatasetDict) else [_split_of(data)]
-    names = dict.fromkeys(file.stem.split("-")[0] for file in _all_parquet_files(path))
-    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+    """The splits of what `is_data_path` accepts, as `datasets` finds them; a single file is one split."""
+    if path.is_file():
+        return [_split_of_file(path)]
+    if not _is_saved(path):
+        return datasets.get_dataset_split_names(str(path))
+    data = datasets.load_from_disk(str(path))
+    return list(data) if isinstance(data, datasets.DatasetDict) else [_split_of(data)]
 
 
 def load_mapped(
@@ -57,8 +58,8 @@ def load_mapped(
     """Load a split of a data set that `datasets` reads, and give it the common columns.
 
     Args:
-        source: A repository on the Hub, a parquet file, a folder with parquet files named after their split
-            (`train-00000-of-00001.parquet`), or a folder written by `save_to_disk`.
+        source: A repository on the Hub or a folder like one (parquet files named after their split,
+            `train-00000-of-00001.parquet`), a parquet file, or a folder written by `save_to_disk`.
         split: The split's name there.
         columns: The source's name of each column that has another name there, for instance `{"audio": "sound"}`.
             Without an `image_id` it follows from the image's bytes (or, if only its path is stored, from that; or
@@ -76,28 +77,29 @@ def load_mapped(
         OSError: If the source is not there.
     """
     path = Path(source).expanduser()
-    if not path.exists():
+    if path.exists() and (config_name is not None or revision is not None):
+        raise ValueError(f"{path} is on this machine: config_name and revision are for repositories on the Hub.")
+    if _is_saved(path):
+        data = _saved(path, split)
+        data = shards(data) if streaming else data
+    else:
+        # A single file of any name is for training, too.
+        files = {split if split == "train" else _split_of_file(path): str(path)} if path.is_file() else None
+        name = "parquet" if path.is_file() else str(path if path.exists() else source)
         try:
             data = datasets.load_dataset(
-                str(source), config_name, split=split, revision=revision, cache_dir=cache_dir, streaming=streaming
+                name,
+                config_name,
+                data_files=files,
+                split=split,
+                revision=revision,
+                cache_dir=cache_dir,
+                streaming=streaming,
             )
         except ValueError as error:
             if re.match(r"(Unknown|Bad) split", str(error)):
                 raise NoSuchSplitError(f"{source}: {error}") from error
             raise
-    elif config_name is not None or revision is not None:
-        raise ValueError(f"{path} is on this machine: config_name and revision are for repositories on the Hub.")
-    elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        data = _saved(path, split)
-        data = shards(data) if streaming else data
-    else:
-        data = datasets.load_dataset(
-            "parquet",
-            data_files={split: [str(file) for file in _parquet_files(path, split)]},
-            split=split,
-            cache_dir=cache_dir,
-            streaming=streaming,
-        )
     return _with_common_columns(data, str(source), split, dict(columns or {}), media, allow_null)
 
 
@@ -121,19 +123,13 @@ def _split_of(data: datasets.Dataset) -> str:
     return str(data.split or "train")
 
 
-def _all_parquet_files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in _SAVED)
 
 
-def _parquet_files(path: Path, split: str) -> list[Path]:
-    files = _all_parquet_files(path)
-    chosen = [file for file in files if file.stem.split("-")[0] == split]
-    if chosen or (len(files) == 1 and split == "train"):
-        return chosen or files  # a single file of any name: its rows are for training
-    raise NoSuchSplitError(
-        f"{path} has no parquet files of the split {split!r}: their names begin with the split, and there "
-        f"{'is' if len(files) == 1 else 'are'} {', '.join(file.name for file in files[:10])}."
-    )
+def _split_of_file(path: Path) -> str:
+    name = path.stem.split("-")[0]
+    return name if name in SPLITS else "train"
 
 
 def _with_common_columns(

@@ -1,7 +1,7 @@
-"""``spoken_scenes``: drawn scenes and their captions, spoken by espeak-ng, made on the spot.
+"""`spoken_scenes`: drawn scenes and their captions, spoken by espeak-ng, made on the spot.
 
 Validation and test hold scenes and voices that training never has. Everything follows from the arguments and
-``VERSION``, on every machine with the same espeak-ng.
+`VERSION`, on every machine with the same espeak-ng.
 """
 
 import io
@@ -41,16 +41,16 @@ def build_spoken_scenes(
 
     Args:
         split: "train", "validation" or "test".
-        num_scenes: pictures; by default 4,000 for training, 500 for the others.
-        captions_per_scene: different captions of each picture, each in a voice of its own; by default 2 for training,
+        num_scenes: images; by default 4,000 for training, 500 for the others.
+        captions_per_scene: different captions of each image, each in a voice of its own; by default 2 for training,
             1 for the others.
         seed: seed of scenes, captions and voices.
-        cache_dir: where to keep it; by default where ``datasets`` keeps everything.
+        cache_dir: where to keep it; by default where `datasets` keeps everything.
         num_proc: processes that draw and speak.
 
     Returns:
-        A data set with one row per caption: ``audio`` (FLAC bytes, 16 kHz, 16 bit), ``image`` (PNG bytes, 64 x 64),
-        ``image_id``, ``text``, ``caption_id``, ``speaker`` (the voice's name).
+        A data set with one row per caption: `audio` (FLAC bytes, 16 kHz, 16 bit), `image` (PNG bytes, 64 x 64),
+        `image_id`, `text`, `caption_id`, `speaker` (the voice's name).
 
     Raises:
         ValueError: unknown split, a count below 1, or more scenes than the split has.
@@ -86,7 +86,7 @@ def build_spoken_scenes(
 def generate_rows(
     chunks: list[tuple[int, int]], split: str, num_scenes: int, captions_per_scene: int, seed: int, version: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of some chunks of scenes. ``version`` is there for the cache to tell generators apart."""
+    """Yield the rows of some chunks of scenes. `version` is there for the cache to tell generators apart."""
     scenes = sample_scenes(split, num_scenes, seed)
     for start, stop in chunks:
         for scene in scenes[start:stop]:
