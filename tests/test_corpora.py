@@ -418,6 +418,11 @@ def test_an_unknown_option_is_named_with_those_that_there_are(data):
         load_speech_image_dataset(data, num_scene=3)
 
 
+def test_columns_that_are_no_mapping_are_an_error(folder):
+    with pytest.raises(TypeError, match="columns='sound': expected a mapping"):
+        load_speech_image_dataset(folder, columns="sound")
+
+
 def test_an_unknown_name_or_option_is_answered_with_the_nearest_one():
     with pytest.raises(TypeError, match="did you mean 'num_scenes'"):
         load_speech_image_dataset("spoken_scenes", num_scene=3)

@@ -183,7 +183,7 @@ def _common_row(row: dict[str, Any], place: str, columns: Mapping[str, str]) -> 
 def _rows_of_split(
     rows: list[dict[str, Any]], split: str, validation_share: float, file: Path
 ) -> list[dict[str, Any]]:
-    if not 0 <= validation_share < 1:
+    if not isinstance(validation_share, (int, float)) or not 0 <= validation_share < 1:
         raise ValueError(f"validation_share={validation_share}: expected a number from 0 to below 1.")
     divisible = not any(row["split"] for row in rows)
     if validation_share and not divisible:
@@ -195,7 +195,9 @@ def _rows_of_split(
         row["split"] = row["split"] or ("validation" if row["image"] in held_out else "train")
     chosen = [row for row in rows if row["split"] == split]
     if not chosen:
-        hint = " Hold a share of the images out with validation_share=0.1." if divisible and not held_out else ""
+        hint = (
+            " Hold a share of the images out with validation_share=0.1." if split == "validation" and divisible else ""
+        )
         there = ", ".join(sorted({row["split"] for row in rows}))
         raise NoSuchSplitError(f"{file} has no rows of the split {split!r}: it has {there}.{hint}")
     return chosen

@@ -134,6 +134,8 @@ def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, 
             nearest = _did_you_mean(difflib.get_close_matches(option, known, n=1))
             there = f"it has {', '.join(known)}" if known else "it has none"
             raise TypeError(f"The data set {name!r} has no option {option!r}{nearest}: {there}.")
+    if not isinstance(columns := options.get("columns") or {}, Mapping):
+        raise TypeError(f'columns={columns!r}: expected a mapping such as {{"audio": "sound"}}.')
 
 
 def _did_you_mean(nearest: list[str]) -> str:
