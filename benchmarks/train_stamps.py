@@ -1,9 +1,12 @@
-"""Training on real pictures and voices: Tux Paint's stamps, as Debian's tuxpaint-stamps-default installs them.
+"""Training on real images and voices: Tux Paint's stamps, as a folder that `benchmarks/stamps.py` wrote.
 
-`python benchmarks/train_stamps.py` trains hybrid_plus-tiny on the recorded descriptions in all languages, without
-their texts, and measures recall on the test split beside chance; `--voices synthetic` on the English captions in many
-synthetic voices. `--held-out pictures` tests on pictures that were never seen, which the tiny CLIP, made for drawn
-scenes, cannot tell apart well; the default on recordings (or voices) that were never heard.
+    python benchmarks/stamps.py stamps --held-out recordings
+    python benchmarks/train_stamps.py stamps
+
+trains hybrid_plus-tiny on the recorded descriptions in all languages, without their texts, and measures recall on the
+test split, in recordings that were never heard, beside chance. A folder of `--voices synthetic` has the English
+captions in many synthetic voices instead, one of `--held-out images` tests on images that were never seen, which the
+tiny CLIP, made for drawn scenes, cannot tell apart well.
 """
 
 import argparse
@@ -69,20 +72,18 @@ def train(splits, steps, seed, folder):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--voices", choices=("recorded", "synthetic"), default="recorded")
-    parser.add_argument("--held-out", choices=("recordings", "pictures"), default="recordings")
+    parser.add_argument(
+        "data", metavar="DIR", help="folder of benchmarks/stamps.py, or any data set with three splits"
+    )
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", metavar="DIR", help="keep the model and its processor")
     options = parser.parse_args()
     torch.set_num_threads(2)
     started = time.perf_counter()
-    splits = {
-        name: load_speech_image_dataset("stamps", split=name, voices=options.voices, held_out=options.held_out)
-        for name in ("train", "validation", "test")
-    }
+    splits = {name: load_speech_image_dataset(options.data, split=name) for name in ("train", "validation", "test")}
     for name, split in splits.items():
-        print(f"{name}: {len(split):,} recordings of {len(set(split['image_id'])):,} pictures", flush=True)
+        print(f"{name}: {len(split):,} recordings of {len(set(split['image_id'])):,} images", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         model, processor, best = train(splits, options.steps, options.seed, folder)
     print(f"{options.steps} steps, the best was {best}; {(time.perf_counter() - started) / 60:.1f} minutes")
@@ -98,6 +99,6 @@ if __name__ == "__main__":
                 for name in names
             ]
             print(f"{branch} {direction} {' | '.join(cells)}")
-        guesses = [f"{result.chance[f'{direction}_{recall}']:.1f}" for recall in RECALLS]
-        print(f"chance {direction} {' | '.join(guesses)}")
+        chances = [f"{result.chance[f'{direction}_{recall}']:.1f}" for recall in RECALLS]
+        print(f"chance {direction} {' | '.join(chances)}")
     print(json.dumps({name: round(value, 3) for name, value in result.metrics.items() if "R@" not in name}))

@@ -1,11 +1,8 @@
 """The corpora by their own files, in miniature: the layouts and the faults of the published archives."""
 
 import csv
-import io
 import json
 import logging
-import shutil
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,10 +13,8 @@ from PIL import Image
 
 from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
 from speechclip_plus.trainer.collator import SpeechImageCollator
+from speechclip_plus.trainer.data.hub import is_data_path
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
-from speechclip_plus.trainer.data.schema import Findings
-from speechclip_plus.trainer.data.stamps import STAMPS, read_stamps
-from speechclip_plus.trainer.spoken_scenes.espeak import TEST_VOICES, TRAIN_VOICES
 
 COLUMNS = {
     "audio": datasets.Audio(sampling_rate=16_000, decode=False),
@@ -36,7 +31,7 @@ def write_wav(path, samples=1600, value=0.1):
     soundfile.write(path, np.full(samples, value), 16_000, format=path.suffix[1:].upper())
 
 
-def write_picture(path, colour=(200, 30, 30)):
+def write_image(path, colour=(200, 30, 30)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (24, 16), colour).save(path)
 
@@ -62,8 +57,8 @@ def flickr8k(tmp_path):
         write_lines(text / f"Flickr_8k.{LISTS[split]}Images.txt", *(f"{n}.jpg" for n in names), "", "", end="\r\n")
         for name in names:
             stray = ".1" if name.startswith("2258277193") else ""
-            if not stray:  # the picture of this name is in a list and not in the archive
-                write_picture(tmp_path / "Flicker8k_Dataset" / f"{name}.jpg")
+            if not stray:  # the image of this name is in a list and not in the archive
+                write_image(tmp_path / "Flicker8k_Dataset" / f"{name}.jpg")
             for k in range(5):
                 tokens.append(f"{name}.jpg{stray}#{k}\tCaption {k} of {name} , with a comma .")
                 if (name, k) != ("12_b", 3):  # a recording that does not exist
@@ -77,19 +72,19 @@ def flickr8k(tmp_path):
     (audio / "wavs" / "._11_a_0.wav").write_bytes(b"resource fork")
     (audio / "wavs" / "readme.txt").write_text("stray")
     write_wav(audio / "wavs" / "99_z_0.wav")
-    write_picture(tmp_path / "Flicker8k_Dataset" / "98_y.jpg")
+    write_image(tmp_path / "Flicker8k_Dataset" / "98_y.jpg")
     return tmp_path
 
 
 def test_flickr8k_has_the_common_columns_and_the_official_split(flickr8k):
-    for split, pictures in {"train": 2, "validation": 1, "test": 2}.items():
+    for split, images in {"train": 2, "validation": 1, "test": 2}.items():
         data = load_speech_image_dataset("flickr8k", split=split, data_dir=flickr8k)
         assert data.features == datasets.Features(COLUMNS)
-        assert len(set(data["image_id"])) == pictures
+        assert len(set(data["image_id"])) == images
         assert {row["caption_id"].rsplit("_", 1)[0] for row in data} <= set(NAMES[split])
 
 
-def test_recording_k_of_flickr8k_says_caption_k_of_its_picture(flickr8k):
+def test_recording_k_of_flickr8k_says_caption_k_of_its_image(flickr8k):
     data = load_speech_image_dataset("flickr8k", split="test", data_dir=flickr8k)
     assert len(data) == 10
     row = data[7]
@@ -109,16 +104,16 @@ def test_wav2capt_decides_which_caption_a_recording_says(flickr8k):
 def test_what_is_wrong_with_flickr8k_is_counted_in_one_line_of_the_log(flickr8k, caplog):
     with caplog.at_level(logging.WARNING):
         data = load_speech_image_dataset("flickr8k", data_dir=flickr8k)
-    assert len(data) == 9  # 3 pictures of 5, less the missing picture and the missing recording
+    assert len(data) == 9  # 3 images of 5, less the missing image and the missing recording
     (record,) = [record for record in caplog.records if record.name.startswith("speechclip_plus")]
     message = record.getMessage()
     for expected in (
         "recordings missing: 1 (12_b_3.wav)",
-        "pictures of the list missing: 1 (2258277193_586949ec62.jpg)",
-        "captions of Flickr8k.token.txt with a stray ending of the picture's name: 5 (",
+        "images of the list missing: 1 (2258277193_586949ec62.jpg)",
+        "captions of Flickr8k.token.txt with a stray ending of the image's name: 5 (",
         "stray files beside the recordings: 2 (._11_a_0.wav, readme.txt)",
-        "recordings of pictures in none of the lists: 1 (99_z_0.wav)",
-        "pictures in none of the lists: 1 (98_y.jpg)",
+        "recordings of images in none of the lists: 1 (99_z_0.wav)",
+        "images in none of the lists: 1 (98_y.jpg)",
     ):
         assert expected in message
 
@@ -150,7 +145,7 @@ def test_the_lemmas_of_flickr8k_are_taken_if_there_is_nothing_else(flickr8k, cap
 
 
 @pytest.mark.parametrize(
-    "gone, named", [("Flicker8k_Dataset", "pictures"), ("flickr_audio", "recordings"), ("Flickr8k_text", "list")]
+    "gone, named", [("Flicker8k_Dataset", "images"), ("flickr_audio", "recordings"), ("Flickr8k_text", "list")]
 )
 def test_a_missing_part_of_flickr8k_says_what_to_download(flickr8k, gone, named):
     (flickr8k / gone).rename(flickr8k / "elsewhere")
@@ -180,11 +175,11 @@ def test_broken_items_are_left_out_and_listed_when_asked(flickr8k, caplog):
     write_wav(wavs / "31_d_1.wav", samples=0)
     write_wav(wavs / "31_d_2.wav", samples=399)
     soundfile.write(wavs / "31_d_3.wav", np.array([np.nan] * 800, dtype=np.float32), 16_000, subtype="FLOAT")
-    picture = flickr8k / "Flicker8k_Dataset" / "32_e.jpg"
-    picture.write_bytes(picture.read_bytes()[:-200])
+    image = flickr8k / "Flicker8k_Dataset" / "32_e.jpg"
+    image.write_bytes(image.read_bytes()[:-200])
     data = load_speech_image_dataset("flickr8k", split="test", data_dir=flickr8k, on_error="skip")
     assert data["caption_id"][:] == ["31_d_4"]
-    assert "broken or missing: 5 (" in caplog.text  # the picture once, though five captions have it
+    assert "broken or missing: 5 (" in caplog.text  # the image once, though five captions have it
     for name in ("31_d_0.wav", "31_d_1.wav", "31_d_2.wav", "31_d_3.wav", "32_e.jpg"):
         assert name in caplog.text
 
@@ -230,7 +225,7 @@ def test_a_stream_leaves_the_same_items_out(flickr8k):
 
 def coco_entry(folder, split, number, captions=2, **more):
     image = f"{split}2014/COCO_{split}2014_{number:012d}.jpg"
-    write_picture(folder / "mscoco" / image)
+    write_image(folder / "mscoco" / image)
     spoken = []
     for k in range(captions):
         wav = f"wavs/{split}/0/m1-{number}-{k}.wav"
@@ -274,7 +269,7 @@ def test_karpathys_split_is_taken_where_it_is_with_its_own_ids(spokencoco):
     assert load_speech_image_dataset("spokencoco", data_dir=spokencoco)["caption_id"][:] == ["m1-100-0"]
 
 
-def test_spokencoco_in_a_folder_of_its_own_beside_the_pictures(spokencoco):
+def test_spokencoco_in_a_folder_of_its_own_beside_the_images(spokencoco):
     own = spokencoco / "SpokenCOCO"
     own.mkdir()
     for name in ("SpokenCOCO_train.json", "SpokenCOCO_val.json", "wavs"):
@@ -309,158 +304,6 @@ def test_a_list_of_spokencoco_that_is_none_is_named(spokencoco, content):
         load_speech_image_dataset("spokencoco", split="validation", data_dir=spokencoco)
 
 
-# --------------------------------------------------------------------------------------------------------- stamps
-
-
-@pytest.fixture(scope="module")
-def stamps(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("stamps")
-    for number in range(40):
-        name = tmp_path / "animals" / f"beast{number}"
-        write_picture(name.with_suffix(".png"), (6 * number, 0, 0))
-        write_lines(name.with_suffix(".txt"), f"Beast number {number}.", f"fr.utf8=La bête {number}.", "nl.utf8=")
-        write_wav(name.with_suffix(".ogg"))  # what the animal sounds like
-        write_wav(tmp_path / "animals" / f"beast{number}_desc_fr.ogg")
-        write_wav(tmp_path / "animals" / f"beast{number}_desc_pt_BR.wav")
-    write_wav(tmp_path / "animals" / "beast0_desc.ogg")
-    write_wav(tmp_path / "animals" / "beast0_desc_nl.ogg")
-    (tmp_path / "animals" / "beast0_desc_da.ogg.ogg").write_bytes(b"stray")
-    (tmp_path / "animals" / "drawn.svg").write_text("<svg/>")
-    write_wav(tmp_path / "animals" / "drawn_desc_fr.ogg")
-    return tmp_path
-
-
-def all_splits(stamps, **options):
-    return {
-        split: load_speech_image_dataset("stamps", split=split, data_dir=stamps, **options)
-        for split in ("train", "validation", "test")
-    }
-
-
-def test_stamps_have_their_recorded_descriptions_with_the_language_as_speaker(stamps):
-    rows = [row for data in all_splits(stamps).values() for row in data]
-    assert len(rows) == 82
-    found = {row["speaker"]: row for row in rows if row["caption_id"].startswith("animals/beast0-")}
-    assert {language: row["text"] for language, row in found.items()} == {
-        "en": "Beast number 0.",
-        "fr": "La bête 0.",
-        "nl": "Beast number 0.",  # not translated
-        "pt_BR": "Beast number 0.",
-    }
-    assert found["pt_BR"]["audio"]["path"].endswith("_desc_pt_BR.wav")
-    assert len({row["image_id"] for row in found.values()}) == 1
-
-
-def test_a_stamp_is_in_one_split_whatever_the_languages_and_the_other_stamps(stamps, tmp_path):
-    splits = {split: set(data["image_id"]) for split, data in all_splits(stamps).items()}
-    assert all(splits.values()) and sum(map(len, splits.values())) == 40 == len(set().union(*splits.values()))
-    fewer = shutil.copytree(stamps, tmp_path / "fewer")
-    (fewer / "animals" / "beast1.png").unlink()
-    for split, data in all_splits(fewer, languages=["fr"]).items():
-        assert set(data["speaker"]) == {"fr"} and set(data["image_id"]) <= splits[split]
-
-
-def test_what_is_left_out_of_the_stamps_is_counted(stamps, caplog):
-    load_speech_image_dataset("stamps", data_dir=stamps)
-    for expected in (
-        "sound effects, left out: 40 (",
-        "pictures that are drawings (.svg) only, left out: 1 (animals/drawn.svg)",
-        "descriptions of pictures left out or missing: 1 (animals/drawn_desc_fr.ogg)",
-        "stray recordings: 1 (animals/beast0_desc_da.ogg.ogg)",
-    ):
-        assert expected in caplog.text
-
-
-def test_a_language_without_descriptions_is_an_error(stamps):
-    with pytest.raises(ValueError, match="no descriptions in it; there are en, fr, nl, pt_BR"):
-        load_speech_image_dataset("stamps", data_dir=stamps, languages="fr,it")
-
-
-def test_a_split_without_the_language_is_an_error(stamps):
-    (split,) = {stamp.split for stamp in read_stamps(stamps, Findings()) if "nl" in stamp.recordings}
-    other = "test" if split == "train" else "train"
-    with pytest.raises(ValueError, match=f"split '{other}' is described in nl"):
-        load_speech_image_dataset("stamps", split=other, data_dir=stamps, languages="nl")
-
-
-def test_synthetic_voices_speak_the_captions_and_those_of_test_are_unheard(stamps, tmp_path):
-    cache = str(tmp_path / "cache")
-    made = all_splits(stamps, voices="synthetic", voices_per_picture=2, cache_dir=cache)
-    recorded = all_splits(stamps)
-    for split, data in made.items():
-        assert data.features == datasets.Features(COLUMNS)
-        assert set(data["image_id"]) == set(recorded[split]["image_id"])
-        assert len(data) == 2 * len(set(data["image_id"])) == len(set(data["caption_id"]))
-    assert set(made["train"]["speaker"]) <= set(TRAIN_VOICES) and set(made["test"]["speaker"]) <= set(TEST_VOICES)
-    row = made["test"][0]
-    assert row["text"].startswith("Beast number")
-    assert 0.5 < soundfile.info(io.BytesIO(row["audio"]["bytes"])).duration < 6
-
-
-def test_recordings_held_out_are_unheard_while_their_pictures_are_known(tmp_path):
-    languages = ("bg", "ca", "es", "fr", "ro", "ru")
-    for number in range(20):
-        write_picture(tmp_path / f"{number}.png")
-        write_lines(tmp_path / f"{number}.txt", f"Beast {number}.")
-        for place, language in enumerate(languages):
-            # As in the real ones, two pictures of a thing come with copies of one recording.
-            write_wav(tmp_path / f"{number}_desc_{language}.ogg", 1600 + 16 * (number // 2 * 6 + place))
-    splits = all_splits(tmp_path, held_out="recordings")
-    assert sum(map(len, splits.values())) == 20 * len(languages)
-    assert set(splits["test"]["image_id"]) <= set(splits["train"]["image_id"])
-    files = {split: {Path(row["audio"]["path"]).read_bytes() for row in data} for split, data in splits.items()}
-    assert not files["train"] & files["test"] and not files["train"] & files["validation"]
-    spoken = all_splits(tmp_path, voices="synthetic", held_out="recordings", cache_dir=str(tmp_path / "cache"))
-    assert all(len(set(data["image_id"])) == 20 for data in spoken.values())
-    assert not set(spoken["train"]["speaker"]) & set(spoken["test"]["speaker"])
-
-
-def test_pictures_of_the_same_thing_are_in_the_same_split(tmp_path):
-    for number in range(20):
-        write_picture(tmp_path / f"{number}.png")
-        write_lines(tmp_path / f"{number}.txt", "A flower." if number % 2 else "a flower")
-    assert len({stamp.split for stamp in read_stamps(tmp_path, Findings())}) == 1
-
-
-@pytest.mark.parametrize(
-    "options, named",
-    [
-        ({"voices": "robot"}, "choose recorded or synthetic"),
-        ({"held_out": "voices"}, "choose pictures or recordings"),
-        ({"voices": "synthetic", "languages": "fr"}, "leave languages out"),
-        ({"voices": "synthetic", "voices_per_picture": 0}, "voices_per_picture=0"),
-        ({"split": "dev"}, "train, validation, test"),
-    ],
-)
-def test_options_that_stamps_cannot_follow_are_errors(stamps, options, named):
-    with pytest.raises(ValueError, match=named):
-        load_speech_image_dataset("stamps", data_dir=stamps, **options)
-
-
-def test_stamps_that_are_not_there_name_debians_package(tmp_path):
-    with pytest.raises(FileNotFoundError, match="tuxpaint-stamps-default"):
-        load_speech_image_dataset("stamps", data_dir=tmp_path)
-
-
-@pytest.mark.skipif(not STAMPS.is_dir(), reason="tuxpaint-stamps-default is not installed")
-def test_the_installed_stamps_have_many_languages_and_share_no_picture_and_hardly_a_recording_between_splits():
-    found = Findings()
-    pictures, recordings, languages = {}, {}, set()
-    for stamp in read_stamps(STAMPS, found):
-        pictures.setdefault(stamp.image.read_bytes(), set()).add(stamp.split)
-        for language, recording in stamp.recordings.items():
-            languages.add(language)
-            recordings.setdefault(recording.read_bytes(), set()).add(stamp.split)
-    assert len(pictures) > 700 and {"fr", "ru", "el", "en"} <= languages
-    assert all(len(splits) == 1 for splits in pictures.values())
-    assert {split for splits in pictures.values() for split in splits} == {"train", "validation", "test"}
-    # Several pictures of a thing have the same recording; one is also used under two different captions.
-    assert sum(len(splits) > 1 for splits in recordings.values()) <= 2
-    assert found.noted["sound effects, left out"]
-    row = load_speech_image_dataset("stamps", split="test", languages="ru")[0]
-    assert len(load_audio(row["audio"])) > 4000
-
-
 # ------------------------------------------------------------------------------------ folder, parquet and the Hub
 
 
@@ -468,7 +311,7 @@ def test_the_installed_stamps_have_many_languages_and_share_no_picture_and_hardl
 def folder(tmp_path):
     for number in range(3):
         write_wav(tmp_path / f"{number}.wav")
-        write_picture(tmp_path / f"{number}.png", (80 * number, 0, 0))
+        write_image(tmp_path / f"{number}.png", (80 * number, 0, 0))
     return tmp_path
 
 
@@ -489,7 +332,130 @@ def test_a_folders_missing_files_are_skipped_when_asked(folder, caplog):
     write_lines(folder / "metadata.csv", "audio,image", "0.wav,0.png", "9.wav,0.png", "1.wav,9.png")
     data = load_speech_image_dataset(folder, on_error="skip")
     assert data["caption_id"][:] == ["train-1"]
-    assert "broken or missing: 2 (" in caplog.text and "row 2" in caplog.text and "row 3" in caplog.text
+    assert (
+        "broken or missing: 2 (" in caplog.text and "row 2 (line 3)" in caplog.text and "row 3 (line 4)" in caplog.text
+    )
+
+
+HEADER = "audio,image,text,split"
+
+
+@pytest.mark.parametrize(
+    "table, named",
+    [
+        (
+            f"{HEADER}\n0.wav,0.png,a,train\n1.wav,0.png,a dog, running,train\n",
+            "row 2 .line 3.: 5 fields.*header has 4",
+        ),
+        (f"{HEADER}\n0.wav,0.png,a\n", "row 1 .line 2.: 3 fields"),
+        (f'{HEADER}\n0.wav,0.png,a,train\n0.wav,0.png,"open,train\n1.wav,1.png,b,train\n', "row 2 .line 3.*quote"),
+        (f'{HEADER}\n0.wav,0.png,"open,train\n1.wav,1.png,"b",train\n', "row 1 .line 2.*quote"),
+        ("audio,image,text,text\n0.wav,0.png,a,b\n", "'text' is there twice"),
+        ("audio,image,text\n0.wav,0.png,café\n".encode("cp1252"), "is not UTF-8"),
+        ("audio,image,text\n0.wav,0.png,a\n".encode("utf-16"), "is not UTF-8"),
+    ],
+)
+def test_a_table_that_would_lose_text_or_rows_is_an_error_that_names_file_and_row(folder, table, named):
+    (folder / "metadata.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
+    with pytest.raises(ValueError, match=f"metadata.csv.*{named}"):
+        load_speech_image_dataset(folder)
+
+
+@pytest.mark.parametrize("value, named", [(7, "text is int"), (["a", "b"], "text is list"), (True, "text is bool")])
+def test_text_of_another_type_is_named_with_its_row(folder, value, named):
+    rows = [{"audio": "0.wav", "image": "0.png", "text": text} for text in (None, "fine", value)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=f"metadata.jsonl, row 3 .line 3.: {named}"):
+        load_speech_image_dataset(folder)
+
+
+def test_speaker_0_of_a_table_is_a_speaker(folder):
+    rows = [{"audio": "0.wav", "image": "0.png", "speaker": speaker} for speaker in (0, None)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_speech_image_dataset(folder)["speaker"][:] == ["0", ""]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "file_name,image",
+        "audio_file_name,image_file_name",
+        "file_name,image_file_name",
+        "audio,file_name",
+        "sound,photo",
+    ],
+)
+def test_columns_of_a_folder_may_have_the_names_of_datasets_or_ones_own(folder, header):
+    write_lines(folder / "metadata.csv", f"{header},text", "1.wav,2.png,a", "0.wav,1.png,b")
+    columns = {"audio": "sound", "image": "photo"} if header == "sound,photo" else None
+    row = load_speech_image_dataset(folder, columns=columns)[0]
+    assert row["audio"]["path"] == str(folder / "1.wav") and row["image"]["path"] == str(folder / "2.png")
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    write_lines(folder / "metadata.csv", "audio,image", "0.wav,0.png")
+    assert len(load_speech_image_dataset("folder", data_dir=f"~/{folder.name}")) == 1
+
+
+def test_a_share_of_the_images_can_be_held_out_of_a_table_without_splits(folder):
+    write_lines(folder / "metadata.csv", "audio,image", "0.wav,0.png", "1.wav,0.png", "2.wav,1.png", "2.wav,2.png")
+    with pytest.raises(ValueError, match="it has train. Hold .* out with validation_share=0.1"):
+        load_speech_image_dataset(folder, split="validation")
+    train, validation = (
+        load_speech_image_dataset(folder, split=split, validation_share=0.1) for split in ("train", "validation")
+    )
+    images = [{row["image"]["path"] for row in data} for data in (train, validation)]
+    assert len(train) + len(validation) == 4 and len(images[1]) == 1 and not images[0] & images[1]
+    write_lines(folder / "metadata.csv", "audio,image,split", "0.wav,0.png,train")
+    with pytest.raises(ValueError, match="has a column split"):
+        load_speech_image_dataset(folder, validation_share=0.1)
+
+
+@pytest.mark.parametrize("data", ["spoken_scenes", "flickr8k", "folder", "."])
+def test_an_unknown_option_is_named_with_those_that_there_are(data):
+    with pytest.raises(TypeError, match=f"{data!r} has no option 'num_scene'.*: it has"):
+        load_speech_image_dataset(data, num_scene=3)
+
+
+def test_columns_that_are_no_mapping_are_an_error(folder):
+    with pytest.raises(TypeError, match="columns='sound': expected a mapping"):
+        load_speech_image_dataset(folder, columns="sound")
+
+
+def test_an_unknown_name_or_option_is_answered_with_the_nearest_one():
+    with pytest.raises(TypeError, match="did you mean 'num_scenes'"):
+        load_speech_image_dataset("spoken_scenes", num_scene=3)
+    with pytest.raises(ValueError, match="did you mean 'flickr8k'"):
+        load_speech_image_dataset("flikr8k")
+
+
+def test_a_stray_parquet_file_does_not_make_a_folder_of_images_a_data_set(folder, foreign):
+    foreign.to_parquet(folder / "notes.parquet")
+    assert not is_data_path(folder)
+    foreign.to_parquet(folder / "train-00000-of-00001.parquet")
+    assert is_data_path(folder)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["audio", "image", "image_id"])
+def test_null_where_a_file_or_an_id_should_be_is_named_with_its_row(foreign, tmp_path, column, streaming):
+    own = {**MAPPED, "image_id": "photo"}[column]
+    rows = foreign.to_dict()
+    rows[own][1] = None
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "null.parquet")
+    arguments = {"columns": {**MAPPED, "image_id": "photo"}, "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(ValueError, match=f"null.parquet, row 2: .*{column}"):
+        next(iter(load_speech_image_dataset(tmp_path / "null.parquet", streaming=streaming, **arguments)))
+
+
+def test_rows_with_null_are_left_out_when_asked(foreign, tmp_path, caplog):
+    rows = foreign.to_dict()
+    rows["picture"][1] = None
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "null.parquet")
+    arguments = {"columns": MAPPED, "on_error": "skip", "cache_dir": str(tmp_path / "cache")}
+    assert load_speech_image_dataset(tmp_path / "null.parquet", **arguments)["text"][:] == ["zero", "one"]
+    assert "broken or missing: 1 (image of train-1" in caplog.text
 
 
 @pytest.fixture
@@ -577,5 +543,5 @@ def test_a_split_that_a_saved_data_set_does_not_have_is_an_error(foreign, tmp_pa
     with pytest.raises(ValueError, match="no split 'test': it has train"):
         load_speech_image_dataset(tmp_path / "foreign", split="test", columns=MAPPED)
     foreign.to_parquet(tmp_path / "one" / "train.parquet")
-    with pytest.raises(ValueError, match="no parquet files of the split 'test'.*train.parquet"):
+    with pytest.raises(ValueError, match="one: Unknown split .test"):
         load_speech_image_dataset(tmp_path / "one", split="test", columns=MAPPED)

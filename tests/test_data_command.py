@@ -9,10 +9,10 @@ from speechclip_plus.configuration.presets import load_vocabulary
 from speechclip_plus.conversion.clip_tokenizer import openai_tokenizer
 from speechclip_plus.conversion.vocabulary import read_vocabulary
 from speechclip_plus.trainer.data import export as data_copies
+from speechclip_plus.trainer.data.check import count_tokens
 from speechclip_plus.trainer.data.export import write_parquet
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
 from speechclip_plus_cli import main as cli
-from speechclip_plus_cli.data import count_subwords
 
 ROWS = [
     # audio, image, text, speaker, split, samples
@@ -40,19 +40,21 @@ def check(*arguments):
     return cli.main(["data", "check", *map(str, arguments)])
 
 
-def test_check_prints_rows_pictures_speakers_and_durations_of_every_split(folder, capsys):
+def test_check_prints_rows_images_speakers_and_durations_of_every_split(folder, capsys):
     assert check(folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("validation: not there")
-    assert lines[1].split() == "split rows pictures speakers hours shortest mean longest broken".split()
+    assert lines[1].split() == "recordings images speakers hours shortest mean longest broken".split()
     assert lines[2].split() == "train 3 2 2 0.00 1.00 s 2.00 s 3.00 s 0".split()
     assert lines[3].split() == "test 1 1 1 0.00 0.50 s 0.50 s 0.50 s 0".split()
 
 
-def test_check_prints_the_commonest_subwords(folder, capsys):
+def test_check_prints_the_commonest_tokens(folder, capsys):
     assert check(folder, "--split", "train") == 0
     out = capsys.readouterr().out
-    assert "3 of 3 wordings, 8 of CLIP's subword ids" in out  # padding, start, end, a, dog, runs, red, cat
+    assert (
+        "captions: 3, 3 of them different, with 8 of CLIP's token ids" in out
+    )  # padding, start, end, a, dog, runs, red, cat
     assert "most frequent: a 3, dog 2, " in out
 
 
@@ -60,7 +62,7 @@ def test_check_names_missing_and_broken_files_and_fails(folder, tmp_path, capsys
     (folder / "a.wav").unlink()
     (folder / "b.wav").write_bytes(b"no sound")
     soundfile.write(folder / "c.wav", np.zeros(10), 16_000)
-    (folder / "2.png").write_bytes(b"no picture")
+    (folder / "2.png").write_bytes(b"no image")
     assert check(folder, "--write", tmp_path / "copy") == 1
     out = capsys.readouterr().out
     assert "train: broken or missing: 3 (" in out and "test: broken or missing: 1 (" in out
@@ -87,13 +89,12 @@ def test_a_long_list_of_broken_files_is_cut(tmp_path, capsys):
     assert "broken or missing: 25 (" in out and "19.wav" in out and "and 5 more" in out and "20.wav" not in out
 
 
-@pytest.mark.parametrize("name", ["copy", "copy.parquet"])
-def test_a_parquet_copy_loads_back_to_equal_rows_without_the_files(folder, tmp_path, name):
+def test_a_parquet_copy_loads_back_to_equal_rows_without_the_files(folder, tmp_path):
     original = load_speech_image_dataset(folder)
     files = [((folder / row[0]).read_bytes(), (folder / row[1]).read_bytes()) for row in ROWS[:3]]
-    assert check(folder, "--split", "train", "--write", tmp_path / name) == 0
+    assert check(folder, "--split", "train", "--write", tmp_path / "copy") == 0
     (folder / "metadata.csv").rename(folder / "gone.csv")
-    copy = load_speech_image_dataset(tmp_path / name, cache_dir=str(tmp_path / "cache"))
+    copy = load_speech_image_dataset(tmp_path / "copy", cache_dir=str(tmp_path / "cache"))
     assert copy.features == original.features
     for row, before, (audio, image) in zip(copy, original, files, strict=True):
         assert (row["audio"]["bytes"], row["image"]["bytes"]) == (audio, image)
@@ -109,18 +110,32 @@ def test_a_large_copy_is_divided_and_loads_back_in_order(folder, tmp_path, monke
     assert [row["caption_id"] for row in copy] == data["caption_id"][:] and copy.num_shards == 2
 
 
-def test_an_existing_copy_is_only_replaced_when_asked(folder, tmp_path, capsys):
-    target = tmp_path / "copy.parquet"
-    target.write_text("mine")
-    assert check(folder, "--split", "test", "--write", target) == 1
-    assert "--force" in capsys.readouterr().err and target.read_text() == "mine"
-    assert check(folder, "--split", "test", "--write", target, "--force") == 0
-    assert load_speech_image_dataset(target, cache_dir=str(tmp_path / "cache"))["text"][:] == ["Two dogs"]
+def test_only_an_earlier_copy_is_replaced_and_only_when_asked(folder, tmp_path, capsys):
+    target = tmp_path / "copy"
+    arguments = (folder, "--split", "test", "--write", target)
+    assert check(*arguments) == 0
+    assert check(*arguments) == 1 and "--force" in capsys.readouterr().err
+    assert check(*arguments, "--force") == 0
+    assert load_speech_image_dataset(target, split="test", cache_dir=str(tmp_path / "cache"))["text"][:] == [
+        "Two dogs"
+    ]
+    (target / "notes.txt").write_text("mine")
+    assert check(*arguments, "--force") == 1
+    assert (target / "notes.txt").read_text() == "mine" and "notes.txt was not written by" in capsys.readouterr().err
 
 
-def test_several_splits_do_not_go_into_one_file(folder, tmp_path, capsys):
-    assert check(folder, "--split", "train", "--split", "test", "--write", tmp_path / "copy.parquet") == 1
-    assert "name a folder for train, test" in capsys.readouterr().err
+def test_the_data_that_is_read_is_never_replaced(folder, capsys):
+    before = sorted(folder.iterdir())
+    assert check(folder, "--split", "test", "--write", folder, "--force") == 1
+    assert "in use" in capsys.readouterr().err and sorted(folder.iterdir()) == before
+
+
+def test_tokens_that_are_no_whole_characters_are_shown_as_the_tokenizer_writes_them(folder, capsys):
+    table = (folder / "metadata.csv").read_text().replace("A dog.", "\U00013000 \x7f")  # a hieroglyph, delete
+    (folder / "metadata.csv").write_text(table, encoding="utf-8")
+    assert check(folder, "--split", "train") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "most frequent" in line)
+    assert line.isprintable() and "\ufffd" not in line and "id " not in line.split("most frequent")[1]
 
 
 def test_options_reach_the_data_set(folder, tmp_path, capsys):
@@ -150,16 +165,18 @@ def test_the_vocabulary_is_written_as_the_original_has_it(folder, tmp_path):
     assert read_vocabulary(file) == counts[:, 0].tolist()
 
 
-def test_subwords_are_those_of_the_shipped_vocabularies():
-    # The final full stop is no subword of the original's vocabulary of a caption, commas inside are.
-    counts, truncated = count_subwords(["A child in a pink dress , climbing .", "A child in a pink dress , climbing"])
+def test_tokens_are_those_of_the_shipped_vocabularies():
+    # The final full stop is no token of the original's vocabulary of a caption, commas inside are.
+    counts, truncated = count_tokens(
+        ["A child in a pink dress , climbing .", "A child in a pink dress , climbing"], openai_tokenizer()
+    )
     assert truncated == 0 and set(counts[:, 0]) <= set(load_vocabulary("flickr8k"))
     assert dict(counts.tolist())[320] == 4
     assert openai_tokenizer()(".")["input_ids"][1] not in counts[:, 0]
 
 
 def test_a_caption_too_long_for_clip_is_cut_and_counted():
-    counts, truncated = count_subwords([" ".join(["dog"] * 100)])
+    counts, truncated = count_tokens([" ".join(["dog"] * 100)], openai_tokenizer())
     assert truncated == 1 and counts[:, 1].sum() == 77 and sorted(counts[:, 1]) == [1, 1, 75]
 
 

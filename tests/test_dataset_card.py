@@ -13,9 +13,10 @@ from PIL import Image
 from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
 from speechclip_plus.hub_cards.model_card import SplitSize
 from speechclip_plus.trainer.card_data import given_name
+from speechclip_plus.trainer.data.check import check_files
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
+from speechclip_plus.trainer.data.schema import Findings
 from speechclip_plus_cli import main as cli
-from speechclip_plus_cli.data import check_split_files
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,9 @@ def test_every_number_of_the_card_was_counted(folder, copy):
     table = {row[0]: row[1:] for row in rows if row[0] in ("train", "test")}
     for split in ("train", "test"):
         data = load_speech_image_dataset(folder, split=split)
-        report = check_split_files(data)
+        size = check_files(data, Findings()).size
         written = sum(map(bool, data["text"]))
-        expected = [report.rows, report.pictures, report.speakers, round(report.hours, 2), written]
+        expected = [size.rows, size.images, size.speakers, round(size.hours, 2), written]
         assert [float(cell) for cell in table[split]] == pytest.approx(expected)
     sizes = {split["name"]: split["num_examples"] for split in card.data.to_dict()["dataset_info"]["splits"]}
     assert sizes == {"train": 4, "test": 3}

@@ -27,7 +27,7 @@ def test_an_utterance_does_not_depend_on_what_was_said_before_or_on_the_process(
     backward = [digest(synthesise(SENTENCE, voice)) for voice in reversed(voices)][::-1]
     code = (
         "import hashlib\n"
-        "from speechclip_plus.trainer.espeak import Voice, synthesise\n"
+        "from speechclip_plus.trainer.spoken_scenes.espeak import Voice, synthesise\n"
         f"for voice in {voices!r}:\n"
         f"    print(hashlib.sha256(synthesise({SENTENCE!r}, voice).tobytes()).hexdigest())\n"
     )

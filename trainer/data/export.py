@@ -1,13 +1,16 @@
-"""Copies of data sets: parquet files with the recordings and pictures inside, or a repository on the Hub."""
+"""Parquet copies of data sets, with the recordings and images inside, in a folder or on the Hub."""
 
+import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
+from datasets.info import DatasetInfosDict
+from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCardData, HfApi
 
 from ...atomic_files import check_new_folder, finished_folder, write_text
@@ -15,32 +18,33 @@ from ...hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
 from ...hub_cards.model_card import CARD
 from ...hub_cards.push import push_folder
 
-_SHARD_BYTES = 500_000_000  # of recordings and pictures in one parquet file
+_SHARD_BYTES = 500_000_000  # of recordings and images in one parquet file
 _ROW_GROUP = 100  # rows: a reader holds one group in memory
 
 
 def write_parquet(
-    splits: dict[str, datasets.Dataset], output: Path, force: bool = False, facts: DatasetCardFacts | None = None
+    splits: dict[str, datasets.Dataset],
+    output: Path,
+    force: bool = False,
+    facts: DatasetCardFacts | None = None,
+    inputs: Iterable[str | os.PathLike | None] = (),
 ) -> list[str]:
-    """Write data sets with their recordings and pictures inside, so that they load anywhere.
+    """Write data sets with their recordings and images inside, so that they load anywhere.
 
     Args:
-        splits: data sets by split.
-        output: a file that ends in .parquet, for one split, or a folder for files named after the splits.
-        force: replace what is there.
-        facts: of the folder's card, README.md; without them there is none.
+        splits: Data sets by split.
+        output: A folder for parquet files named after the splits.
+        force: Replace an earlier copy.
+        facts: Facts for the folder's card, README.md; without them there is none.
+        inputs: Files and folders that must not be replaced, because they are read.
 
     Returns:
         The names of the parquet files.
 
     Raises:
-        ValueError: if `output` exists, or is a file and there are several splits.
+        ValueError: If `output` exists or may not be replaced.
     """
-    check_output(list(splits), output, force)
-    if output.suffix == ".parquet":
-        with finished_file(output) as unfinished:
-            _write_file(next(iter(splits.values())), unfinished)
-        return [output.name]
+    check_new_folder(output, force, inputs)
     names = []
     with finished_folder(output) as work:
         for split, data in splits.items():
@@ -56,20 +60,20 @@ def write_parquet(
 
 
 def push_dataset(splits: dict[str, datasets.Dataset], repo_id: str, facts: DatasetCardFacts) -> str:
-    """Send data sets to the Hub in one commit, recordings and pictures inside; a new repository is private.
+    """Send data sets to the Hub in one commit, recordings and images inside; a new repository is private.
 
     Args:
-        splits: data sets by split.
+        splits: Data sets by split.
         repo_id: `owner/name`.
-        facts: of the card; one that somebody has written or changed there stays.
+        facts: Facts for the card; one that somebody has written or changed there stays.
 
     Returns:
         The repository's address.
 
     Raises:
-        OSError: if the Hub refuses or does not answer.
+        OSError: If the Hub refuses or does not answer.
     """
-    # Where data sets have their room.
+    # The cache's disk: a corpus may not fit into the system's temporary folder.
     place = Path(datasets.config.HF_DATASETS_CACHE)
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="push-", dir=place) as folder:
@@ -88,9 +92,6 @@ def push_dataset(splits: dict[str, datasets.Dataset], repo_id: str, facts: Datas
 
 def _dataset_info(splits: dict[str, datasets.Dataset], files: dict[str, Path]) -> dict[str, Any]:
     """Features and sizes as `datasets` writes them into a card."""
-    import pyarrow.parquet
-    from datasets.info import DatasetInfosDict
-
     sizes = dict.fromkeys(splits, 0)
     for name, file in files.items():
         content = pyarrow.parquet.read_metadata(file)
@@ -108,52 +109,12 @@ def _dataset_info(splits: dict[str, datasets.Dataset], files: dict[str, Path]) -
     return card.to_dict()["dataset_info"]
 
 
-def check_output(splits: list[str], output: Path, force: bool) -> None:
-    """Check, before any work, that the copy may be written.
-
-    Raises:
-        ValueError: as `write_parquet`.
-    """
-    if output.suffix != ".parquet":
-        check_new_folder(output, force)
-    elif len(splits) > 1:
-        raise ValueError(f"{output} is one file, for one split; name a folder for {', '.join(splits)}, or choose one.")
-    elif output.exists() and not force:
-        raise ValueError(f"{output} exists; name another file, or replace it with force=True (--force).")
-
-
-@contextmanager
-def finished_file(file: Path) -> Iterator[Path]:
-    """Give a temporary name, which becomes `file` when all went well."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.tmp")
-    try:
-        yield unfinished
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _size(item: dict[str, Any]) -> int:
-    return len(item["bytes"]) if item.get("bytes") is not None else Path(item["path"]).stat().st_size
+    return len(item["bytes"]) if item["bytes"] is not None else Path(item["path"]).stat().st_size
 
 
 def _write_file(data: datasets.Dataset, file: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    schema = data.features.arrow_schema  # with the features in its metadata: they come back by themselves
-    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
-        for start in range(0, len(data), _ROW_GROUP):
-            rows = [_embedded(row) for row in data.select(range(start, min(start + _ROW_GROUP, len(data))))]
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-
-
-def _embedded(row: dict[str, Any]) -> dict[str, Any]:
-    """Put the bytes of a row's files in place of their paths, of which the names stay."""
-    inside = {}
-    for name in ("audio", "image"):
-        item = row[name]
-        content = item["bytes"] if item.get("bytes") is not None else Path(item["path"]).read_bytes()
-        inside[name] = {"bytes": content, "path": Path(item["path"]).name if item.get("path") else None}
-    return {**row, **inside}
+    # `Dataset.to_parquet` leaves out the files that the rows name; `push_to_hub` embeds them in this way.
+    with pyarrow.parquet.ParquetWriter(file, data.features.arrow_schema) as writer:
+        for table in data.with_format("arrow").iter(_ROW_GROUP):
+            writer.write_table(embed_table_storage(table))

@@ -1,4 +1,4 @@
-"""``flickr8k``: the pictures and captions of Flickr8k with the Flickr 8k Audio Caption Corpus, as they unpack."""
+"""`flickr8k`: the images and captions of Flickr8k with the Flickr 8k Audio Caption Corpus, as they unpack."""
 
 import csv
 import re
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from ..spoken_scenes.scenes import check_split
-from .schema import Files, Findings, first_existing, given_folder, make_dataset, stable_id
+from .schema import Files, Findings, check_split, first_existing, given_folder, make_dataset, stable_id
 
 LISTS = {
     "train": "Flickr_8k.trainImages.txt",
@@ -16,9 +15,9 @@ LISTS = {
     "test": "Flickr_8k.testImages.txt",
 }
 _CAPTIONS = ("Flickr8k.token.txt", "captions.txt", "Flickr8k.lemma.token.txt")
-_PICTURES = ("Flickr8k_Dataset/Flicker8k_Dataset", "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
+_IMAGE_FOLDERS = ("Flickr8k_Dataset/Flicker8k_Dataset", "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 _RECORDING = re.compile(r"(?P<name>.+)_(?P<number>\d+)\.wav")
-_TOKEN_LINE = re.compile(r"(?P<picture>.+?\.jpg)(?P<stray>\.\d+)?#(?P<number>\d+)\s+(?P<text>.*)")
+_TOKEN_LINE = re.compile(r"(?P<image>.+?\.jpg)(?P<stray>\.\d+)?#(?P<number>\d+)\s+(?P<text>.*)")
 
 DOWNLOAD = (
     "Flickr8k in one folder: flickr_audio.tar.gz of the Flickr 8k Audio Caption Corpus by MIT CSAIL "
@@ -28,21 +27,21 @@ DOWNLOAD = (
 
 
 def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -> datasets.Dataset:
-    """Read one of the official splits (6,000, 1,000 and 1,000 pictures, five spoken captions each).
+    """Read one of the official splits (6,000, 1,000 and 1,000 images, five spoken captions each).
 
-    ``data_dir`` holds the archives as they unpack, each in its own folder or all files directly. Recording
-    ``NAME_k.wav`` says caption k of ``NAME.jpg`` unless ``wav2capt.txt`` tells otherwise; speakers are those of
-    ``wav2spk.txt``. Captions come from ``Flickr8k.token.txt``, else from ``captions.txt``, else from the lemmas.
+    `data_dir` holds the archives as they unpack, each in its own folder or all files directly. Recording
+    `NAME_k.wav` says caption k of `NAME.jpg` unless `wav2capt.txt` tells otherwise; speakers are those of
+    `wav2spk.txt`. Captions come from `Flickr8k.token.txt`, else from `captions.txt`, else from the lemmas.
     What the corpus lacks, and files that belong to nothing, are noted, not errors.
 
     Raises:
-        ValueError: unknown split, or no ``data_dir``.
-        FileNotFoundError: a part of the corpus is missing; the message says what to download.
+        ValueError: If the split is unknown or there is no `data_dir`.
+        FileNotFoundError: If a part of the corpus is missing; the message says what to download.
     """
     check_split(split)
     root = given_folder("flickr8k", data_dir, DOWNLOAD)
     text_folders = (root, root / "Flickr8k_text")
-    pictures = _found(root, "the pictures (Flicker8k_Dataset or Images)", [root / name for name in _PICTURES])
+    images = _found(root, "the images (Flicker8k_Dataset or Images)", [root / name for name in _IMAGE_FOLDERS])
     recordings = _found(root, "the recordings (flickr_audio/wavs)", [root / "flickr_audio/wavs", root / "wavs"])
     listing = _found(root, f"the list {LISTS[split]}", [folder / LISTS[split] for folder in text_folders])
     captions_file = _found(
@@ -50,43 +49,43 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
     )
     if captions_file.name == _CAPTIONS[-1]:
         findings.note("captions that are lemmas, not what was said", captions_file.name)
-    captions: dict[str, dict[int, str]] = {}  # picture: number: text
-    for picture, number, text in _read_captions(captions_file, findings):
-        captions.setdefault(picture, {})[number] = text
+    captions: dict[str, dict[int, str]] = {}  # image: number: text
+    for image, number, text in _read_captions(captions_file, findings):
+        captions.setdefault(image, {})[number] = text
     said = _read_pairs(recordings.parent / "wav2capt.txt")
     speakers = _read_pairs(recordings.parent / "wav2spk.txt")
     listed = {name for file in LISTS.values() for name in _read_list(listing.with_name(file))}
     files = Files()
-    names = files.names(str(pictures))
+    names = files.names(str(images))
     for name in sorted(names.difference(listed)):
-        findings.note("pictures in none of the lists", name)
-    spoken: dict[str, list[tuple[int, str]]] = {}  # picture: its recordings
+        findings.note("images in none of the lists", name)
+    spoken: dict[str, list[tuple[int, str]]] = {}  # image: its recordings
     for name in sorted(files.names(str(recordings))):
         match = _RECORDING.fullmatch(name)
         if match is None or name.startswith("."):
             findings.note("stray files beside the recordings", name)
             continue
-        picture, number = _caption_of(name, said) or (f"{match['name']}.jpg", int(match["number"]))
-        if picture not in listed:
-            findings.note("recordings of pictures in none of the lists", name)
+        image, number = _caption_of(name, said) or (f"{match['name']}.jpg", int(match["number"]))
+        if image not in listed:
+            findings.note("recordings of images in none of the lists", name)
         else:
-            spoken.setdefault(picture, []).append((number, name))
+            spoken.setdefault(image, []).append((number, name))
     rows = []
-    for picture in dict.fromkeys(_read_list(listing)):
-        if picture not in names:
-            findings.note("pictures of the list missing", picture)
+    for image in dict.fromkeys(_read_list(listing)):
+        if image not in names:
+            findings.note("images of the list missing", image)
             continue
-        written = captions.get(picture, {})
-        for number in sorted(set(written).difference(number for number, _ in spoken.get(picture, []))):
-            findings.note("recordings missing", f"{picture.removesuffix('.jpg')}_{number}.wav")
-        for number, name in sorted(spoken.get(picture, [])):
+        written = captions.get(image, {})
+        for number in sorted(set(written).difference(number for number, _ in spoken.get(image, []))):
+            findings.note("recordings missing", f"{image.removesuffix('.jpg')}_{number}.wav")
+        for number, name in sorted(spoken.get(image, [])):
             if number not in written:
                 findings.note("recordings without a written caption (kept)", name)
             rows.append(
                 {
                     "audio": str(recordings / name),
-                    "image": str(pictures / picture),
-                    "image_id": stable_id(picture),
+                    "image": str(images / image),
+                    "image_id": stable_id(image),
                     "text": written.get(number, ""),
                     "caption_id": name.removesuffix(".wav"),
                     "speaker": speakers.get(name, [""])[0],
@@ -94,7 +93,7 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
             )
     if not rows:
         raise FileNotFoundError(
-            f"Of the pictures in {listing} none is both in {pictures} and spoken in {recordings}. Needed is {DOWNLOAD}"
+            f"Of the images in {listing} none is both in {images} and spoken in {recordings}. Needed is {DOWNLOAD}"
         )
     return make_dataset(rows, split)
 
@@ -113,25 +112,25 @@ def _read_list(file: Path) -> list[str]:
 
 
 def _read_pairs(file: Path) -> dict[str, list[str]]:
-    """Read ``FILE WORD ...`` lines; nothing if there is no such file."""
+    """Read `FILE WORD ...` lines; nothing if there is no such file."""
     return {first: rest for first, *rest in (line.split() for line in _read_list(file)) if rest}
 
 
 def _caption_of(name: str, said: dict[str, list[str]]) -> tuple[str, int] | None:
-    """Picture and caption number by ``wav2capt.txt``, whose lines are ``NAME_k.wav NAME.jpg #k``."""
+    """Image and caption number by `wav2capt.txt`, whose lines are `NAME_k.wav NAME.jpg #k`."""
     entry = said.get(name, [])
     return (entry[0], int(entry[1][1:])) if len(entry) == 2 and re.fullmatch(r"#\d+", entry[1]) else None
 
 
 def _read_captions(file: Path, findings: Findings) -> Iterator[tuple[str, int, str]]:
-    """Yield picture, number and text of each caption."""
-    if file.name == "captions.txt":  # the copy on Kaggle: no numbers, the captions of a picture in their order
+    """Yield image, number and text of each caption."""
+    if file.name == "captions.txt":  # the copy on Kaggle: no numbers, the captions of a image in their order
         seen: dict[str, int] = {}
         with file.open(encoding="utf-8-sig", newline="") as stream:
             # Commas in captions are not quoted in all copies.
-            for picture, *text in (row for row in csv.reader(stream) if row and row != ["image", "caption"]):
-                yield picture, seen.setdefault(picture, 0), ",".join(text).strip()
-                seen[picture] += 1
+            for image, *text in (row for row in csv.reader(stream) if row and row != ["image", "caption"]):
+                yield image, seen.setdefault(image, 0), ",".join(text).strip()
+                seen[image] += 1
         return
     for line in _read_list(file):
         match = _TOKEN_LINE.fullmatch(line)
@@ -139,5 +138,5 @@ def _read_captions(file: Path, findings: Findings) -> Iterator[tuple[str, int, s
             findings.note(f"lines of {file.name} that are no caption", line[:60])
             continue
         if match["stray"]:
-            findings.note(f"captions of {file.name} with a stray ending of the picture's name", line.split("\t")[0])
-        yield match["picture"], int(match["number"]), match["text"].strip()
+            findings.note(f"captions of {file.name} with a stray ending of the image's name", line.split("\t")[0])
+        yield match["image"], int(match["number"]), match["text"].strip()

@@ -1,70 +1,75 @@
-"""A folder of one's own recordings and pictures, with a table of what belongs together."""
+"""Folder of one's own recordings and images, with a table of what belongs together."""
 
 import csv
+import io
 import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from .schema import Findings, NoSuchSplitError, make_dataset
+from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES
+from .schema import Findings, NoSuchSplitError, as_string, given_folder, make_dataset, stable_id
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
-def load_folder(split: str, data_dir: str | Path | None, findings: Findings) -> datasets.Dataset:
-    """Read a folder of recordings and pictures.
+def load_folder(
+    split: str,
+    data_dir: str | Path | None,
+    findings: Findings,
+    *,
+    columns: Mapping[str, str] | None = None,
+    validation_share: float = 0.0,
+) -> datasets.Dataset:
+    """Read a folder of recordings and images.
 
-    The folder holds a ``metadata.csv``, ``metadata.jsonl`` or ``metadata.parquet`` with the columns ``audio`` and
-    ``image`` (paths from that file's place) and, where known, ``text``, ``speaker`` and ``split``; or one folder of
-    that kind per split, named after it. Without any mention of splits everything is "train". Rows with the same
-    picture share an ``image_id``.
+    The folder holds a `metadata.csv`, `metadata.jsonl` or `metadata.parquet` with the columns `audio` and `image`
+    (paths from that file's place) and, where known, `text`, `speaker` and `split`; or one folder of that kind per
+    split, named after it. The names that `datasets` gives such columns are understood too: `audio_file_name` and
+    `image_file_name`, and `file_name` for the one of the two that its files are. Without any mention of splits
+    everything is "train". Rows with the same image share an `image_id`.
+
+    Args:
+        split: "train", "validation" or "test", or another name that the table has.
+        data_dir: The folder.
+        findings: Missing files are recorded here.
+        columns: The table's name of each column that has another name there, for instance `{"audio": "sound"}`.
+        validation_share: Of a table without splits, the share of images (chosen by a hash of their paths) whose rows
+            are "validation" instead of "train".
 
     Raises:
-        ValueError: no ``data_dir``, missing columns, empty cells, no rows, or no such split.
-        FileNotFoundError: the folder, its metadata or a file named there is missing.
+        ValueError: If `data_dir` is not given; if the table lacks columns or rows, has empty cells or values of
+            another type, or cannot be read; if there is no such split.
+        FileNotFoundError: If the folder, its table or a file named there is missing.
     """
-    if data_dir is None:
-        raise ValueError("The data set 'folder' needs data_dir: the folder with your metadata.csv or metadata.jsonl.")
-    root = Path(data_dir)
-    if not root.is_dir():
-        raise FileNotFoundError(f"There is no folder {root}.")
+    root = given_folder("folder", data_dir, "the folder with your metadata.csv, .jsonl or .parquet.")
     divided = metadata_file(root) is None and (root / split).is_dir()
-    if divided:
-        root = root / split
+    root = root / split if divided else root
     file = metadata_file(root)
     if file is None:
-        folders = sorted(path.parent.name for path in root.glob("*/metadata.*") if path.name in METADATA_FILES)
-        if folders:
+        if folders := sorted(path.parent.name for path in root.glob("*/metadata.*") if path.name in METADATA_FILES):
             raise NoSuchSplitError(f"{root} has no folder of the split {split!r}: it has {', '.join(folders)}.")
         raise FileNotFoundError(
             f"{root} holds neither {' nor '.join(METADATA_FILES)}: write one, with audio, image, text."
         )
-    rows = _read_rows(file)
+    table = enumerate(read_table(file), 1)
+    rows = [_common_row(row, place, columns or {}) | {"number": number} for number, (place, row) in table]
     if not divided:
-        found = sorted({row.get("split") or "train" for row in rows})
-        rows = [row for row in rows if (row.get("split") or "train") == split]
-        if not rows:
-            raise NoSuchSplitError(f"{file} has no rows of the split {split!r}: it has {', '.join(found)}.")
+        rows = _rows_of_split(rows, split, validation_share, file)
     made = []
     image_ids: dict[Path, int] = {}
     for row in rows:
         paths = {name: (root / row[name]).resolve() for name in ("audio", "image")}
         absent = [name for name, path in paths.items() if not path.is_file()]
         for name in absent:
-            findings.missing(f"{file}, row {row['row']}: there is no {name} file {paths[name]}.")
-        if absent:
-            continue
-        made.append(
-            {
-                "audio": str(paths["audio"]),
-                "image": str(paths["image"]),
-                "image_id": image_ids.setdefault(paths["image"], len(image_ids)),
-                "text": row.get("text") or "",
-                "caption_id": f"{split}-{row['row']}",
-                "speaker": str(row.get("speaker") or ""),
-            }
-        )
+            findings.missing(f"{row['place']}: there is no {name} file {paths[name]}.")
+        if not absent:
+            image_id = image_ids.setdefault(paths["image"], len(image_ids))
+            files = {name: str(path) for name, path in paths.items()}
+            made.append({**row, **files, "image_id": image_id, "caption_id": f"{split}-{row['number']}"})
     return make_dataset(made, split)
 
 
@@ -72,7 +77,7 @@ def metadata_file(folder: Path) -> Path | None:
     """Return the folder's table, or None if it has none.
 
     Raises:
-        ValueError: if it has several.
+        ValueError: If it has several.
     """
     found = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
     if len(found) > 1:
@@ -80,49 +85,119 @@ def metadata_file(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _read_rows(file: Path) -> list[dict[str, Any]]:
-    """Read the metadata; each row gets its number, from 1, as ``row``."""
-    if file.suffix == ".parquet":
-        rows = _read_parquet(file)
-    else:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream)) if file.suffix == ".csv" else _read_jsonl(file, stream)
-    if not rows:
+def read_table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a `.csv`, `.jsonl` or `.parquet` file, each after its place: "metadata.csv, row 1 (line 2)".
+
+    Raises:
+        ValueError: If the file is not UTF-8, CSV, JSON or Parquet; if a row of CSV has another number of fields than
+            the header; if there are no rows.
+    """
+    empty = True
+    try:
+        for place, row in _READERS[file.suffix](file):
+            empty = False
+            if not isinstance(row, dict):
+                raise ValueError(f"{place} is no object but {row!r}: expected audio, image and text by name.")
+            yield place, row
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error}): save it in that encoding.") from error
+    if empty:
         raise ValueError(f"{file} has no rows.")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, row {number} is no object but {row!r}: expected audio, image and text by name.")
-        missing = [name for name in ("audio", "image") if not row.get(name)]
-        if missing:
-            raise ValueError(
-                f"{file}, row {number} has no {' and no '.join(missing)}: every row needs audio and image (paths), "
-                f"and should have text; this one has {', '.join(map(str, row)) or 'nothing'}."
-            )
-        if wrong := [name for name in ("audio", "image") if not isinstance(row[name], str)]:
-            raise ValueError(
-                f"{file}, row {number}: {wrong[0]} is {type(row[wrong[0]]).__name__}, expected the path of a file."
-            )
-        row["row"] = number
-    return rows
 
 
-def _read_jsonl(file: Path, stream: Any) -> list[Any]:
-    rows = []
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
+def _read_csv(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    reader = csv.reader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+    header: list[str] = []
+    number = 0
+    while True:
+        place = f"{file}, row {number} (line {reader.line_num + 1})" if header else f"{file}, line 1"
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number} is no JSON: {error}.") from error
-    return rows
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(f"{place}: {error}; is a quote not closed?") from error
+        if fields and not header:
+            if doubled := [name for name, count in Counter(fields).items() if count > 1]:
+                raise ValueError(f"{place}: the column {doubled[0]!r} is there twice.")
+            header = fields
+        elif len(fields) not in (0, len(header)):
+            raise ValueError(
+                f"{place}: {len(fields)} fields, but the header has {len(header)}; put quotes around text with commas."
+            )
+        elif fields:
+            yield place, dict(zip(header, fields, strict=True))
+        number += bool(fields)
 
 
-def _read_parquet(file: Path) -> list[Any]:
+def _read_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
+    number = 0
+    for line_number, line in enumerate(file.read_bytes().decode("utf-8-sig").split("\n"), 1):
+        if line.strip():
+            number += 1
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {line_number} is no JSON: {error}.") from error
+            yield f"{file}, row {number} (line {line_number})", row
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(file).to_pylist()
+        rows = pyarrow.parquet.read_table(file).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file} is no parquet file: {error}") from error
+    yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def _common_row(row: dict[str, Any], place: str, columns: Mapping[str, str]) -> dict[str, Any]:
+    if unknown := sorted(set(columns) - {"audio", "image", "text", "speaker", "split"}):
+        raise ValueError(f"columns maps {', '.join(unknown)}; a folder's are audio, image, text, speaker, split.")
+    if absent := [own for own in columns.values() if own not in row]:
+        raise ValueError(f"{place} has no column {absent[0]!r}; there are {', '.join(map(str, row))}.")
+    common = {name: row.get(columns.get(name, name)) for name in ("audio", "image", "text", "speaker", "split")}
+    for name in ("audio", "image"):
+        common[name] = common[name] or row.get(f"{name}_file_name")
+    if file_name := row.get("file_name"):
+        is_audio = str(file_name).lower().endswith(AUDIO_SUFFIXES)
+        name = "audio" if is_audio else "image"
+        common[name] = common[name] or file_name
+    if missing := [name for name in ("audio", "image") if common[name] in (None, "")]:
+        raise ValueError(
+            f"{place} has no {' and no '.join(missing)}: every row needs audio and image (paths), and should have "
+            f"text; this one has {', '.join(map(str, row)) or 'nothing'}."
+        )
+    for name in ("audio", "image"):
+        if not isinstance(common[name], str):
+            raise ValueError(f"{place}: {name} is {type(common[name]).__name__}, expected the path of a file.")
+    strings = {name: as_string(common[name], name, place) for name in ("text", "speaker", "split")}
+    return {**common, **strings, "place": place}
+
+
+def _rows_of_split(
+    rows: list[dict[str, Any]], split: str, validation_share: float, file: Path
+) -> list[dict[str, Any]]:
+    if not isinstance(validation_share, (int, float)) or not 0 <= validation_share < 1:
+        raise ValueError(f"validation_share={validation_share}: expected a number from 0 to below 1.")
+    divisible = not any(row["split"] for row in rows)
+    if validation_share and not divisible:
+        raise ValueError(f"{file} has a column split, which validation_share would contradict: leave that out.")
+    # The images with the smallest hashes: always some, however few images there are.
+    images = sorted({row["image"] for row in rows}, key=stable_id)
+    held_out = set(images[: max(1, round(validation_share * len(images)))] if validation_share else ())
+    for row in rows:
+        row["split"] = row["split"] or ("validation" if row["image"] in held_out else "train")
+    chosen = [row for row in rows if row["split"] == split]
+    if not chosen:
+        hint = (
+            " Hold a share of the images out with validation_share=0.1." if split == "validation" and divisible else ""
+        )
+        there = ", ".join(sorted({row["split"] for row in rows}))
+        raise NoSuchSplitError(f"{file} has no rows of the split {split!r}: it has {there}.{hint}")
+    return chosen

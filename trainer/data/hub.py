@@ -1,34 +1,46 @@
-"""Any data set of the Hub, saved data set or parquet file, with its columns mapped to the common ones."""
+"""Data sets of the Hub, saved data sets and parquet files, with their columns mapped to the common ones."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.compute
 
-from ..spoken_scenes.dataset import FEATURES
-from ..spoken_scenes.scenes import SPLITS
-from .schema import AUDIO, NoSuchSplitError, stable_id
+from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES
+from .schema import FEATURES, SPLITS, NoSuchSplitError, as_string, stable_id
 
 _MEDIA = ("audio", "image")
 _SAVED = ("dataset_dict.json", "state.json")
+_BATCH = 100  # rows whose images are in memory at a time
 
 
 def is_data_path(path: Path) -> bool:
-    """Whether a path holds parquet files or a data set saved by `datasets`."""
+    """Whether a path is a parquet file, a folder of them, or a data set saved by `datasets`.
+
+    A folder of images or audio files is none because of a stray parquet file, unless that is named after a split.
+    """
     if path.is_file():
         return path.suffix == ".parquet"
-    return any((path / name).is_file() for name in _SAVED) or next(path.rglob("*.parquet"), None) is not None
+    if _is_saved(path):
+        return True
+    names = {file.stem.split("-")[0] for file in path.rglob("*.parquet")}
+    suffixes = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES)
+    return bool(names) and (
+        not names.isdisjoint(SPLITS) or not any(file.suffix.lower() in suffixes for file in path.rglob("*"))
+    )
 
 
 def splits_of(path: Path) -> list[str]:
-    """The splits of what `is_data_path` accepts: a saved data set's own, or how parquet files' names begin."""
-    if any((path / name).is_file() for name in _SAVED):
-        data = datasets.load_from_disk(str(path))
-        return list(data) if isinstance(data, datasets.DatasetDict) else [_split_of(data)]
-    names = dict.fromkeys(file.stem.split("-")[0] for file in _all_parquet_files(path))
-    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+    """The splits of what `is_data_path` accepts, as `datasets` finds them; a single file is one split."""
+    if path.is_file():
+        return [_split_of_file(path)]
+    if not _is_saved(path):
+        return datasets.get_dataset_split_names(str(path))
+    data = datasets.load_from_disk(str(path))
+    return list(data) if isinstance(data, datasets.DatasetDict) else [_split_of(data)]
 
 
 def load_mapped(
@@ -41,50 +53,54 @@ def load_mapped(
     cache_dir: str | None = None,
     streaming: bool = False,
     media: Sequence[str] = ("audio", "image"),
+    allow_null: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load a split of a data set that `datasets` reads, and give it the common columns.
 
     Args:
-        source: a repository on the Hub, a parquet file, a folder with parquet files named after their split
-            (``train-00000-of-00001.parquet``), or a folder written by ``save_to_disk``.
-        split: the split's name there.
-        columns: the source's name of each column that has another name there, for instance ``{"audio": "sound"}``.
-            Without an ``image_id`` it follows from the picture's bytes (or, if only its path is stored, from that; or
-            without pictures, from the row); ids that are strings become numbers.
-        config_name: the configuration, for repositories that have several.
-        revision: the repository's revision.
-        cache_dir: where `datasets` keeps what it makes of it.
-        streaming: return an `IterableDataset`.
-        media: which of ``audio`` and ``image`` are wanted, and must be there.
+        source: A repository on the Hub or a folder like one (parquet files named after their split,
+            `train-00000-of-00001.parquet`), a parquet file, or a folder written by `save_to_disk`.
+        split: The split's name there.
+        columns: The source's name of each column that has another name there, for instance `{"audio": "sound"}`.
+            Without an `image_id` it follows from the image's bytes (or, if only its path is stored, from that; or
+            without images, from the row); ids that are strings become numbers.
+        config_name: The configuration, for repositories that have several.
+        revision: The repository's revision.
+        cache_dir: Where `datasets` keeps what it makes of it.
+        streaming: Return an `IterableDataset`.
+        media: Which of `audio` and `image` are wanted, and must be there.
+        allow_null: Leave rows without a recording or an image to whoever reads them.
 
     Raises:
-        ValueError: no such split, or columns that are missing, named twice or of a type that does not fit.
-        OSError: the source is not there.
+        ValueError: If there is no such split; if columns are missing, named twice or of a type that does not fit; if
+            a row lacks its recording, its image or its image's id.
+        OSError: If the source is not there.
     """
     path = Path(source).expanduser()
-    if not path.exists():
+    if path.exists() and (config_name is not None or revision is not None):
+        raise ValueError(f"{path} is on this machine: config_name and revision are for repositories on the Hub.")
+    if _is_saved(path):
+        data = _saved(path, split)
+        data = shards(data) if streaming else data
+    else:
+        # A single file of any name is for training, too.
+        files = {split if split == "train" else _split_of_file(path): str(path)} if path.is_file() else None
+        name = "parquet" if path.is_file() else str(path if path.exists() else source)
         try:
             data = datasets.load_dataset(
-                str(source), config_name, split=split, revision=revision, cache_dir=cache_dir, streaming=streaming
+                name,
+                config_name,
+                data_files=files,
+                split=split,
+                revision=revision,
+                cache_dir=cache_dir,
+                streaming=streaming,
             )
         except ValueError as error:
             if re.match(r"(Unknown|Bad) split", str(error)):
                 raise NoSuchSplitError(f"{source}: {error}") from error
             raise
-    elif config_name is not None or revision is not None:
-        raise ValueError(f"{path} is on this machine: config_name and revision are for repositories on the Hub.")
-    elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        data = _saved(path, split)
-        data = shards(data) if streaming else data
-    else:
-        data = datasets.load_dataset(
-            "parquet",
-            data_files={split: [str(file) for file in _parquet_files(path, split)]},
-            split=split,
-            cache_dir=cache_dir,
-            streaming=streaming,
-        )
-    return _with_common_columns(data, str(source), split, dict(columns or {}), media)
+    return _with_common_columns(data, str(source), split, dict(columns or {}), media, allow_null)
 
 
 def shards(data: datasets.Dataset) -> datasets.IterableDataset:
@@ -107,31 +123,26 @@ def _split_of(data: datasets.Dataset) -> str:
     return str(data.split or "train")
 
 
-def _all_parquet_files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in _SAVED)
 
 
-def _parquet_files(path: Path, split: str) -> list[Path]:
-    files = _all_parquet_files(path)
-    chosen = [file for file in files if file.stem.split("-")[0] == split]
-    if chosen or (len(files) == 1 and split == "train"):
-        return chosen or files  # a single file of any name: its rows are for training
-    raise NoSuchSplitError(
-        f"{path} has no parquet files of the split {split!r}: their names begin with the split, and there "
-        f"{'is' if len(files) == 1 else 'are'} {', '.join(file.name for file in files[:10])}."
-    )
+def _split_of_file(path: Path) -> str:
+    name = path.stem.split("-")[0]
+    return name if name in SPLITS else "train"
 
 
-def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, str], media: Sequence[str]) -> Any:
-    features = datasets.Features(
-        {name: kind for name, kind in {**FEATURES, "audio": AUDIO}.items() if name in media or name not in _MEDIA}
-    )
+def _with_common_columns(
+    data: Any, source: str, split: str, columns: dict[str, str], media: Sequence[str], allow_null: bool
+) -> Any:
     if unknown := sorted(set(columns) - set(FEATURES)):
         raise ValueError(f"columns maps {', '.join(unknown)}; there are only {', '.join(FEATURES)} to be mapped to.")
-    columns = {name: own for name, own in columns.items() if name in features}
     names = data.column_names
     if data.features is None or names is None:
         raise ValueError(f"{source} does not say what its columns are: leave streaming out.")
+    features = datasets.Features(
+        {name: kind for name, kind in FEATURES.items() if name in media or name not in _MEDIA}
+    )
     wanted = {name: columns.get(name, name) for name in features}
     absent = [name for name, own in wanted.items() if own not in names]
     if wrong := [name for name in absent if name in columns or name in media]:
@@ -146,63 +157,62 @@ def _with_common_columns(data: Any, source: str, split: str, columns: dict[str, 
     for name in media:
         if data.features[taken[name]] != features[name]:
             data = data.cast_column(taken[name], features[name])
+    arguments = {"source": source, "taken": taken, "split": split, "features": features, "allow_null": allow_null}
+    # As tables: as rows, `datasets` would encode the recordings again, for which it needs torchcodec.
+    tables = data.with_format("arrow")
     if isinstance(data, datasets.IterableDataset):
-        # As tables: as rows, `datasets` would encode the recordings again, for which it needs torchcodec.
-        arguments = {"taken": taken, "split": split, "features": features}
-        data = data.with_format("arrow").map(
-            _complete,
-            batched=True,
-            with_indices=True,
-            features=features,
-            fn_kwargs=arguments,
-        )
-        return data.with_format(None)
-    data = data.rename_columns({own: name for name, own in taken.items() if own != name})
-    if "image_id" not in taken:
-        pictures = data["image"] if "image" in taken else None
-        numbers = list(range(len(data))) if pictures is None else [_picture_id(image) for image in pictures]
-        data = data.add_column("image_id", numbers)
-    elif data.features["image_id"].dtype == "string":
-        ids = [stable_id(value) for value in data["image_id"]]
-        data = data.remove_columns("image_id").add_column("image_id", ids)
-    if data.features["image_id"] != FEATURES["image_id"]:
-        data = data.cast_column("image_id", FEATURES["image_id"])
-    for name in ("text", "caption_id", "speaker"):
-        values = data[name][:] if name in taken else _default(name, split, range(len(data)))
-        if name in taken and not all(isinstance(value, str) for value in values):
-            data, values = data.remove_columns(name), _strings(values)
-        if name not in data.column_names:
-            data = data.add_column(name, values)
+        made = tables.map(_complete, batched=True, with_indices=True, features=features, fn_kwargs=arguments)
+        return made.with_format(None)
+    # Recordings and images stay in the files where they are; the other columns are made anew, in memory.
+    schema = datasets.Features({name: kind for name, kind in features.items() if name not in media}).arrow_schema
+    parts = [schema.empty_table()]
+    for start, table in zip(range(0, len(data), _BATCH), tables.iter(_BATCH), strict=True):
+        complete = _complete(table, range(start, start + len(table)), **arguments)
+        parts.append(complete.select(schema.names).cast(schema))
+    data = data.rename_columns({own: name for name, own in taken.items() if own != name}).select_columns(list(media))
+    data = datasets.concatenate_datasets(
+        [data, datasets.Dataset(pyarrow.concat_tables(parts))], axis=1, split=data.split
+    )
     return data.select_columns(list(features))
 
 
-def _complete(table: Any, indices: list[int], taken: dict[str, str], split: str, features: datasets.Features) -> Any:
-    """Give a part of a stream, a `pyarrow.Table`, the common columns."""
-    import pyarrow
-
+def _complete(
+    table: Any,
+    indices: Sequence[int],
+    source: str,
+    taken: dict[str, str],
+    split: str,
+    features: datasets.Features,
+    allow_null: bool,
+) -> Any:
+    """Give a part of a data set, a `pyarrow.Table`, the common columns."""
     table = table.select(list(taken.values())).rename_columns(list(taken))
-
-    strings = {
-        name: _strings(table[name].to_pylist()) if name in taken else _default(name, split, indices)
-        for name in ("text", "caption_id", "speaker")
-    }
+    places = [f"{source}, row {index + 1}" for index in indices]
+    media = [name for name in _MEDIA if name in taken]
+    for name in media:
+        inside = [pyarrow.compute.struct_field(table[name].combine_chunks(), part) for part in ("bytes", "path")]
+        empty = pyarrow.compute.and_(*map(pyarrow.compute.is_null, inside)).to_pylist()
+        if any(empty) and not allow_null:
+            raise ValueError(f"{places[empty.index(True)]}: there is no {name}.")
+    columns: dict[str, Any] = {name: table[name] for name in media}
     if "image_id" in taken:
-        image_ids = [stable_id(v) if isinstance(v, str) else v for v in table["image_id"].to_pylist()]
+        ids = table["image_id"].to_pylist()
+        if None in ids:
+            raise ValueError(f"{places[ids.index(None)]}: image_id is null.")
+        columns["image_id"] = [stable_id(value) if isinstance(value, str) else value for value in ids]
     elif "image" in taken:
-        image_ids = [_picture_id(image) for image in table["image"].to_pylist()]
+        columns["image_id"] = [_image_id(image or {}) for image in table["image"].to_pylist()]
     else:
-        image_ids = indices
-    columns = {name: table[name] for name in _MEDIA if name in taken} | {"image_id": image_ids, **strings}
+        columns["image_id"] = list(indices)
+    for name in ("text", "caption_id", "speaker"):
+        if name in taken:
+            values = zip(table[name].to_pylist(), places, strict=True)
+            columns[name] = [as_string(value, name, place) for value, place in values]
+        else:
+            columns[name] = [f"{split}-{index}" if name == "caption_id" else "" for index in indices]
     return pyarrow.table(columns).cast(features.arrow_schema)
 
 
-def _strings(values: Iterable[Any]) -> list[str]:
-    return ["" if value is None else str(value) for value in values]
-
-
-def _default(name: str, split: str, indices: Iterable[int]) -> list[str]:
-    return [f"{split}-{index}" if name == "caption_id" else "" for index in indices]
-
-
-def _picture_id(image: Mapping[str, Any]) -> int:
-    return stable_id(image["bytes"] if image.get("bytes") is not None else image["path"])
+def _image_id(image: Mapping[str, Any]) -> int:
+    content = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+    return stable_id(content or "")

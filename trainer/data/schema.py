@@ -1,4 +1,4 @@
-"""What the corpora share: one kind of table, and an account of what did not become a row of it."""
+"""Schema of all data sets: columns, split names, and findings, the account of what did not become a row."""
 
 import hashlib
 import os
@@ -13,10 +13,20 @@ import datasets
 
 from ...modeling_speechclip_plus.audio_utils import load_audio
 from ...modeling_speechclip_plus.image_utils import load_image
-from ..spoken_scenes.dataset import FEATURES
 
+SPLITS = ("train", "validation", "test")
 AUDIO = datasets.Audio(sampling_rate=16_000, decode=False)
 IMAGE = datasets.Image(decode=False)
+FEATURES = datasets.Features(
+    {
+        "audio": AUDIO,
+        "image": IMAGE,
+        "image_id": datasets.Value("int64"),
+        "text": datasets.Value("string"),
+        "caption_id": datasets.Value("string"),
+        "speaker": datasets.Value("string"),
+    }
+)
 
 
 class NoSuchSplitError(ValueError):
@@ -28,9 +38,9 @@ class Findings:
     """What was found in a corpus and did not become a row as it should.
 
     Attributes:
-        raises: whether a missing file is an error; otherwise it is taken down in `broken`.
-        noted: what a corpus is known for (missing recordings, stray files), names by kind.
-        broken: files that should be there and whole, each with what is wrong with it.
+        raises: Whether a missing file is an error; otherwise it is recorded in `broken`.
+        noted: What a corpus is known for (missing recordings, stray files), names by kind.
+        broken: Files that should be there and whole, each with what is wrong with it.
     """
 
     raises: bool = True
@@ -38,11 +48,11 @@ class Findings:
     broken: list[str] = field(default_factory=list)
 
     def note(self, kind: str, name: str) -> None:
-        """Take down something that the corpus is known for."""
+        """Record something that the corpus is known for."""
         self.noted.setdefault(kind, []).append(name)
 
     def missing(self, message: str) -> None:
-        """Raise FileNotFoundError, or take the file down as left out."""
+        """Raise FileNotFoundError, or record the file as left out."""
         if self.raises:
             raise FileNotFoundError(message)
         self.broken.append(message)
@@ -61,44 +71,56 @@ def some(names: list[str], between: str, shown: int) -> str:
     return between.join(names[:shown]) + more
 
 
+def check_split(split: str) -> None:
+    """Raise a ValueError unless `split` is one of `SPLITS`."""
+    if split not in SPLITS:
+        raise ValueError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
+
+
+def as_string(value: Any, column: str, row: str) -> str:
+    """Return the value of a text column; "" for null, and the digits of a speaker or caption that is a number.
+
+    Raises:
+        ValueError: If it is of another type; `row` says where.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    if column != "text" and isinstance(value, (int, float)):
+        return str(value)
+    raise ValueError(f"{row}: {column} is {type(value).__name__} ({str(value)[:40]}), expected a string.")
+
+
 def make_dataset(rows: Iterable[Mapping[str, Any]], split: str) -> datasets.Dataset:
     """Make a data set of rows whose `audio` and `image` are paths."""
     import pyarrow
 
-    features = datasets.Features({**FEATURES, "audio": AUDIO})
-    schema = features.arrow_schema
-    # Part by part and straight to arrow: lists of dictionaries of half a million rows take gigabytes.
-    parts = []
+    schema = FEATURES.arrow_schema.remove_metadata()
+    for name in ("audio", "image"):
+        schema = schema.set(schema.get_field_index(name), pyarrow.field(name, pyarrow.string()))
     remaining = iter(rows)
-    while part := list(islice(remaining, 20_000)):
-        arrays = []
-        for name, kind in zip(schema.names, schema.types, strict=True):
-            values = [row[name] for row in part]
-            if name in ("audio", "image"):
-                empty = pyarrow.nulls(len(part), pyarrow.binary())
-                arrays.append(pyarrow.StructArray.from_arrays([empty, pyarrow.array(values)], ["bytes", "path"]))
-            else:
-                arrays.append(pyarrow.array(values, kind))
-        parts.append(pyarrow.record_batch(arrays, schema=schema))
-    table = pyarrow.Table.from_batches(parts, schema)
-    return datasets.Dataset(table, datasets.DatasetInfo(features=features), datasets.NamedSplit(split))
+    # Batch by batch: a list of half a million dictionaries takes gigabytes.
+    parts = iter(lambda: list(islice(remaining, 20_000)), [])
+    batches = [pyarrow.RecordBatch.from_pylist(part, schema) for part in parts]
+    table = pyarrow.Table.from_batches(batches or [pyarrow.RecordBatch.from_pylist([], schema)], schema)
+    data = datasets.Dataset(table, split=datasets.NamedSplit(split))
+    return data.cast_column("audio", AUDIO).cast_column("image", IMAGE)
 
 
 def keep_readable(data: datasets.Dataset, findings: Findings) -> datasets.Dataset:
-    """Read every recording and every picture, and keep the rows of which both are whole.
+    """Read every recording and every image, and keep the rows of which both are whole.
 
-    What is left out is taken down in `findings`, each file once.
+    What is left out is recorded in `findings`, each file once.
 
     Raises:
-        ValueError: if nothing is left.
+        ValueError: If nothing is left.
     """
-    pictures: dict[int, bool] = {}
+    images: dict[int, bool] = {}
     kept = []
     for index, row in enumerate(data):
-        if row["image_id"] not in pictures:
-            pictures[row["image_id"]] = _readable(load_image, row, "image", findings)
-        # The recording is read even if its picture is broken: the summary names all broken files.
-        if _readable(load_audio, row, "audio", findings) and pictures[row["image_id"]]:
+        if row["image_id"] not in images:
+            images[row["image_id"]] = _readable(load_image, row, "image", findings)
+        # The recording is read even if its image is broken: the summary names all broken files.
+        if _readable(load_audio, row, "audio", findings) and images[row["image_id"]]:
             kept.append(index)
     if not kept:
         raise ValueError(f"None of the {len(data)} rows can be read: {some(findings.broken, ' | ', 5)}")
@@ -121,7 +143,7 @@ def stable_id(content: str | bytes) -> int:
 
 
 class Files:
-    """Whether files exist, asked of half a million of them: every folder is listed once."""
+    """Existence of files, asked of half a million of them: every folder is listed once."""
 
     def __init__(self) -> None:
         self.names = cache(self._list)
@@ -143,8 +165,8 @@ def given_folder(name: str, data_dir: str | Path | None, wanted: str) -> Path:
     """Return `data_dir` as an absolute path.
 
     Raises:
-        ValueError: if none was given.
-        FileNotFoundError: if there is no such folder.
+        ValueError: If none was given.
+        FileNotFoundError: If there is no such folder.
     """
     if data_dir is None:
         raise ValueError(f"The data set {name!r} needs data_dir: {wanted}")

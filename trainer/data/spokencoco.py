@@ -1,4 +1,4 @@
-"""``spokencoco``: the spoken captions of COCO, by the lists of the release or by Karpathy's split."""
+"""`spokencoco`: the spoken captions of COCO, by the lists of the release or by Karpathy's split."""
 
 import json
 from collections.abc import Iterator
@@ -7,16 +7,15 @@ from typing import Any
 
 import datasets
 
-from ..spoken_scenes.scenes import check_split
-from .schema import Files, Findings, NoSuchSplitError, first_existing, given_folder, make_dataset
+from .schema import Files, Findings, NoSuchSplitError, check_split, first_existing, given_folder, make_dataset
 
 _NAMES = {"train": "train", "validation": "val", "test": "test"}
-_PICTURES = ("mscoco", "mscoco_img", "coco", "COCO", "images", ".")
+_IMAGE_FOLDERS = ("mscoco", "mscoco_img", "coco", "COCO", "images", ".")
 _RELEASE, _KARPATHY = "SpokenCOCO_{}.json", "SpokenCOCO_ksplit_{}.json"
 
 DOWNLOAD = (
     "in one folder: SpokenCOCO.tar.gz of MIT CSAIL (data.csail.mit.edu/placesaudio/SpokenCOCO.tar.gz) with "
-    "SpokenCOCO_train.json, SpokenCOCO_val.json and wavs, and the pictures train2014.zip and val2014.zip of COCO 2014 "
+    "SpokenCOCO_train.json, SpokenCOCO_val.json and wavs, and the images train2014.zip and val2014.zip of COCO 2014 "
     "(cocodataset.org/#download), unpacked there or in a folder mscoco in it."
 )
 
@@ -24,14 +23,14 @@ DOWNLOAD = (
 def load_spokencoco(split: str, data_dir: str | Path | None, findings: Findings) -> datasets.Dataset:
     """Read a split of SpokenCOCO.
 
-    If there are lists of Karpathy's split (``SpokenCOCO_ksplit_{train,val,test}.json``), they are used, otherwise
-    the two of the release (``SpokenCOCO_{train,val}.json``), in ``data_dir`` or its folder ``SpokenCOCO``. Pictures
-    are looked for in ``data_dir`` or its folder ``mscoco``. ``image_id`` is the list's ``reassign_id`` where it has
+    If there are lists of Karpathy's split (`SpokenCOCO_ksplit_{train,val,test}.json`), they are used, otherwise
+    the two of the release (`SpokenCOCO_{train,val}.json`), in `data_dir` or its folder `SpokenCOCO`. Images
+    are looked for in `data_dir` or its folder `mscoco`. `image_id` is the list's `reassign_id` where it has
     one, otherwise COCO's own number.
 
     Raises:
-        ValueError: unknown split, no ``data_dir``, a list that is none, or a split that these lists do not have.
-        FileNotFoundError: a part of the corpus, or a file named in the list, is missing.
+        ValueError: If the split is unknown or not in these lists, there is no `data_dir`, or a list is none.
+        FileNotFoundError: If a part of the corpus, or a file named in the list, is missing.
     """
     check_split(split)
     root = given_folder("spokencoco", data_dir, DOWNLOAD)
@@ -40,18 +39,18 @@ def load_spokencoco(split: str, data_dir: str | Path | None, findings: Findings)
     entries = content["data"]
     folders = sorted({str(entry.get("image", "")).split("/")[0] for entry in entries if isinstance(entry, dict)})
     # What the list itself names comes last: it is a path of the machine on which the list was made.
-    bases = [folder / name for folder in (root, file.parent) for name in _PICTURES]
+    bases = [folder / name for folder in (root, file.parent) for name in _IMAGE_FOLDERS]
     bases += _named(content, "image_base_path")
-    pictures = next((base for base in bases if any((base / name).is_dir() for name in folders)), None)
-    if pictures is None:
-        raise FileNotFoundError(f"{root} lacks the pictures ({', '.join(folders)}). Needed is, {DOWNLOAD}")
-    if absent := [name for name in folders if not (pictures / name).is_dir()]:
-        raise FileNotFoundError(f"{pictures} lacks the pictures of {', '.join(absent)}. Needed is, {DOWNLOAD}")
+    images = next((base for base in bases if any((base / name).is_dir() for name in folders)), None)
+    if images is None:
+        raise FileNotFoundError(f"{root} lacks the images ({', '.join(folders)}). Needed is, {DOWNLOAD}")
+    if absent := [name for name in folders if not (images / name).is_dir()]:
+        raise FileNotFoundError(f"{images} lacks the images of {', '.join(absent)}. Needed is, {DOWNLOAD}")
     bases = [file.parent, root, *_named(content, "audio_base_path")]
     recordings = next((base for base in bases if (base / "wavs").is_dir()), None)
     if recordings is None:
         raise FileNotFoundError(f"{root} lacks the recordings (wavs). Needed is, {DOWNLOAD}")
-    return make_dataset(_rows(file, entries, pictures, recordings, findings), split)
+    return make_dataset(_rows(file, entries, images, recordings, findings), split)
 
 
 def _list_file(root: Path, split: str) -> Path:
@@ -78,7 +77,7 @@ def _read(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file} is no JSON: {error}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("data"), list) or not content["data"]:
-        raise ValueError(f'{file} is no list of SpokenCOCO: expected {{"data": [pictures with their captions]}}.')
+        raise ValueError(f'{file} is no list of SpokenCOCO: expected {{"data": [images with their captions]}}.')
     return content
 
 
@@ -87,22 +86,22 @@ def _named(content: dict[str, Any], key: str) -> list[Path]:
 
 
 def _rows(
-    file: Path, entries: list[Any], pictures: Path, recordings: Path, findings: Findings
+    file: Path, entries: list[Any], images: Path, recordings: Path, findings: Findings
 ) -> Iterator[dict[str, Any]]:
     files = Files()
     for number, entry in enumerate(entries):
         try:
-            picture, captions = entry["image"], entry["captions"]
-            image_id = int(entry["reassign_id"] if "reassign_id" in entry else Path(picture).stem.split("_")[-1])
+            image, captions = entry["image"], entry["captions"]
+            image_id = int(entry["reassign_id"] if "reassign_id" in entry else Path(image).stem.split("_")[-1])
             spoken = [(caption["wav"], caption["text"], caption["uttid"], caption["speaker"]) for caption in captions]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{file}, entry {number} of data is not understood ({type(error).__name__}: {error}): expected image, "
                 "and captions with wav, text, uttid and speaker."
             ) from error
-        image = str(pictures / picture)
+        image = str(images / image)
         if not files.has(image):
-            findings.missing(f"{file}, entry {number}: there is no picture {image}.")
+            findings.missing(f"{file}, entry {number}: there is no image {image}.")
             continue
         for wav, text, uttid, speaker in spoken:
             audio = str(recordings / wav)

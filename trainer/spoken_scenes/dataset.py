@@ -1,7 +1,7 @@
-"""``spoken_scenes``: drawn scenes and their captions, spoken by espeak-ng, made on the spot.
+"""`spoken_scenes`: drawn scenes and their captions, spoken by espeak-ng, made on the spot.
 
 Validation and test hold scenes and voices that training never has. Everything follows from the arguments and
-``VERSION``, on every machine with the same espeak-ng.
+`VERSION`, on every machine with the same espeak-ng.
 """
 
 import io
@@ -11,8 +11,9 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..data.schema import AUDIO, FEATURES, SPLITS, check_split
 from .espeak import SAMPLING_RATE, TEST_VOICES, TRAIN_VOICES, VALIDATION_VOICES, Voice, synthesise
-from .scenes import SPLITS, Scene, check_split, sample_scenes
+from .scenes import Scene, sample_scenes
 
 VERSION = 1
 """Raised whenever the generator's output changes, so that an older cached copy is not taken for a new one."""
@@ -21,16 +22,9 @@ VOICES = {"train": TRAIN_VOICES, "validation": VALIDATION_VOICES, "test": TEST_V
 DEFAULT_SIZES = {"train": (4000, 2), "validation": (500, 1), "test": (500, 1)}
 """Scenes, and captions per scene, of each split unless asked otherwise."""
 
-FEATURES = datasets.Features(
-    {
-        # Audio can be attached only afterwards: creating it needs torchcodec, which this package does not.
-        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
-        "image": datasets.Image(decode=False),
-        "image_id": datasets.Value("int64"),
-        "text": datasets.Value("string"),
-        "caption_id": datasets.Value("string"),
-        "speaker": datasets.Value("string"),
-    }
+# Audio can be attached only afterwards: creating it needs torchcodec, which this package does not.
+_FEATURES = datasets.Features(
+    {**FEATURES, "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
 )
 _CHUNK = 125  # scenes that one process makes at a time; fixed, so that the cache does not depend on their number
 
@@ -47,16 +41,16 @@ def build_spoken_scenes(
 
     Args:
         split: "train", "validation" or "test".
-        num_scenes: pictures; by default 4,000 for training, 500 for the others.
-        captions_per_scene: different captions of each picture, each in a voice of its own; by default 2 for training,
+        num_scenes: images; by default 4,000 for training, 500 for the others.
+        captions_per_scene: different captions of each image, each in a voice of its own; by default 2 for training,
             1 for the others.
         seed: seed of scenes, captions and voices.
-        cache_dir: where to keep it; by default where ``datasets`` keeps everything.
+        cache_dir: where to keep it; by default where `datasets` keeps everything.
         num_proc: processes that draw and speak.
 
     Returns:
-        A data set with one row per caption: ``audio`` (FLAC bytes, 16 kHz, 16 bit), ``image`` (PNG bytes, 64 x 64),
-        ``image_id``, ``text``, ``caption_id``, ``speaker`` (the voice's name).
+        A data set with one row per caption: `audio` (FLAC bytes, 16 kHz, 16 bit), `image` (PNG bytes, 64 x 64),
+        `image_id`, `text`, `caption_id`, `speaker` (the voice's name).
 
     Raises:
         ValueError: unknown split, a count below 1, or more scenes than the split has.
@@ -73,7 +67,7 @@ def build_spoken_scenes(
     chunks = [(start, min(start + _CHUNK, num_scenes)) for start in range(0, num_scenes, _CHUNK)]
     made = datasets.Dataset.from_generator(
         generate_rows,
-        features=FEATURES,
+        features=_FEATURES,
         cache_dir=cache_dir,
         gen_kwargs={
             "chunks": chunks,
@@ -86,13 +80,13 @@ def build_spoken_scenes(
         num_proc=min(num_proc, len(chunks)) if min(num_proc, len(chunks)) > 1 else None,
         split=datasets.NamedSplit(split),
     )
-    return made.cast_column("audio", datasets.Audio(sampling_rate=SAMPLING_RATE, decode=False))
+    return made.cast_column("audio", AUDIO)
 
 
 def generate_rows(
     chunks: list[tuple[int, int]], split: str, num_scenes: int, captions_per_scene: int, seed: int, version: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of some chunks of scenes. ``version`` is there for the cache to tell generators apart."""
+    """Yield the rows of some chunks of scenes. `version` is there for the cache to tell generators apart."""
     scenes = sample_scenes(split, num_scenes, seed)
     for start, stop in chunks:
         for scene in scenes[start:stop]:

@@ -1,4 +1,4 @@
-"""How the scenes of ``spoken_scenes`` are drawn: backgrounds, shapes and jitter in place, size, shade and angle."""
+"""Drawing of the scenes of `spoken_scenes`: backgrounds, shapes, and jitter in place, size, shade and angle."""
 
 import functools
 import math
@@ -28,9 +28,9 @@ class SceneObject:
     """One object of a scene.
 
     Attributes:
-        size: a key of ``SIZES``.
-        colour: a key of ``COLOURS``.
-        shape: one of ``SHAPES``.
+        size: a key of `SIZES`.
+        colour: a key of `COLOURS`.
+        shape: one of `SHAPES`.
     """
 
     size: str
@@ -52,13 +52,13 @@ def draw_scene(
         relation: "left" or "above", where the first lies as seen from the second.
         background: what is behind them.
         rng: source of the jitter.
-        size: edge of the picture in pixels.
+        size: edge of the image in pixels.
 
     Returns:
         uint8 array (size, size, 3).
     """
     unit = size / IMAGE_SIZE
-    picture = draw_background(background, rng, size)
+    image = draw_background(background, rng, size)
     radii = [rng.uniform(*RADII[o.size]) for o in objects]
     # Along the relation's axis the free space is shared out before, between and behind the two objects.
     margin, gap = 1.5, 2.0
@@ -73,8 +73,8 @@ def draw_scene(
         sway = IMAGE_SIZE / 2 - radius - margin
         across = IMAGE_SIZE / 2 + min(max(shift, -sway), sway)
         centre = (place, across) if relation == "left" else (across, place)
-        _paint(picture, scene_object, (centre[0] * unit, centre[1] * unit), radius * unit, rng)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+        _paint(image, scene_object, (centre[0] * unit, centre[1] * unit), radius * unit, rng)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def draw_background(background: str, rng: np.random.Generator, size: int = IMAGE_SIZE) -> np.ndarray:
@@ -101,10 +101,10 @@ def draw_background(background: str, rng: np.random.Generator, size: int = IMAGE
         clouds = sum(np.exp(-(((x - rng.random()) / 0.2) ** 2 + ((y - rng.random()) / 0.07) ** 2)) for _ in range(5))
         return _blend(np.clip(0.15 + 0.35 * y + 0.9 * clouds, 0, 1), (122, 186, 245), (250, 252, 255))
     if background == "night":
-        picture = _blend(y, (10, 12, 34), (34, 36, 78))
+        image = _blend(y, (10, 12, 34), (34, 36, 78))
         rows, columns = rng.integers(0, size, (2, 26 * size * size // IMAGE_SIZE**2))
-        picture[rows, columns] = rng.uniform(140, 250, (len(rows), 1))
-        return picture
+        image[rows, columns] = rng.uniform(140, 250, (len(rows), 1))
+        return image
     if background == "wall":
         row = np.floor(y * 8 + phase[0] / 6.3)
         mortar = (np.mod(y * 8 + phase[0] / 6.3, 1) < 0.16) | (np.mod(x * 4 + 0.5 * row + phase[1], 1) < 0.08)
@@ -121,13 +121,13 @@ def _blend(weight: np.ndarray, low: tuple[int, int, int], high: tuple[int, int, 
 
 
 def _paint(
-    picture: np.ndarray,
+    image: np.ndarray,
     scene_object: SceneObject,
     centre: tuple[float, float],
     radius: float,
     rng: np.random.Generator,
 ) -> None:
-    """Paint one object into ``picture`` (H, W, 3) in place, anti-aliased, with a dark outline and some shading."""
+    """Paint one object into `image` (H, W, 3) in place, anti-aliased, with a dark outline and some shading."""
     reach = math.ceil(radius) + 2
     left, top = math.floor(centre[0]) - reach, math.floor(centre[1]) - reach
     side = 2 * reach + 1
@@ -149,7 +149,7 @@ def _paint(
     tint = np.asarray(COLOURS[scene_object.colour], np.float32) * rng.uniform(0.9, 1.05) + rng.uniform(-9, 9, 3)
     shading = np.linspace(1.1, 0.88, side, dtype=np.float32)[:, None, None]
     rows, columns = slice(max(top, 0), top + side), slice(max(left, 0), left + side)
-    patch = picture[rows, columns]
+    patch = image[rows, columns]
     cut = (slice(max(-top, 0), max(-top, 0) + patch.shape[0]), slice(max(-left, 0), max(-left, 0) + patch.shape[1]))
     outer, inner = masks[0][cut], masks[1][cut]
     patch += outer * (np.asarray((30, 26, 34), np.float32) - patch)
@@ -157,7 +157,7 @@ def _paint(
 
 
 def shape_outlines(shape: str, angle: float) -> list[tuple[np.ndarray, int]]:
-    """Polygons (points, 2) in units of the radius, with 255 for a filled one and 0 for a hole, turned by ``angle``."""
+    """Polygons (points, 2) in units of the radius, with 255 for a filled one and 0 for a hole, turned by `angle`."""
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return [(np.asarray(outline, dtype=np.float64) @ turn, ink) for outline, ink in _unturned(shape)]
 

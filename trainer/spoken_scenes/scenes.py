@@ -1,8 +1,8 @@
-"""Scenes of the ``spoken_scenes`` data set: what can be in a picture, how it is drawn, what is said about it.
+"""Scenes of the `spoken_scenes` data set: what can be in an image, how it is drawn, what is said about it.
 
 A scene is two objects (size, colour, shape), a spatial relation and a background. What decides the split is the
 *content*, objects and relation without the background, so that a test scene cannot occur in training whatever seed
-or number of scenes is asked for. Pictures are drawn with jitter in place, size, shade and angle.
+or number of scenes is asked for. Images are drawn with jitter in place, size, shade and angle.
 """
 
 import functools
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ..data.schema import SPLITS, check_split
 from .drawing import COLOURS, IMAGE_SIZE, SHAPES, SceneObject, draw_scene
 
-SPLITS = ("train", "validation", "test")
 SIZES = {"big": ("big", "large"), "small": ("small", "little")}
 BACKGROUNDS = {
     "white": ("on white", "on a white background"),
@@ -55,9 +55,9 @@ class Scene:
     Attributes:
         first: the left or the upper object.
         second: the right or the lower object.
-        relation: where ``first`` lies as seen from ``second``, "left" or "above".
-        background: a key of ``BACKGROUNDS``.
-        image_id: a number that tells this picture from all others of the data set.
+        relation: where `first` lies as seen from `second`, "left" or "above".
+        background: a key of `BACKGROUNDS`.
+        image_id: a number that tells this image from all others of the data set.
         drawing_seed: seed of the jitter.
     """
 
@@ -70,7 +70,7 @@ class Scene:
 
     @property
     def content(self) -> str:
-        """What decides the split, e.g. ``"big red star|small blue ring|left"``."""
+        """What decides the split, e.g. `"big red star|small blue ring|left"`."""
         return _content(self.first, self.second, self.relation)
 
     @property
@@ -79,12 +79,12 @@ class Scene:
         return split_of(self.content)
 
     def draw(self, size: int = IMAGE_SIZE) -> Image.Image:
-        """Draw the scene: an RGB picture of ``size`` x ``size`` pixels, the same one at each call."""
+        """Draw the scene: an RGB image of `size` x `size` pixels, the same one at each call."""
         rng = np.random.default_rng(self.drawing_seed)
         return Image.fromarray(draw_scene((self.first, self.second), self.relation, self.background, rng, size))
 
     def caption(self, rng: np.random.Generator) -> str:
-        """Say what is in the picture in 8 to 14 lower-case words.
+        """Say what is in the image in 8 to 14 lower-case words.
 
         Both objects with all their attributes and the relation are always named, the background in some captions.
         """
@@ -94,7 +94,7 @@ class Scene:
                 return words
 
     def captions(self, count: int, rng: np.random.Generator) -> list[str]:
-        """Return ``count`` different captions."""
+        """Return `count` different captions."""
         found: dict[str, None] = {}
         while len(found) < count:
             found[self.caption(rng)] = None
@@ -135,19 +135,13 @@ def split_of(content: str) -> str:
     return SPLITS[1] if bucket == 8 else SPLITS[2] if bucket == 9 else SPLITS[0]
 
 
-def check_split(split: str) -> None:
-    """Raise a ValueError unless ``split`` is one of ``SPLITS``."""
-    if split not in SPLITS:
-        raise ValueError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
-
-
 def sample_scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
     """Sample scenes of one split, the same ones for the same arguments on every machine.
 
     Args:
         split: "train", "validation" or "test".
         count: number of scenes. Contents do not repeat within validation and test; in training they repeat, with
-            another picture, once all of them (about 26,000) were used.
+            another image, once all of them (about 26,000) were used.
         seed: seed of the choice of contents, backgrounds and jitter.
 
     Returns:
