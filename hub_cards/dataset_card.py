@@ -6,10 +6,8 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from .known_sources import DATASETS
-from .model_card import SplitSize, render_template
-from .plain_card import generated_card
-from .versions import versions
+from ..configuration.publication import GENERATED
+from .model_card import DATASETS, SplitSize, render_template, versions
 
 COLUMNS = {
     "audio": "a recording, as bytes of its file: any format that libsndfile reads, at any rate",
@@ -87,4 +85,4 @@ def render_dataset_card(facts: DatasetCardFacts) -> str:
         first=next(iter(facts.splits), "train"),
         versions={name: version for name, version in versions().items() if name in ("speechclip-plus", "datasets")},
     ).strip()
-    return generated_card(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+    return f"---\n{metadata.to_yaml()}\n---\n\n{GENERATED}\n\n{body}\n"

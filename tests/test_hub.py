@@ -176,14 +176,15 @@ def test_a_new_process_with_an_empty_cache_loads_all_that_was_pushed(on_hub, bac
     speech = processor(audio=waveform.numpy(), sampling_rate=16_000)
 
     def pushed(repo_id, model, **options):
-        model.push_to_hub(repo_id, **options)
+        commit = model.push_to_hub(repo_id, **options)
+        on_hub.repository(repo_id).tags.setdefault("v1", commit.oid)
         with torch.no_grad():
             return model.get_audio_features(**speech).pooler_output[0].tolist()
 
     def new_model(*sources):
         return SpeechClipPlusModel.from_backbones(*sources, config="hybrid_plus-tiny")
 
-    expected = {"whole": pushed("ann/whole", new_model(*backbones), tag="v1")}
+    expected = {"whole": pushed("ann/whole", new_model(*backbones))}
     processor.push_to_hub("ann/whole", revision="main")
     on_hub.repository("ann/whole").tags["v1"] = on_hub.repository("ann/whole").branches["main"]
     expected["sharded"] = pushed("ann/whole", new_model(*backbones), max_shard_size="2MB", tags=["second"])
@@ -203,7 +204,6 @@ def test_a_new_process_with_an_empty_cache_loads_all_that_was_pushed(on_hub, bac
         assert not any(str(repository_root).encode() in content for content in files.values())
 
     corpus = write_corpus(tmp_path / "corpus")
-    on_hub.fail("commit", status=503)
     assert cli.main(["data", "check", str(corpus), "--push", "ann/words"]) == 0
     push_folder(repository_root / "hub_cards/metrics/retrieval_recall", "ann/retrieval_recall", repo_type="space")
 
@@ -237,21 +237,27 @@ def test_backbones_in_a_folder_of_this_machine_are_not_left_out_of_a_push(on_hub
     assert not on_hub.repositories
 
 
-def test_a_card_that_somebody_wrote_stays_and_gets_the_tags(on_hub, tiny_model, tmp_path):
+def test_a_pushed_model_gets_our_card_and_one_that_is_there_stays_and_gets_the_tags(on_hub, tiny_model, tmp_path):
     tiny_model.push_to_hub("ann/model")
     plain = on_hub.files("ann/model")["README.md"].decode()
     assert "[More Information Needed]" not in plain and "`parallel`" in plain
+    assert 'AutoModel.from_pretrained("ann/model", trust_remote_code=True)' in plain
     tiny_model.push_to_hub("model", tags="new")
     assert "- new\n" in on_hub.files("ann/model")["README.md"].decode()
     theirs = "---\nlicense: mit\n---\n\nTheir words.\n"
     on_hub.commit_as_other("ann/model", {"README.md": theirs.encode()})
     tiny_model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="ann/model", commit_message="Saved")
     assert on_hub.files("ann/model")["README.md"].decode() == theirs and (tmp_path / "model" / "config.json").is_file()
+    assert not list((tmp_path / "model").glob("*.py")) and "modeling_speechclip_plus.py" in on_hub.files("ann/model")
     tiny_model.push_to_hub("ann/model", tags=["new"])
     card = ModelCard(on_hub.files("ann/model")["README.md"].decode())
     assert card.data.tags == ["new"] and card.data.license == "mit" and card.text.strip() == "Their words."
-    push_folder(tmp_path / "model", "ann/model")  # a folder without a card
+    push_folder(tmp_path / "model", "ann/model")  # with the plain card that saving wrote
     assert "Their words." in on_hub.files("ann/model")["README.md"].decode()
+    push_folder(tmp_path / "model", "ann/other")
+    pushed = on_hub.files("ann/other")
+    assert sum(name.endswith(".py") for name in pushed) == 4 and b"custom_pipelines" in pushed["config.json"]
+    assert b'AutoModel.from_pretrained("ann/other"' in pushed["README.md"]
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from ..hub_cards.known_sources import TINY_BACKBONES, Source
-from ..hub_cards.model_card import ModelCardFacts, config_backbones
+from ..hub_cards.model_card import TINY_BACKBONES, ModelCardFacts, Source, config_backbones
 from ..hub_cards.training_chart import Series
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from .card_results import history_results, keyword_examples, named_splits

@@ -6,8 +6,7 @@ from typing import Any
 
 import datasets
 
-from ..hub_cards.known_sources import DATASETS
-from ..hub_cards.model_card import SplitSize
+from ..hub_cards.model_card import DATASETS, SplitSize
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from .sampler import utterance_lengths
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
@@ -21,11 +22,8 @@ from transformers.trainer_utils import (
     seed_worker,
 )
 
-from ..atomic_files import write_text
-from ..hub_cards.hub_commit import open_repository
-from ..hub_cards.hub_pushing import card_with_tags
+from ..configuration.publication import is_generated
 from ..hub_cards.model_card import save_model_card
-from ..hub_cards.plain_card import generated_card, is_generated_card
 from ..modeling_speechclip_plus.keywords import perplexity
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel, is_frozen
 from .card_data import trainer_card_facts
@@ -457,11 +455,14 @@ class SpeechClipPlusTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        self.hub_model_id = open_repository(
-            self.args.hub_model_id or Path(self.args.output_dir).resolve().name,
-            private=self.args.hub_private_repo if private is None else private,
-            token=token or self.args.hub_token,
-        )
+        api = HfApi(token=token or self.args.hub_token)
+        private = self.args.hub_private_repo if private is None else private
+        name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+        self.hub_model_id = api.create_repo(name, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(self.hub_model_id).private:
+            raise ValueError(
+                f"The repository {self.hub_model_id} exists and is public, and a private one was asked for."
+            )
         self._pushes = HubPushes(self.args, self.hub_model_id)
 
     def create_model_card(
@@ -488,14 +489,13 @@ class SpeechClipPlusTrainer(Trainer):
             return
         folder = Path(self.args.output_dir)
         file = folder / "README.md"
-        if file.is_file() and not is_generated_card(file.read_text(encoding="utf-8")):
+        if file.is_file() and not is_generated(file.read_text(encoding="utf-8")):
             return
         facts |= {"license": license} if license else {}
         facts |= {"languages": [language] if isinstance(language, str) else language} if language else {}
         name = self.hub_model_id or model_name or folder.resolve().name
+        facts |= {"tags": [tags] if isinstance(tags, str) else tags or ()}
         save_model_card(folder, trainer_card_facts(self, name=name, **facts))
-        card = card_with_tags(file.read_text(encoding="utf-8"), [tags] if isinstance(tags, str) else tags or [])
-        write_text(file, generated_card(card))
 
     def push_to_hub(
         self,

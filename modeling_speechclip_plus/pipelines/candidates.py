@@ -129,17 +129,17 @@ def content_key(item: Any) -> Hashable:
         return tuple(sorted((str(key), content_key(value)) for key, value in item.items()))
     if isinstance(item, torch.Tensor):
         content = item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return str(item.dtype), tuple(item.shape), _digest(content.data)
+        return str(item.dtype), tuple(item.shape), _images_digest(content.data)
     if isinstance(item, np.ndarray):
-        return item.dtype.str, item.shape, _digest(np.ascontiguousarray(item).data)
+        return item.dtype.str, item.shape, _images_digest(np.ascontiguousarray(item).data)
     if isinstance(item, (bytes, bytearray, memoryview)):
-        return _digest(item)
+        return _images_digest(item)
     if hasattr(item, "tobytes") and hasattr(item, "mode"):  # a PIL image
-        return item.mode, item.size, _digest(item.tobytes())
+        return item.mode, item.size, _images_digest(item.tobytes())
     if isinstance(item, (list, tuple)):
-        return _digest(np.asarray(item).tobytes())
+        return _images_digest(np.asarray(item).tobytes())
     return id(item) if hasattr(item, "read") else repr(item)
 
 
-def _digest(content: Any) -> str:
+def _images_digest(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()

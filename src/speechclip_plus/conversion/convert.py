@@ -22,9 +22,10 @@ from transformers import CLIPImageProcessor, CLIPTextModel, Wav2Vec2FeatureExtra
 
 from ..atomic_files import check_new_folder, finished_folder, write_json
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from ..hub_cards.converted_card import ConvertedCardFacts, render_converted_card
+from ..hub_cards.model_card import ConvertedCheckpoint, ModelCardFacts, save_model_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+from ..modeling_speechclip_plus.saving import write_model_files
 from .checkpoint import let_go, plain, read_checkpoint
 from .clip_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .original_config import (
@@ -137,11 +138,10 @@ def convert_checkpoint(
                 processor.save_pretrained(work)
             digest = _sha256(checkpoint)
             conversion = Conversion(config, presets, len(state) - len(ignored), ignored, notes)
-            facts = ConvertedCardFacts(
-                name=output_dir.name, config=config, file_name=checkpoint.name, sha256=digest, presets=presets,
-                notes=notes,
-            )  # fmt: skip
-            (work / "README.md").write_text(render_converted_card(facts), encoding="utf-8")
+            converted = ConvertedCheckpoint(checkpoint.name, digest, presets, notes)
+            facts = ModelCardFacts(output_dir.name, config, languages=("en",), checkpoint=converted)
+            save_model_card(work, facts)
+            write_model_files(work, config)
             write_json(
                 work / REPORT,
                 {"checkpoint": checkpoint.name, "sha256": digest, "used": conversion.used, "ignored": ignored,
