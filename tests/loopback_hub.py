@@ -5,7 +5,6 @@ requests, large files by their sha256. Xet, the Hub's other storage, cannot be s
 (`HF_HUB_DISABLE_XET=1`). It can be told to fail:
 
     hub.fail("commit", nth=2, status=500)    # the second commit from now on is answered with a 500
-    hub.cut("lfs_put", times=2)              # two uploads lose their connection in the middle
     hub.before("commit", do_something)       # somebody else is faster
 """
 
@@ -30,7 +29,6 @@ PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 LARGE = 10_000_000  # bytes from which a file is stored as a large one, whatever its name
 LARGE_NAMES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.parquet", "*.arrow", "*.npy", "*.wav", "*.png", "*.jpg")
 GITATTRIBUTES = "".join(f"{name} filter=lfs diff=lfs merge=lfs -text\n" for name in LARGE_NAMES).encode()
-PAGE = 50  # entries of a listing in one answer, far fewer than the Hub's so that the next pages are asked for
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class _Fault:
     kind: str
     countdown: int  # requests of the kind that go well before it
     times: int
-    status: int | None  # None: the connection is cut in the middle
+    status: int
 
 
 class LoopbackHub:
@@ -182,33 +180,22 @@ class LoopbackHub:
 
         Returns what it printed; an exit code other than 0 is an AssertionError that shows it.
         """
-        done = self.start_python(code, *arguments, home=home, token=token, **variables)
-        out, err = done.communicate(timeout=600)
-        assert done.returncode == 0, f"exit code {done.returncode}\n{out}\n{err}"
-        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
-
-    def start_python(
-        self, code: str, *arguments: object, home: Path, token: str | None = token, **variables: str
-    ) -> subprocess.Popen:
-        """Start Python code in a new process with this Hub."""
-        return subprocess.Popen(
+        done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             env=self.environment(home, token) | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
+            timeout=600,
         )
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
 
     def fail(self, kind: str, nth: int = 1, times: int = 1, status: int = 500) -> None:
         """Answer the `nth` request of a kind from now on, and as many as `times`, with an error."""
         self._faults.append(_Fault(kind, nth - 1, times, status))
 
-    def cut(self, kind: str, nth: int = 1, times: int = 1) -> None:
-        """Cut the connection of such requests: of an upload when half of it came, of an answer when half is sent."""
-        self._faults.append(_Fault(kind, nth - 1, times, None))
-
     def heal(self) -> None:
-        """Take back what `fail` and `cut` said."""
+        """Take back what `fail` said."""
         self._faults.clear()
 
     def before(self, kind: str, action) -> None:
@@ -269,29 +256,21 @@ class _Refused(Exception):
         self.headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(headers or {})}
 
 
-class _Cut(Exception):
-    pass
-
-
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 _API = rf"^/api/(?P<kind>model|dataset|space)s/{_REPO}"
 _FILE = rf"^/(?P<prefix>datasets/|spaces/)?{_REPO}"
 ROUTES = [
     ("GET", "whoami", r"^/api/whoami-v2$"),
     ("POST", "create_repo", r"^/api/repos/create$"),
-    ("DELETE", "delete_repo", r"^/api/repos/delete$"),
     ("POST", "validate_yaml", r"^/api/validate-yaml$"),
     ("GET", "info", _API + r"(?:/revision/(?P<revision>[^/]+))?$"),
     ("POST", "preupload", _API + r"/preupload/(?P<revision>[^/]+)$"),
     ("POST", "commit", _API + r"/commit/(?P<revision>[^/]+)$"),
-    ("GET", "commits", _API + r"/commits/(?P<revision>[^/]+)$"),
     ("POST", "paths_info", _API + r"/paths-info/(?P<revision>[^/]+)$"),
     ("GET", "tree", _API + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?$"),
     ("GET", "refs", _API + r"/refs$"),
     ("POST", "create_branch", _API + r"/branch/(?P<name>[^/]+)$"),
-    ("DELETE", "delete_branch", _API + r"/branch/(?P<name>[^/]+)$"),
     ("POST", "create_tag", _API + r"/tag/(?P<revision>[^/]+)$"),
-    ("DELETE", "delete_tag", _API + r"/tag/(?P<name>[^/]+)$"),
     ("POST", "lfs_batch", _FILE + r"\.git/info/lfs/objects/batch$"),
     ("PUT", "lfs_put", _FILE + r"/lfs/(?P<oid>[0-9a-f]{64})$"),
     ("POST", "lfs_verify", _FILE + r"/lfs/verify$"),
@@ -330,8 +309,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.kind, self.consumed, self.status = kind, False, 0
         try:
             fault = self.hub.fault(kind)
-            if fault is not None and fault.status is None:
-                self._cut_in_the_middle(kind, match)
             if fault is not None:
                 raise _Refused(fault.status, None, "The server failed, as it was told to.")
             if match is None:
@@ -340,22 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
             getattr(self, f"_{kind}")(**arguments)
         except _Refused as refused:
             self._answer(refused.body, refused.status, refused.headers)
-        except (_Cut, ConnectionError):
-            self.status = 0
-            self.close_connection = True
-            self.connection.close()
         self.hub.requests.append(Request(kind, self.command, address.path, self.status))
-
-    def _cut_in_the_middle(self, kind: str, match) -> None:
-        if length := int(self.headers.get("Content-Length") or 0):
-            self.rfile.read(length // 2)
-            raise _Cut
-        if kind == "resolve":
-            self.cut_answer = True
-            self._resolve(**{name: unquote(v) for name, v in match.groupdict().items() if v is not None})
-        raise _Cut
-
-    cut_answer = False
 
     # ---- reading and answering
 
@@ -388,10 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if self.cut_answer else body)
-            if self.cut_answer:
-                self.wfile.flush()
-                raise _Cut
+            self.wfile.write(body)
 
     # ---- who may do what
 
@@ -444,12 +403,6 @@ class _Handler(BaseHTTPRequestHandler):
             repository.branches["main"] = repository.add_commit(None, files, "initial commit")
             self.hub.repositories[kind, repo_id] = repository
         self._answer({"url": url, "name": repo_id})
-
-    def _delete_repo(self) -> None:
-        body = self._json()
-        repo_id = f"{body.get('organization') or self._user()}/{body['name']}"
-        del self.hub.repositories[body.get("type") or "model", self._repository(body["type"], repo_id, write=True).id]
-        self._answer({})
 
     def _validate_yaml(self) -> None:
         body = self._json()
@@ -532,8 +485,6 @@ class _Handler(BaseHTTPRequestHandler):
                 repository.pull_requests[revision] = oid
             else:
                 repository.branches[revision] = oid
-        if self.hub.fault("commit_answer") is not None:  # it is done, but nobody hears of it
-            raise _Cut
         self._answer({**answer, "commitUrl": f"{url}/commit/{oid}"})
 
     def _changed(self, repository: Repository, files: dict[str, File], operations: list[dict]) -> dict[str, File]:
@@ -564,21 +515,6 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(400, None, f"Invalid metadata in README.md: {'; '.join(errors)}")
         return files
 
-    def _commits(self, kind: str, repo: str, revision: str) -> None:
-        repository = self._repository(kind, repo)
-        self._pages(
-            [
-                {
-                    "id": commit.oid,
-                    "title": commit.title,
-                    "message": commit.message,
-                    "date": _date(commit.date),
-                    "authors": [{"user": commit.author}],
-                }
-                for commit in repository.history(self._commit_of(repository, revision).oid)
-            ]
-        )
-
     def _paths_info(self, kind: str, repo: str, revision: str) -> None:
         commit = self._commit_of(self._repository(kind, repo), revision)
         wanted = parse_qs(self._body().decode()).get("paths", [])
@@ -601,19 +537,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.query.get("recursive", "").lower() != "true":
             inside = [name for name in inside if "/" not in name[len(start) :]]
             folders = {name for name in folders if "/" not in name[len(start) :]}
-        self._pages(
-            [_folder(name) for name in sorted(folders)] + [_entry(name, commit.files[name], commit) for name in inside]
-        )
-
-    def _pages(self, entries: list[dict]) -> None:
-        start = int(self.query.get("cursor", 0))
-        headers = {}
-        if start + PAGE < len(entries):
-            address = urlsplit(self.path)
-            query = "&".join(part for part in address.query.split("&") if part and not part.startswith("cursor="))
-            following = f"{self.hub.endpoint}{address.path}?{query}&cursor={start + PAGE}"
-            headers["Link"] = f'<{following}>; rel="next"'
-        self._answer(entries[start : start + PAGE], headers=headers)
+        files = [_entry(name, commit.files[name], commit) for name in inside]
+        self._answer([_folder(name) for name in sorted(folders)] + files)
 
     def _refs(self, kind: str, repo: str) -> None:
         repository = self._repository(kind, repo)
@@ -638,20 +563,12 @@ class _Handler(BaseHTTPRequestHandler):
             repository.branches[name] = self._commit_of(repository, body.get("startingPoint")).oid
         self._answer({})
 
-    def _delete_branch(self, kind: str, repo: str, name: str) -> None:
-        self._repository(kind, repo, write=True).branches.pop(name)
-        self._answer({})
-
     def _create_tag(self, kind: str, repo: str, revision: str) -> None:
         repository, body = self._repository(kind, repo, write=True), self._json()
         with self.hub.lock:
             if body["tag"] in repository.tags:
                 raise _Refused(409, None, "Tag reference exists already")
             repository.tags[body["tag"]] = self._commit_of(repository, revision).oid
-        self._answer({})
-
-    def _delete_tag(self, kind: str, repo: str, name: str) -> None:
-        self._repository(kind, repo, write=True).tags.pop(name)
         self._answer({})
 
     def _lfs_batch(self, repo: str, prefix: str = "") -> None:
