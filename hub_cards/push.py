@@ -78,7 +78,7 @@ def push_folder(
             revision=revision,
             tag=tag,
             token=token,
-            commit_message=commit_message or f"Upload {repo_type}",
+            commit_message=commit_message,
             create_pr=create_pr,
             delete_patterns=delete_patterns,
         )
@@ -110,7 +110,7 @@ def prepared_folder(
         if not any(prepared.iterdir()):
             raise ValueError(f"{root} holds nothing to push.")
         if repo_type == "model" and (prepared / "config.json").is_file():
-            _prepare_model(prepared, repo_id)
+            prepare_model(prepared, repo_id)
         for file in sorted(prepared.rglob("*")):
             if file.is_file():
                 check_file(file.relative_to(prepared).as_posix(), file)
@@ -121,13 +121,13 @@ def send_prepared(
     prepared: Path,
     repo_id: str,
     *,
-    repo_type: str,
-    private: bool | None,
-    revision: str | None,
-    tag: str | None,
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    tag: str | None = None,
     token: str | bool | None = None,
-    commit_message: str,
-    create_pr: bool,
+    commit_message: str | None = None,
+    create_pr: bool = False,
     delete_patterns: Sequence[str] = (),
 ) -> Any:
     """Send what `prepared_folder` gave; see `push_folder`."""
@@ -157,7 +157,7 @@ def send_prepared(
     has_weights = repo_type == "model" and any(any(prepared.glob(pattern)) for pattern in WEIGHT_FILES)
     done = api.upload_folder(
         folder_path=prepared,
-        commit_message=commit_message,
+        commit_message=commit_message or f"Upload {repo_type}",
         create_pr=create_pr,
         delete_patterns=[*delete_patterns, *(WEIGHT_FILES if has_weights else ())] or None,
         **where,
@@ -202,8 +202,13 @@ def _place(file: Path, target: Path) -> None:
         target.symlink_to(file.resolve())
 
 
-def _prepare_model(prepared: Path, repo_id: str) -> None:
-    file, card = prepared / "config.json", prepared / CARD
+def prepare_model(folder: Path, repo_id: str) -> None:
+    """Make a saved model's folder one to publish: no folders of this machine, the code, and a card.
+
+    Raises:
+        NotPublishableError: If a model without its backbones would look for them in a folder of this machine.
+    """
+    file, card = folder / "config.json", folder / CARD
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         changed = portable_config(values)
@@ -212,7 +217,7 @@ def _prepare_model(prepared: Path, repo_id: str) -> None:
     if changed != values:
         file.write_text(json.dumps(changed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if values.get("model_type") == SpeechClipPlusConfig.model_type:
-        add_remote_code(prepared)
+        add_remote_code(folder)
         if not card.is_file():
             name = repo_id.split("/")[-1]
             card.write_text(render_readme(SpeechClipPlusConfig.from_dict(changed), name), encoding="utf-8")

@@ -347,6 +347,7 @@ def server(model_folder, gallery, tmp_path_factory):
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
         "TMPDIR": str(places["temporary"]),
+        "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib")),  # its list of fonts
         "HOME": str(places["current"]),
     }
     with log.open("w") as output:

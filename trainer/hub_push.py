@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from ..hub_cards.push import push_folder
+from ..hub_cards.push import prepared_folder, send_prepared
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +79,16 @@ class HubPushes:
     def _push(self, folder: Path, message: str, state: str | None = None, **changes: Any) -> Any:
         options: dict[str, Any] = {"revision": self.args.hub_revision, "token": self._token, **changes}
         try:
-            return push_folder(
-                folder,
-                self.repo_id,
-                commit_message=message,
-                delete_patterns=[f"{state}/*"] if state else [],
-                training_state=[state] if state else [],
-                **options,
-            )
+            with prepared_folder(folder, self.repo_id, ignore_patterns=[state] if state else ()) as prepared:
+                if state:  # its pickles are what resuming needs
+                    shutil.copytree(folder / state, prepared / state, copy_function=_link)
+                return send_prepared(
+                    prepared,
+                    self.repo_id,
+                    commit_message=message,
+                    delete_patterns=[f"{state}/*"] if state else [],
+                    **options,
+                )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

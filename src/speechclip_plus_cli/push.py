@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             private=args.private or None,
             revision=args.revision,
             tag=args.tag,
-            commit_message=args.message or f"Upload {args.type}",
+            commit_message=args.message,
             create_pr=args.create_pr,
         )
     print(pushed.pr_url if args.create_pr else pushed.repo_url)
