@@ -18,7 +18,7 @@ from .measured_results import MeasuredResults, eval_results, render_results
 from .training_chart import Series, training_picture
 
 CARD = "README.md"
-PICTURE = "training.png"
+CHART = "training.png"
 MOST_ROWS = 20  # of the table of the training
 
 _TEMPLATES = resources.files(__package__) / "templates"
@@ -66,14 +66,14 @@ TINY_BACKBONES = {
 DATASETS = {
     "flickr8k": Source(
         "Flickr 8k Audio Caption Corpus",
-        "recordings CC BY-SA; for pictures and captions see Flickr8k's own terms",
+        "audio CC BY-SA; for images and captions see Flickr8k's own terms",
         "https://groups.csail.mit.edu/sls/downloads/flickraudio/",
         languages=("en",),
         description="Photographs, each with five captions read aloud by crowd workers.",
     ),
     "spokencoco": Source(
         "SpokenCOCO",
-        "see there, and COCO's terms of use for captions and pictures",
+        "see there, and COCO's terms of use for captions and images",
         "https://data.csail.mit.edu/placesaudio/SpokenCOCO.tar.gz",
         languages=("en",),
         description="Photographs of COCO 2014, each with five captions read aloud by crowd workers.",
@@ -82,7 +82,7 @@ DATASETS = {
         "Tux Paint's stamps",
         "GPL 2",
         "https://tuxpaint.org/stamps/",
-        description="Small pictures of things, named or described by recorded voices.",
+        description="Small images of things, named or described by recorded voices.",
         licence_id="gpl-2.0",
     ),
     "spoken_scenes": Source(
@@ -103,8 +103,8 @@ class SplitSize:
     """What a split holds; what is None is not known.
 
     Attributes:
-        rows: recordings.
-        images: different pictures.
+        rows: utterances.
+        images: different images.
         speakers: different speakers.
         hours: of speech.
     """
@@ -117,7 +117,7 @@ class SplitSize:
 
 @dataclass(frozen=True)
 class KeywordExample:
-    """What the model read out of a recording.
+    """What the model read out of an utterance.
 
     Attributes:
         caption: what is said in it; "" if that is not written down.
@@ -169,13 +169,13 @@ class ModelCardFacts:
         best_step: the step that was evaluated as the best.
         best_metric: by which figure.
         progress: the evaluations during training: column to figure, with "step".
-        curves: panels of the picture, by title: name to (steps, values).
+        curves: panels of the chart, by title: name to (steps, values).
         hardware: what it was trained on.
         seconds: how long the training took.
         energy_kwh: what it used, if that was measured.
         energy_source: how it was measured.
         results: what was measured, a section each.
-        examples: keywords of a few recordings.
+        examples: keywords of a few utterances.
         examples_split: the split that they are of.
         limits: what the model is not for, beside what holds for all.
         license: the Hub's name for the weights' licence; None leaves it open.
@@ -215,9 +215,9 @@ class ModelCardFacts:
 def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
     """Write the card, README.md, and its picture into a folder, which may hold the saved model already."""
     folder = Path(folder)
-    picture = training_picture(facts.curves, units={"Recall on the validation split": "%"})
-    if picture is not None:
-        write_bytes(folder / PICTURE, picture)
+    chart = training_picture(facts.curves, units={"Recall on the validation split": "%"})
+    if chart is not None:
+        write_bytes(folder / CHART, chart)
     write_text(folder / CARD, render_model_card(facts))
 
 
@@ -231,7 +231,7 @@ def render_model_card(facts: ModelCardFacts) -> str:
         data=DATASETS.get(facts.dataset),
         results=[render_results(results) for results in facts.results],
         progress=_thinned(facts.progress, facts.best_step),
-        picture=PICTURE if any(facts.curves.values()) else None,
+        chart=CHART if any(facts.curves.values()) else None,
         published={} if facts.checkpoint is None else {p: published_results(p) for p in facts.checkpoint.presets},
         usage=render_usage(facts.config, facts.name),
         citation=(_TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip(),

@@ -5,7 +5,6 @@ requests, large files by their sha256. Xet, the Hub's other storage, cannot be s
 (`HF_HUB_DISABLE_XET=1`). It can be told to fail:
 
     hub.fail("commit", nth=2, status=500)    # the second commit from now on is answered with a 500
-    hub.before("commit", do_something)       # somebody else is faster
 """
 
 import base64
@@ -140,7 +139,6 @@ class LoopbackHub:
         self.requests: list[Request] = []
         self.lock = threading.RLock()
         self._faults: list[_Fault] = []
-        self._before: list[tuple[str, object]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -198,10 +196,6 @@ class LoopbackHub:
         """Take back what `fail` said."""
         self._faults.clear()
 
-    def before(self, kind: str, action) -> None:
-        """Call `action()` once, before the next request of a kind is handled."""
-        self._before.append((kind, action))
-
     def count(self, kind: str, since: int = 0) -> int:
         """How many requests of a kind were answered with success, from the request numbered `since` on."""
         return sum(request.kind == kind and request.status < 300 for request in self.requests[since:])
@@ -237,9 +231,6 @@ class LoopbackHub:
 
     def fault(self, kind: str) -> _Fault | None:
         with self.lock:
-            for _, action in [pair for pair in self._before if pair[0] == kind]:
-                self._before.remove((kind, action))
-                action()
             for fault in self._faults:
                 if fault.kind == kind:
                     fault.countdown -= 1
@@ -501,12 +492,6 @@ class _Handler(BaseHTTPRequestHandler):
                 if path not in files:
                     raise _Refused(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
                 del files[path]
-            elif operation["key"] == "deletedFolder":
-                inside = [name for name in files if name.startswith(path.rstrip("/") + "/")]
-                if not inside:
-                    raise _Refused(404, "EntryNotFound", f"A folder with this name doesn't exist: {path}")
-                for name in inside:
-                    del files[name]
             else:
                 raise _Refused(400, None, f"Unknown operation {operation['key']}")
         if "README.md" in files:
@@ -605,20 +590,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {
             "X-Repo-Commit": commit.oid,
             "ETag": f'"{file.git_oid}"',
-            "Accept-Ranges": "bytes",
             "Content-Type": "application/octet-stream",
         }
         if file.is_large:
             headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.content))}
-        content, status = file.content, 200
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted:
-            first, last = int(wanted[1]), int(wanted[2]) if wanted[2] else len(content) - 1
-            if first >= len(content):
-                raise _Refused(416, None, "There are fewer bytes.")
-            headers["Content-Range"] = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
-            content, status = content[first : last + 1], 206
-        self._answer(content, status, headers)
+        self._answer(file.content, headers=headers)
 
 
 def _kind(prefix: str) -> str:
@@ -674,15 +650,6 @@ def metadata_findings(content: str) -> tuple[list[str], list[str]]:
     if not isinstance(data, dict):
         return ["the metadata must be a mapping"], []
     errors = []
-    for name in ("library_name", "pipeline_tag", "license_name"):
-        if name in data and not isinstance(data[name], str):
-            errors.append(f'"{name}" must be a string')
-    for name in ("tags", "datasets", "metrics", "base_model", "language"):
-        values = data.get(name)
-        if values is not None and not all(
-            isinstance(value, str) for value in (values if isinstance(values, list) else [values])
-        ):
-            errors.append(f'"{name}" must be a string or an array of strings')
     for name in ("base_model", "datasets"):
         values = data.get(name) or []
         for value in values if isinstance(values, list) else [values]:
@@ -690,13 +657,9 @@ def metadata_findings(content: str) -> tuple[list[str], list[str]]:
                 errors.append(f'"{name}" with value "{value}" is not valid. Use an id from the Hub.')
     if data.get("license") == "other" and not data.get("license_name"):
         errors.append('"license_name" is required when "license" is "other"')
-    for number, model in enumerate(data.get("model-index") or []):
-        for result in model.get("results", [{}]):
-            if not (result.get("task") or {}).get("type"):
-                errors.append(f'"model-index[{number}].results.task.type" is required')
-            if not {"type", "name"} <= set(result.get("dataset") or {}):
-                errors.append(f'"model-index[{number}].results.dataset" needs type and name')
-            for metric in result.get("metrics") or [{}]:
-                if not {"type", "value"} <= set(metric):
-                    errors.append(f'"model-index[{number}].results.metrics" need type and value')
+    for result in [result for model in data.get("model-index") or [] for result in model["results"]]:
+        if not result["task"].get("type") or not {"type", "name"} <= set(result["dataset"]):
+            errors.append("\"model-index\" needs the task's type, and the dataset's type and name")
+        if any(not {"type", "value"} <= set(metric) for metric in result["metrics"]):
+            errors.append('"model-index" needs each metric\'s type and value')
     return errors, []

@@ -211,15 +211,6 @@ def test_what_arrived_before_an_interruption_is_not_sent_again(on_hub, folder):
     assert published(on_hub, "ann/model") == contents(folder)
 
 
-def test_a_commit_of_somebody_else_meanwhile_stays(on_hub, folder):
-    push_folder(folder, "ann/model")
-    write_weights(folder, 3, seed=7)
-    on_hub.before("commit", lambda: on_hub.commit_as_other("ann/model", {"theirs.txt": b"theirs"}))
-    push_folder(folder, "ann/model")
-    assert published(on_hub, "ann/model") == {**contents(folder), "theirs.txt": b"theirs"}
-    assert [commit.author for commit in on_hub.history("ann/model")] == ["ann", "bob", "ann", "system"]
-
-
 def test_branches_are_made_tags_are_not_moved_and_pull_requests_are_opened(on_hub, folder):
     push_folder(folder, "ann/model", tag="v1")
     first = published(on_hub, "ann/model")

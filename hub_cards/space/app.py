@@ -74,7 +74,7 @@ PAGE: Any = (
 
 
 @dataclass
-class Shelf:
+class SearchIndex:
     """Pictures or recordings that can be found.
 
     Attributes:
@@ -112,7 +112,7 @@ class Visit:
     """What is remembered of an open page: the last query and the uploads, each by the kind that it searches or is."""
 
     queries: dict[str, Query] = field(default_factory=dict)
-    uploads: dict[str, Shelf] = field(default_factory=dict)
+    uploads: dict[str, SearchIndex] = field(default_factory=dict)
 
 
 @dataclass
@@ -160,17 +160,13 @@ class Searcher:
 
     @torch.no_grad()
     def embed(self, kind: str, items: Sequence[Any]) -> torch.Tensor:
-        """Embed RGB pictures, or recordings as (samples, rate) pairs: (N, P)."""
-        parts = []
-        for start in range(0, len(items), BATCH_SIZE):
-            part = items[start : start + BATCH_SIZE]
-            if kind == "pictures":
-                output = self.model.get_image_features(**self.processor(images=part).to(self.model.device))
-            else:
-                audio = [{"array": samples, "sampling_rate": rate} for samples, rate in part]
-                output = self.model.get_audio_features(**self.processor(audio=audio).to(self.model.device))
-            parts.append(output.pooler_output.float().cpu())
-        return torch.cat(parts)
+        """Embed a batch of RGB pictures, or of recordings as (samples, rate) pairs: (N, P)."""
+        if kind == "pictures":
+            output = self.model.get_image_features(**self.processor(images=items).to(self.model.device))
+        else:
+            audio = [{"array": samples, "sampling_rate": rate} for samples, rate in items]
+            output = self.model.get_audio_features(**self.processor(audio=audio).to(self.model.device))
+        return output.pooler_output.float().cpu()
 
     @torch.no_grad()
     def embed_text(self, text: str) -> torch.Tensor:
@@ -178,14 +174,14 @@ class Searcher:
         inputs = self.processor(text=[text]).to(self.model.device)
         return self.model.get_text_features(**inputs).pooler_output[0].float().cpu()
 
-    def shelf(self, kind: str, files: Sequence[Path], labels: list[str]) -> Shelf:
+    def index(self, kind: str, files: Sequence[Path], labels: list[str]) -> SearchIndex:
         """Read and embed files.
 
         Raises:
             ValueError: if one cannot be read or is too long or too large; the message names it.
         """
         sources, parts = [], []
-        for start in range(0, len(files), BATCH_SIZE):  # of long recordings, all at once would not fit
+        for start in range(0, len(files), BATCH_SIZE):
             named = list(zip(files, labels, strict=True))[start : start + BATCH_SIZE]
             if kind == "pictures":
                 items: list[Any] = [read_picture(file, label) for file, label in named]
@@ -194,7 +190,7 @@ class Searcher:
                 items = [read_recording(file, label) for file, label in named]
                 sources += [audio_uri(samples, rate) for samples, rate in items]
             parts.append(self.embed(kind, items))
-        return Shelf(kind, labels, sources, torch.cat(parts))
+        return SearchIndex(kind, labels, sources, torch.cat(parts))
 
 
 # What comes in
@@ -333,23 +329,23 @@ def _outline(waveform: np.ndarray, columns: int = 300) -> str:
     return f"M{'L'.join(upper)}L{'L'.join(reversed(lower))}Z"
 
 
-def found(shelf: Shelf, query: Query) -> str:
+def found(index: SearchIndex, query: Query) -> str:
     """Show what is nearest to a query, the best first."""
-    best = (shelf.embeds @ query.embed).topk(min(NUM_FOUND[shelf.kind], len(shelf.labels)))
-    items = shelf.items(best.indices.tolist())
+    best = (index.embeds @ query.embed).topk(min(NUM_FOUND[index.kind], len(index.labels)))
+    items = index.items(best.indices.tolist())
     for item, similarity in zip(items, best.values.tolist(), strict=True):
         item["similarity"] = similarity
-    return PAGE.found(query.shown, shelf.kind, len(shelf.labels), items)
+    return PAGE.found(query.shown, index.kind, len(index.labels), items)
 
 
-def waiting(shelf: Shelf) -> str:
+def waiting(index: SearchIndex) -> str:
     """Show, before anything was asked, some of what can be found."""
-    return PAGE.waiting(shelf.kind, len(shelf.labels), shelf.items(shelf.spread(NUM_WAITING)))
+    return PAGE.waiting(index.kind, len(index.labels), index.items(index.spread(NUM_WAITING)))
 
 
-def offered(shelf: Shelf, hint: str) -> str:
+def offered(index: SearchIndex, hint: str) -> str:
     """Buttons to ask with what is already here."""
-    return PAGE.offered(shelf.kind, hint, shelf.items(shelf.spread(NUM_OFFERED[shelf.kind])))
+    return PAGE.offered(index.kind, hint, index.items(index.spread(NUM_OFFERED[index.kind])))
 
 
 # The app
@@ -368,7 +364,7 @@ class Demo:
 
     def __init__(self, searcher: Searcher, galleries: Iterable[str | Path]):
         self.searcher = searcher
-        self.shelves: dict[str, dict[str, Shelf]] = {"pictures": {}, "recordings": {}}
+        self.indexes: dict[str, dict[str, SearchIndex]] = {"pictures": {}, "recordings": {}}
         self.visits: dict[str, Visit] = {}
         folders = [Path(folder) for folder in galleries]
         for folder in folders:
@@ -376,12 +372,12 @@ class Demo:
                 files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
                 if files:
                     try:
-                        shelf = searcher.shelf(kind, files, [label_of(file) for file in files])
+                        index = searcher.index(kind, files, [label_of(file) for file in files])
                     except ValueError as error:
                         raise ValueError(f"In {files[0].parent}: {error}") from error
-                    self.shelves[kind][label_of(folder.resolve())] = shelf
-        for kind, shelves in self.shelves.items():
-            if not shelves:
+                    self.indexes[kind][label_of(folder.resolve())] = index
+        for kind, indexes in self.indexes.items():
+            if not indexes:
                 places = ", ".join(map(str, folders)) or str(GALLERIES)
                 raise ValueError(f"There are no {kind} to search in {places}.")
 
@@ -400,20 +396,20 @@ class Demo:
 
     def choices(self, kind: str, visit: Visit | None = None) -> list[tuple[str, str]]:
         """Return what can be searched, as (what is shown, name) pairs."""
-        choices = [(f"{name} ({len(shelf.labels):,})", name) for name, shelf in self.shelves[kind].items()]
+        choices = [(f"{name} ({len(index.labels):,})", name) for name, index in self.indexes[kind].items()]
         if visit is not None and kind in visit.uploads:
             choices.append((f"Yours ({len(visit.uploads[kind].labels):,})", YOURS))
         return choices
 
     def answer(self, kind: str, choice: str, visit: Visit) -> str:
         """Show what is nearest to the last query, or what waits for one."""
-        shelf = visit.uploads.get(kind) if choice == YOURS else self.shelves[kind].get(choice)
-        if shelf is None:
+        index = visit.uploads.get(kind) if choice == YOURS else self.indexes[kind].get(choice)
+        if index is None:
             return PAGE.problem(
                 f"Your {kind} are no longer here: they are forgotten when the page is left. Add them again."
             )
         query = visit.queries.get(kind)
-        return waiting(shelf) if query is None else found(shelf, query)
+        return waiting(index) if query is None else found(index, query)
 
     def ask(self, value: Any, choice: str, request: gr.Request) -> tuple[None, str]:
         """Answer a recording with pictures; returns None, which clears the recorder, and the answer."""
@@ -424,18 +420,17 @@ class Demo:
                 samples, rate = read_recording(files[0][0])
         except (ValueError, OSError) as error:
             return None, PAGE.problem(_said(error))
-        return None, self._ask(self.searcher.listen(samples, rate), choice, request)
+        return None, self._answer_new("pictures", self._heard(samples, rate), choice, request)
 
     def ask_offered(self, choice: str, event: gr.EventData, request: gr.Request) -> str:
         """Answer one of the recordings that are offered."""
-        source = next(iter(self.shelves["recordings"].values())).sources[event.index]
+        source = next(iter(self.indexes["recordings"].values())).sources[event.index]
         samples, rate = soundfile.read(io.BytesIO(base64.b64decode(source.partition(",")[2])), dtype="float32")
-        return self._ask(self.searcher.listen(samples, rate), choice, request)
+        return self._answer_new("pictures", self._heard(samples, rate), choice, request)
 
-    def _ask(self, heard: Heard, choice: str, request: gr.Request) -> str:
-        visit = self.visit(request)
-        visit.queries["pictures"] = Query(speech_card(heard), heard.embed)
-        return self.answer("pictures", choice, visit)
+    def _heard(self, samples: np.ndarray, rate: int) -> Query:
+        heard = self.searcher.listen(samples, rate)
+        return Query(speech_card(heard), heard.embed)
 
     def find_by_text(self, text: str, choice: str, request: gr.Request) -> str:
         """Answer words with recordings."""
@@ -444,9 +439,8 @@ class Demo:
             return PAGE.problem("There are no words to search for: type some first.")
         if len(text) > MAX_TEXT:
             return PAGE.problem(f"The text has {len(text):,} characters; at most {MAX_TEXT} are taken.")
-        visit = self.visit(request)
-        visit.queries["recordings"] = Query(PAGE.asked(text, None), self.searcher.embed_text(text))
-        return self.answer("recordings", choice, visit)
+        query = Query(PAGE.asked(text, None), self.searcher.embed_text(text))
+        return self._answer_new("recordings", query, choice, request)
 
     def find_by_picture(self, value: Any, choice: str, request: gr.Request) -> str:
         """Answer a picture with recordings."""
@@ -458,18 +452,19 @@ class Demo:
         except (ValueError, OSError) as error:
             return PAGE.problem(_said(error))
         embed = self.searcher.embed("pictures", [picture])[0]
-        return self._find(picture_uri(picture), "Your picture", embed, choice, request)
+        query = Query(PAGE.asked("Your picture", picture_uri(picture)), embed)
+        return self._answer_new("recordings", query, choice, request)
 
     def find_by_offered(self, choice: str, event: gr.EventData, request: gr.Request) -> str:
         """Answer one of the pictures that are offered."""
-        shelf = next(iter(self.shelves["pictures"].values()))
-        index = event.index
-        return self._find(shelf.sources[index], shelf.labels[index], shelf.embeds[index], choice, request)
+        index = next(iter(self.indexes["pictures"].values()))
+        asked = PAGE.asked(index.labels[event.index], index.sources[event.index])
+        return self._answer_new("recordings", Query(asked, index.embeds[event.index]), choice, request)
 
-    def _find(self, source: str, label: str, embed: torch.Tensor, choice: str, request: gr.Request) -> str:
+    def _answer_new(self, kind: str, query: Query, choice: str, request: gr.Request) -> str:
         visit = self.visit(request)
-        visit.queries["recordings"] = Query(PAGE.asked(label, source), embed)
-        return self.answer("recordings", choice, visit)
+        visit.queries[kind] = query
+        return self.answer(kind, choice, visit)
 
     def choose(self, kind: str, choice: str, request: gr.Request) -> str:
         """Put other pictures or recordings in order."""
@@ -485,7 +480,7 @@ class Demo:
                 if len(files) > MAX_FILES[kind]:
                     raise ValueError(f"{len(files)} {kind} are too many: at most {MAX_FILES[kind]} can be searched.")
                 labels = [label_of(name) for _, name in files]
-                visit.uploads[kind] = self.searcher.shelf(kind, [path for path, _ in files], labels)
+                visit.uploads[kind] = self.searcher.index(kind, [path for path, _ in files], labels)
         except (ValueError, OSError) as error:
             return gr.update(), PAGE.problem(_said(error))
         return gr.update(choices=self.choices(kind, visit), value=YOURS), self.answer(kind, YOURS, visit)
@@ -517,12 +512,12 @@ class Demo:
                 buttons=[],
                 elem_id="recorder",
             )
-            shelf = next(iter(self.shelves["recordings"].values()))
-            examples = gr.HTML(offered(shelf, "Or ask with one of these recordings"), js_on_load=CHOOSE)
+            index = next(iter(self.indexes["recordings"].values()))
+            examples = gr.HTML(offered(index, "Or ask with one of these recordings"), js_on_load=CHOOSE)
             choice, upload = self._choice("pictures", "Pictures to search", "Search your own pictures", "image")
         with gr.Column(scale=7, min_width=300):
             answer = gr.HTML(
-                waiting(self.shelves["pictures"][choice.value]), js_on_load=PLAY, elem_id="pictures-found"
+                waiting(self.indexes["pictures"][choice.value]), js_on_load=PLAY, elem_id="pictures-found"
             )
         # Not `input`, which also tells that the recorder was emptied, or turned to the other source.
         for event in (audio.upload, audio.stop_recording):
@@ -535,13 +530,13 @@ class Demo:
             text = gr.Textbox(
                 label="In words", placeholder="a red star above a blue ring", submit_btn="Search", max_lines=1
             )
-            shelf = next(iter(self.shelves["pictures"].values()))
-            pictures = gr.HTML(offered(shelf, "Or with a picture"), js_on_load=CHOOSE)
+            index = next(iter(self.indexes["pictures"].values()))
+            pictures = gr.HTML(offered(index, "Or with a picture"), js_on_load=CHOOSE)
             picture = gr.UploadButton("Use a picture of yours", file_types=["image"], size="md")
             choice, upload = self._choice("recordings", "Recordings to search", "Search your own recordings", "audio")
         with gr.Column(scale=7, min_width=300):
             answer = gr.HTML(
-                waiting(self.shelves["recordings"][choice.value]), js_on_load=PLAY, elem_id="recordings-found"
+                waiting(self.indexes["recordings"][choice.value]), js_on_load=PLAY, elem_id="recordings-found"
             )
         self._on(text.submit, self.find_by_text, inputs=[text, choice], outputs=[answer])
         self._on(picture.upload, self.find_by_picture, inputs=[picture, choice], outputs=[answer])
