@@ -97,7 +97,8 @@ def push_saved(
         `huggingface_hub.CommitInfo`, the address of the commit.
 
     Raises:
-        ValueError: If a model without its backbones would look for them in a folder of this machine.
+        ValueError: If a model without its backbones would look for them in a folder of this machine, or a private
+            repository is wanted and there is a public one.
         OSError: If the Hub refuses or does not answer.
     """
     folder, tags = Path(folder), [tags] if isinstance(tags, str) else list(tags or ())
@@ -107,6 +108,8 @@ def push_saved(
         config = type(config).from_dict(values)  # the model's own may name folders of this machine
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.repo_info(repo_id).private:
+        raise ValueError(f"The repository {repo_id} exists and is public, and a private one was asked for.")
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     if config is not None:

@@ -146,6 +146,8 @@ def test_a_pushed_model_gets_our_card_and_one_that_is_there_stays_and_gets_the_t
     plain = on_hub.files("ann/model")["README.md"].decode()
     assert "[More Information Needed]" not in plain and "`parallel`" in plain
     assert 'AutoModel.from_pretrained("ann/model", trust_remote_code=True)' in plain
+    with pytest.raises(ValueError, match="ann/model exists and is public"):
+        tiny_model.push_to_hub("ann/model", private=True)
     tiny_model.push_to_hub("model", tags="new")
     assert "- new\n" in on_hub.files("ann/model")["README.md"].decode()
     theirs = "---\nlicense: mit\n---\n\nTheir words.\n"

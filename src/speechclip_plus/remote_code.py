@@ -132,6 +132,13 @@ def _target(module: str, node: ast.ImportFrom) -> str:
     return resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
 
 
+def _origin(module: str, node: ast.Import | ast.ImportFrom) -> str:
+    """Module that an import takes its names from; "" for `import x`."""
+    if isinstance(node, ast.Import):
+        return ""
+    return _target(module, node) if node.level else node.module or ""
+
+
 def _merged(file: str, modules: list[str], file_of: dict[str, str]) -> str:
     """Text of a file: one block of imports, then what each module defines."""
     imports: dict[str, set[str]] = {}
@@ -142,17 +149,17 @@ def _merged(file: str, modules: list[str], file_of: dict[str, str]) -> str:
         lines = source.splitlines()
         summary = (ast.get_docstring(tree) or "").partition("\n")[0]
         for node in ast.walk(tree):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                is_top, is_relative = node in tree.body, isinstance(node, ast.ImportFrom) and bool(node.level)
-                if not (is_top or is_relative):
-                    continue
-                origin = file_of[_target(module, node)] if is_relative else getattr(node, "module", None)
-                names = ", ".join(sorted(ast.unparse(alias) for alias in node.names))
-                if is_top and origin != file:
-                    where = f"from {'.' * is_relative}{origin}" if origin else "import"
-                    imports.setdefault(where, set()).update(ast.unparse(alias) for alias in node.names)
-                inner = "pass" if origin == file else f"from .{origin} import {names}"
-                _replace(lines, node, None if is_top else inner)
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            origin, names = _origin(module, node), [ast.unparse(alias) for alias in node.names]
+            own_file = file_of.get(origin)  # None: of a library
+            if node in tree.body:
+                _replace(lines, node, None)
+                if own_file != file:
+                    where = "from ." + own_file if own_file else f"from {origin}" if origin else "import"
+                    imports.setdefault(where, set()).update(names)
+            elif own_file is not None:
+                _replace(lines, node, "pass" if own_file == file else f"from .{own_file} import {', '.join(names)}")
         for node in tree.body:
             if _is_docstring(node, tree) or "__all__" in _bound_names(node):
                 _replace(lines, node, None)
@@ -187,7 +194,7 @@ def _bound_names(node: ast.stmt) -> Iterator[str]:
 def _meanings(module: str, node: ast.stmt, file_of: dict[str, str], file: str) -> Iterator[tuple[str, str]]:
     """Names that a statement of a module gives a meaning in its file, and what tells two meanings apart."""
     if isinstance(node, ast.Import | ast.ImportFrom):
-        origin = _target(module, node) if getattr(node, "level", 0) else getattr(node, "module", "")
+        origin = _origin(module, node)
         for alias in node.names:
             if file_of.get(origin) != file:
                 yield alias.asname or alias.name, f"{origin}.{alias.name}"
