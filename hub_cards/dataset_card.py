@@ -1,4 +1,4 @@
-"""The card of a data set of spoken captions and pictures, from what was counted in it."""
+"""Data set cards: facts of spoken captions and images that were counted, and the README.md that tells them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,17 +6,15 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from .known_sources import DATASETS
-from .model_card import SplitSize, render_template
-from .plain_card import generated_card
-from .versions import versions
+from ..configuration.publication import GENERATED
+from .model_card import DATASETS, SplitSize, render_template, versions
 
 COLUMNS = {
-    "audio": "a recording, as bytes of its file: any format that libsndfile reads, at any rate",
-    "image": "the picture, as bytes of its file",
-    "image_id": "number of the picture: equal for all recordings of it",
+    "audio": "an utterance, as bytes of its file: any format that libsndfile reads, at any rate",
+    "image": "an image, as bytes of its file",
+    "image_id": "number of the image: equal for all utterances of it",
     "text": "what is said; empty if it is not written down",
-    "caption_id": "name of the recording",
+    "caption_id": "name of the utterance",
     "speaker": "who speaks; empty if unknown",
 }
 TAGS = ("speechclip-plus", "speech-image-retrieval", "spoken-captions", "visually-grounded-speech")
@@ -32,10 +30,10 @@ class DatasetCardFacts:
         source: name of the corpus it was made of, or its repository.
         repo_id: where it is to be loaded from; a folder's name if it is not on the Hub.
         splits: sizes by split.
-        written: how many recordings of each split have a written caption.
+        written: how many utterances of each split have a written caption.
         languages: BCP 47 codes of the speech.
         made_by: the command that made it, without folders of this machine.
-        left_out: by split, how many recordings were left out because a file is broken or missing.
+        left_out: by split, how many utterances were left out because a file is broken or missing.
         license: the Hub's name for the licence, such as "cc-by-4.0"; by default what is known of the source.
         description: sentences about it; by default what is known of the source.
         data_files: where each split's files are: a pattern from the repository's root.
@@ -87,4 +85,4 @@ def render_dataset_card(facts: DatasetCardFacts) -> str:
         first=next(iter(facts.splits), "train"),
         versions={name: version for name, version in versions().items() if name in ("speechclip-plus", "datasets")},
     ).strip()
-    return generated_card(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+    return f"---\n{metadata.to_yaml()}\n---\n\n{GENERATED}\n\n{body}\n"

@@ -1,35 +1,101 @@
-"""A model card from facts: every figure in it was measured, or is marked as somebody else's."""
+"""Model cards: facts of a model, filled in by whoever measured them, and the README.md that tells them."""
 
+import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib import resources
+from dataclasses import dataclass, field
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from huggingface_hub import ModelCardData
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..atomic_files import write_bytes, write_text
-from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from .known_sources import BACKBONES, DATASETS, Source
-from .plain_card import (
-    card_metadata,
-    generated_card,
-    is_generated_card,
-    is_local_path,
-    render_usage,
-)
+from ..configuration.presets import published_results
+from ..configuration.publication import GENERATED, card_metadata, is_local_path, render_usage
 from .results import Results, eval_results, render_results
 from .training_chart import Series, training_picture
-from .versions import versions
 
 CARD = "README.md"
-PICTURE = "training.png"
+CHART = "training.png"
 MOST_ROWS = 20  # of the table of the training
 
 _TEMPLATES = resources.files(__package__) / "templates"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    packages = ("speechclip-plus", "torch", "transformers", "datasets", "safetensors")
+    return {"Python": platform.python_version(), **{package: metadata.version(package) for package in packages}}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A backbone or a data set.
+
+    Attributes:
+        name: what to call it.
+        licence: its terms in words; they are repeated here, not granted.
+        url: where to read them.
+        languages: BCP 47 codes of its speech.
+        description: sentences about it.
+        licence_id: the Hub's name of the licence, where it has one for all parts.
+    """
+
+    name: str
+    licence: str
+    url: str = ""
+    languages: tuple[str, ...] = ()
+    description: str = ""
+    licence_id: str | None = None
+
+
+_HUBERT = "https://github.com/facebookresearch/fairseq/tree/main/examples/hubert"
+
+BACKBONES = {
+    "facebook/hubert-base-ls960": Source("HuBERT base", "Apache 2.0", _HUBERT),
+    "facebook/hubert-large-ll60k": Source("HuBERT large", "Apache 2.0", _HUBERT),
+    "openai/clip-vit-base-patch32": Source("OpenAI's CLIP ViT-B/32", "MIT", "https://github.com/openai/CLIP"),
+    "openai/clip-vit-large-patch14": Source("OpenAI's CLIP ViT-L/14", "MIT", "https://github.com/openai/CLIP"),
+}
+TINY_BACKBONES = {
+    "speech": Source("the tiny HuBERT that ships with speechclip-plus", "MIT"),
+    "clip": Source("the tiny CLIP that ships with speechclip-plus", "MIT"),
+}
+DATASETS = {
+    "flickr8k": Source(
+        "Flickr 8k Audio Caption Corpus",
+        "audio CC BY-SA; for images and captions see Flickr8k's own terms",
+        "https://groups.csail.mit.edu/sls/downloads/flickraudio/",
+        languages=("en",),
+        description="Photographs, each with five captions read aloud by crowd workers.",
+    ),
+    "spokencoco": Source(
+        "SpokenCOCO",
+        "see there, and COCO's terms of use for captions and images",
+        "https://data.csail.mit.edu/placesaudio/SpokenCOCO.tar.gz",
+        languages=("en",),
+        description="Photographs of COCO 2014, each with five captions read aloud by crowd workers.",
+    ),
+    "stamps": Source(
+        "Tux Paint's stamps",
+        "GPL 2",
+        "https://tuxpaint.org/stamps/",
+        description="Small images of things, named or described by recorded voices.",
+        licence_id="gpl-2.0",
+    ),
+    "spoken_scenes": Source(
+        "spoken_scenes, made by speechclip-plus",
+        "MIT",
+        languages=("en",),
+        description=(
+            "Drawn scenes of two coloured shapes, with captions spoken by espeak-ng; scenes and voices of a split are "
+            "in no other."
+        ),
+        licence_id="mit",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -37,8 +103,8 @@ class SplitSize:
     """What a split holds; what is None is not known.
 
     Attributes:
-        rows: recordings.
-        images: different pictures.
+        rows: utterances.
+        images: different images.
         speakers: different speakers.
         hours: of speech.
     """
@@ -51,7 +117,7 @@ class SplitSize:
 
 @dataclass(frozen=True)
 class KeywordExample:
-    """What the model read out of a recording.
+    """What the model read out of an utterance.
 
     Attributes:
         caption: what is said in it; "" if that is not written down.
@@ -60,6 +126,29 @@ class KeywordExample:
 
     caption: str
     keywords: Sequence[tuple[str, float | None, float | None]]
+
+
+@dataclass(frozen=True)
+class ConvertedCheckpoint:
+    """The checkpoint of the original code that a model was converted from.
+
+    Attributes:
+        file_name: its name.
+        sha256: its hash.
+        presets: published configurations that it agrees with.
+        notes: what was concluded in converting.
+    """
+
+    file_name: str
+    sha256: str
+    presets: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def reported(self) -> str | None:
+        """The validation figure that the original code puts into a checkpoint's name, as a phrase."""
+        match = re.search(r"val_recall_mean_(\d+)[=_](\d+(?:\.\d+)?)", self.file_name)
+        return None if match is None else f"mean R@{match[1]} of {float(match[2]):.2f} on the validation split"
 
 
 @dataclass
@@ -80,16 +169,18 @@ class ModelCardFacts:
         best_step: the step that was evaluated as the best.
         best_metric: by which figure.
         progress: the evaluations during training: column to figure, with "step".
-        curves: panels of the picture, by title: name to (steps, values).
+        curves: panels of the chart, by title: name to (steps, values).
         hardware: what it was trained on.
         seconds: how long the training took.
         energy_kwh: what it used, if that was measured.
         energy_source: how it was measured.
         results: what was measured, a section each.
-        examples: keywords of a few recordings.
+        examples: keywords of a few utterances.
         examples_split: the split that they are of.
         limits: what the model is not for, beside what holds for all.
         license: the Hub's name for the weights' licence; None leaves it open.
+        tags: tags to add to the metadata.
+        checkpoint: what the model was converted from, if it was.
         versions: of what it was made with.
     """
 
@@ -116,17 +207,17 @@ class ModelCardFacts:
     examples_split: str = ""
     limits: str = ""
     license: str | None = None
+    tags: Sequence[str] = ()
+    checkpoint: ConvertedCheckpoint | None = None
     versions: Mapping[str, str] = field(default_factory=versions)
 
 
 def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
     """Write the card, README.md, and its picture into a folder, which may hold the saved model already."""
     folder = Path(folder)
-    if (folder / "config.json").is_file():  # it says how this very folder loads
-        facts = replace(facts, config=SpeechClipPlusConfig.from_pretrained(folder))
-    picture = training_picture(facts.curves, units={"Recall on the validation split": "%"})
-    if picture is not None:
-        write_bytes(folder / PICTURE, picture)
+    chart = training_picture(facts.curves, units={"Recall on the validation split": "%"})
+    if chart is not None:
+        write_bytes(folder / CHART, chart)
     write_text(folder / CARD, render_model_card(facts))
 
 
@@ -140,28 +231,12 @@ def render_model_card(facts: ModelCardFacts) -> str:
         data=DATASETS.get(facts.dataset),
         results=[render_results(results) for results in facts.results],
         progress=_thinned(facts.progress, facts.best_step),
-        picture=PICTURE if any(facts.curves.values()) else None,
+        chart=CHART if any(facts.curves.values()) else None,
+        published={} if facts.checkpoint is None else {p: published_results(p) for p in facts.checkpoint.presets},
         usage=render_usage(facts.config, facts.name),
-        citation=citation(),
+        citation=(_TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip(),
     )
-    return f"---\n{model_card_metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n"
-
-
-def card_for_repository(card: str, repo_id: str) -> str:
-    """Let a card's code load from a repository, where it loads the folder or run that the card is titled by."""
-    block = REGEX_YAML_BLOCK.search(card)
-    title = re.search(r"^# (.+)$", card[block.end() :] if block else card, re.MULTILINE)
-    if title is None:
-        return card
-    named = card.replace(f'from_pretrained("{title[1].strip()}"', f'from_pretrained("{repo_id}"')
-    if named == card or not is_generated_card(card):
-        return named
-    return generated_card(re.sub(r"<!-- generated card \w+ -->\s*\Z", "", named))
-
-
-def citation() -> str:
-    """Return the papers that introduced these models, as BibTeX."""
-    return (_TEMPLATES / "citation.bib").read_text(encoding="utf-8").strip()
+    return f"---\n{_metadata(facts).to_yaml()}\n---\n\n{GENERATED}\n\n{body.strip()}\n"
 
 
 def render_template(name: str, **values: Any) -> str:
@@ -170,16 +245,18 @@ def render_template(name: str, **values: Any) -> str:
     return environment.from_string((_TEMPLATES / name).read_text(encoding="utf-8")).render(**values)
 
 
-def model_card_metadata(facts: ModelCardFacts) -> ModelCardData:
-    """Return the card's metadata: what the Hub finds the model by, and its results."""
+def _metadata(facts: ModelCardFacts) -> ModelCardData:
+    """What the Hub finds the model by, and its results."""
     entries = [entry for results in facts.results for entry in eval_results(results)]
+    is_converted = facts.checkpoint is not None
     return ModelCardData(
-        license=facts.license,
+        license="other" if is_converted else facts.license,
+        license_name="as-published-by-the-authors" if is_converted else None,
         language=list(facts.languages) or None,
         datasets=[facts.dataset] if "/" in facts.dataset else None,
         model_name=facts.name if entries else None,
         eval_results=entries or None,
-        **card_metadata(facts.config),
+        **card_metadata(facts.config, facts.tags),
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_ASPECT_RATIO = 200  # beyond it, scaling the short side to CLIP's size would take gigabytes
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
-_ACCEPTED = (
+_ACCEPTED_IMAGES = (
     "a PIL image, a path, the bytes of an image file, a binary file object, an array or tensor, "
     'or a dictionary with "bytes" or "path"'
 )
@@ -90,7 +90,7 @@ def load_image(item: Any, name: str = "images") -> "Image":
         return _open(item, name)
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return _to_rgb(_from_array(item, name), name)
-    raise TypeError(f"{name}: expected {_ACCEPTED}, got {type(item).__name__}.")
+    raise TypeError(f"{name}: expected {_ACCEPTED_IMAGES}, got {type(item).__name__}.")
 
 
 def _open(file: Any, name: str) -> "Image":

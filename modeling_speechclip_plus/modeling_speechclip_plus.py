@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,14 +18,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file, can_return_tuple, extract_commit_hash, logging
 
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from ..hub_cards.hub_pushing import push_model, pushing_options
+from ..remote_code import IS_REMOTE
 from .audio_utils import SAMPLING_RATE
 from .branches import BranchEncoder
 from .cif import ContinuousIntegrateAndFire, keyword_times
 from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
 from .losses import all_gather_rows, contrastive_loss, quantity_loss, several_processes
 from .outputs import Keyword, Neighbour, SpeechClipPlusAudioOutput, SpeechClipPlusOutput
-from .remote_code import noted, remote_code_entries, write_remote_code
+from .saving import push_saved, pushing_options, write_model_files
 from .speech_encoder import SPEECH_ENCODERS, LayerWeightedSum, speech_encoder_adapter
 
 logger = logging.get_logger(__name__)
@@ -309,18 +310,19 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         save_directory: str | os.PathLike,
         *args: Any,
         save_backbones: bool = True,
-        remote_code: bool = True,
+        remote_code: bool = IS_REMOTE,
         **kwargs: Any,
     ) -> None:
-        """Save the model as safetensors, with the code to load it where this package is not installed.
+        """Save the model as safetensors, with its configuration and a card.
 
         Args:
             save_directory: Folder to write.
             *args: See `transformers.PreTrainedModel.save_pretrained`.
             save_backbones: `False` saves the trained part alone (some MB), with the backbones' repositories and
                 revisions, from which `from_pretrained` restores them.
-            remote_code: `False` leaves out the Python files by which `AutoModel.from_pretrained` loads the model
-                with `trust_remote_code=True` where this package is not installed.
+            remote_code: Whether to write the Python files too by which `AutoModel.from_pretrained` loads the model
+                with `trust_remote_code=True` where this package is not installed; by default if the model itself was
+                loaded by such files. A push always has them.
             **kwargs: See `transformers.PreTrainedModel.save_pretrained`. With `push_to_hub=True` the model is then
                 pushed as by `push_to_hub`, which takes the arguments it knows.
 
@@ -343,70 +345,55 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             if not save_backbones:
                 prefixes = tuple(f"{name}." for name in BACKBONES)
                 self._keys_to_ignore_on_save = {key for key in self.state_dict() if key.startswith(prefixes)}
-            with noted(self.config, remote_code_entries() if remote_code else {}):
-                super().save_pretrained(save_directory, *args, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config.backbones_saved = True
             self._keys_to_ignore_on_save = ignored
-        if remote_code and kwargs.get("is_main_process", True):
-            write_remote_code(save_directory)
+        if kwargs.get("is_main_process", True):
+            write_model_files(save_directory, self.config, remote_code)
         if pushing is not None:
             sizes = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
-            self.push_to_hub(**pushing, **sizes, save_backbones=save_backbones, remote_code=remote_code)
+            self.push_to_hub(**pushing, **sizes, save_backbones=save_backbones)
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
+        save_backbones: bool = True,
+        max_shard_size: int | str = "50GB",
         commit_message: str = "Upload model",
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        tag: str | None = None,
-        create_pr: bool = False,
         tags: list[str] | str | None = None,
-        **saving: Any,
+        **kwargs: Any,
     ) -> Any:
-        """Save the model and send it to the Hub in one commit.
+        """Push the model to the Hub with the code to load it, in one commit.
 
-        A README.md that the repository has stays. Otherwise a plain one is written of what the configuration says;
+        A README.md that the repository has stays. Otherwise it gets a plain one of what the configuration says;
         `speechclip-plus push` and the trainer send better ones. Folders of this machine, from which the backbones may
         have been loaded, are left out of the published configuration.
 
         Args:
             repo_id: `owner/name`, or a name of your own.
+            save_backbones: See `save_pretrained`.
+            max_shard_size: See `save_pretrained`.
             commit_message: First line of the commit's message.
-            commit_description: The rest of it.
-            private: Whether a new repository is private; `None`: as the owner's settings say.
-            token: `None` takes the one of `hf auth login` or `HF_TOKEN`.
-            revision: Branch, made if it is not there.
-            tag: Name for the commit.
-            create_pr: Open a pull request instead.
             tags: Tags to add to the card's metadata.
-            **saving: See `save_pretrained`, for instance `save_backbones=False` or `max_shard_size="1GB"`.
+            **kwargs: `private`, `token`, `revision`, `create_pr` and `commit_description` as
+                `transformers.PreTrainedModel.push_to_hub` has them.
 
         Returns:
             `huggingface_hub.CommitInfo`, the address of the commit.
 
         Raises:
             ValueError: As `save_pretrained`; or if backbones that are left out would be looked for in a folder of
-                this machine, the tag exists, or somebody changed the same files meanwhile.
+                this machine.
             OSError: If the Hub refuses or does not answer.
         """
-        return push_model(
-            self,
-            repo_id,
-            tags,
-            saving,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            tag=tag,
-            create_pr=create_pr,
-        )
+        tags = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(
+                folder, save_backbones=save_backbones, max_shard_size=max_shard_size, remote_code=True
+            )
+            return push_saved(folder, repo_id, config=self.config, tags=tags, commit_message=commit_message, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """CLIP's token embeddings, which are also the keywords' codebook."""

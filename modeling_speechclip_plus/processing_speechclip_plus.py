@@ -1,6 +1,7 @@
 """Processor of audio, images and text for SpeechCLIP and SpeechCLIP+ models."""
 
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,10 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import cached_file
 
-from ..hub_cards.hub_pushing import push_processor, pushing_options
+from ..remote_code import IS_REMOTE
 from .audio_utils import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
 from .image_utils import load_image, split_image_batch
-from .remote_code import AUTO_MAP, noted, write_remote_code
+from .saving import push_saved, pushing_options, write_code
 
 CLIP_MAX_TOKENS = 77  # start and end included
 
@@ -118,13 +119,16 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             tokenizer = AutoTokenizer.from_pretrained(clip, **clip_kwargs)
         return cls(feature_extractor=feature_extractor, image_processor=image_processor, tokenizer=tokenizer)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, remote_code: bool = True, **kwargs: Any) -> list[str]:
-        """Save the processor, with the code to load it where this package is not installed.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, remote_code: bool = IS_REMOTE, **kwargs: Any
+    ) -> list[str]:
+        """Save the processor.
 
         Args:
             save_directory: Folder to write.
-            remote_code: `False` leaves out the Python files by which `AutoProcessor.from_pretrained` loads it with
-                `trust_remote_code=True` where this package is not installed.
+            remote_code: Whether to write the Python files too by which `AutoProcessor.from_pretrained` loads it with
+                `trust_remote_code=True` where this package is not installed; by default if the processor itself was
+                loaded by such files. A push always has them.
             **kwargs: See `transformers.ProcessorMixin.save_pretrained`. With `push_to_hub=True` the processor is then
                 pushed as by `push_to_hub`, which takes the arguments it knows.
 
@@ -132,60 +136,30 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             The configuration files written.
         """
         pushing = pushing_options(kwargs, save_directory)
-        own = {"auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}
-        with noted(self, own if remote_code else {}):
-            files = super().save_pretrained(save_directory, **kwargs)
-        if remote_code:
-            write_remote_code(save_directory)
+        files = super().save_pretrained(save_directory, **kwargs)
+        write_code(save_directory, "processor_config.json", remote_code)
         if pushing is not None:
-            self.push_to_hub(**pushing, remote_code=remote_code)
+            self.push_to_hub(**pushing)
         return files
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str = "Upload processor",
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        tag: str | None = None,
-        create_pr: bool = False,
-        **saving: Any,
-    ) -> Any:
-        """Save the processor and send it to the Hub in one commit, beside what the repository holds.
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **kwargs: Any) -> Any:
+        """Push the processor to the Hub with the code to load it, in one commit, beside what the repository holds.
 
         Args:
             repo_id: `owner/name`, or a name of your own.
             commit_message: First line of the commit's message.
-            commit_description: The rest of it.
-            private: Whether a new repository is private; `None`: as the owner's settings say.
-            token: `None` takes the one of `hf auth login` or `HF_TOKEN`.
-            revision: Branch, made if it is not there.
-            tag: Name for the commit.
-            create_pr: Open a pull request instead.
-            **saving: See `save_pretrained`.
+            **kwargs: `private`, `token`, `revision`, `create_pr` and `commit_description` as
+                `transformers.ProcessorMixin.push_to_hub` has them.
 
         Returns:
             `huggingface_hub.CommitInfo`, the address of the commit.
 
         Raises:
-            ValueError: If the tag exists, or somebody changed the same files meanwhile.
             OSError: If the Hub refuses or does not answer.
         """
-        return push_processor(
-            self,
-            repo_id,
-            saving,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            tag=tag,
-            create_pr=create_pr,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, remote_code=True)
+            return push_saved(folder, repo_id, commit_message=commit_message, **kwargs)
 
     def __call__(
         self,

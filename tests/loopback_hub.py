@@ -5,8 +5,6 @@ requests, large files by their sha256. Xet, the Hub's other storage, cannot be s
 (`HF_HUB_DISABLE_XET=1`). It can be told to fail:
 
     hub.fail("commit", nth=2, status=500)    # the second commit from now on is answered with a 500
-    hub.cut("lfs_put", times=2)              # two uploads lose their connection in the middle
-    hub.before("commit", do_something)       # somebody else is faster
 """
 
 import base64
@@ -30,7 +28,6 @@ PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 LARGE = 10_000_000  # bytes from which a file is stored as a large one, whatever its name
 LARGE_NAMES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.parquet", "*.arrow", "*.npy", "*.wav", "*.png", "*.jpg")
 GITATTRIBUTES = "".join(f"{name} filter=lfs diff=lfs merge=lfs -text\n" for name in LARGE_NAMES).encode()
-PAGE = 50  # entries of a listing in one answer, far fewer than the Hub's so that the next pages are asked for
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class _Fault:
     kind: str
     countdown: int  # requests of the kind that go well before it
     times: int
-    status: int | None  # None: the connection is cut in the middle
+    status: int
 
 
 class LoopbackHub:
@@ -142,7 +139,6 @@ class LoopbackHub:
         self.requests: list[Request] = []
         self.lock = threading.RLock()
         self._faults: list[_Fault] = []
-        self._before: list[tuple[str, object]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -182,38 +178,23 @@ class LoopbackHub:
 
         Returns what it printed; an exit code other than 0 is an AssertionError that shows it.
         """
-        done = self.start_python(code, *arguments, home=home, token=token, **variables)
-        out, err = done.communicate(timeout=600)
-        assert done.returncode == 0, f"exit code {done.returncode}\n{out}\n{err}"
-        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
-
-    def start_python(
-        self, code: str, *arguments: object, home: Path, token: str | None = token, **variables: str
-    ) -> subprocess.Popen:
-        """Start Python code in a new process with this Hub."""
-        return subprocess.Popen(
+        done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             env=self.environment(home, token) | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
+            timeout=600,
         )
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
 
     def fail(self, kind: str, nth: int = 1, times: int = 1, status: int = 500) -> None:
         """Answer the `nth` request of a kind from now on, and as many as `times`, with an error."""
         self._faults.append(_Fault(kind, nth - 1, times, status))
 
-    def cut(self, kind: str, nth: int = 1, times: int = 1) -> None:
-        """Cut the connection of such requests: of an upload when half of it came, of an answer when half is sent."""
-        self._faults.append(_Fault(kind, nth - 1, times, None))
-
     def heal(self) -> None:
-        """Take back what `fail` and `cut` said."""
+        """Take back what `fail` said."""
         self._faults.clear()
-
-    def before(self, kind: str, action) -> None:
-        """Call `action()` once, before the next request of a kind is handled."""
-        self._before.append((kind, action))
 
     def count(self, kind: str, since: int = 0) -> int:
         """How many requests of a kind were answered with success, from the request numbered `since` on."""
@@ -250,9 +231,6 @@ class LoopbackHub:
 
     def fault(self, kind: str) -> _Fault | None:
         with self.lock:
-            for _, action in [pair for pair in self._before if pair[0] == kind]:
-                self._before.remove((kind, action))
-                action()
             for fault in self._faults:
                 if fault.kind == kind:
                     fault.countdown -= 1
@@ -269,29 +247,21 @@ class _Refused(Exception):
         self.headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(headers or {})}
 
 
-class _Cut(Exception):
-    pass
-
-
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 _API = rf"^/api/(?P<kind>model|dataset|space)s/{_REPO}"
 _FILE = rf"^/(?P<prefix>datasets/|spaces/)?{_REPO}"
 ROUTES = [
     ("GET", "whoami", r"^/api/whoami-v2$"),
     ("POST", "create_repo", r"^/api/repos/create$"),
-    ("DELETE", "delete_repo", r"^/api/repos/delete$"),
     ("POST", "validate_yaml", r"^/api/validate-yaml$"),
     ("GET", "info", _API + r"(?:/revision/(?P<revision>[^/]+))?$"),
     ("POST", "preupload", _API + r"/preupload/(?P<revision>[^/]+)$"),
     ("POST", "commit", _API + r"/commit/(?P<revision>[^/]+)$"),
-    ("GET", "commits", _API + r"/commits/(?P<revision>[^/]+)$"),
     ("POST", "paths_info", _API + r"/paths-info/(?P<revision>[^/]+)$"),
     ("GET", "tree", _API + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?$"),
     ("GET", "refs", _API + r"/refs$"),
     ("POST", "create_branch", _API + r"/branch/(?P<name>[^/]+)$"),
-    ("DELETE", "delete_branch", _API + r"/branch/(?P<name>[^/]+)$"),
     ("POST", "create_tag", _API + r"/tag/(?P<revision>[^/]+)$"),
-    ("DELETE", "delete_tag", _API + r"/tag/(?P<name>[^/]+)$"),
     ("POST", "lfs_batch", _FILE + r"\.git/info/lfs/objects/batch$"),
     ("PUT", "lfs_put", _FILE + r"/lfs/(?P<oid>[0-9a-f]{64})$"),
     ("POST", "lfs_verify", _FILE + r"/lfs/verify$"),
@@ -330,8 +300,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.kind, self.consumed, self.status = kind, False, 0
         try:
             fault = self.hub.fault(kind)
-            if fault is not None and fault.status is None:
-                self._cut_in_the_middle(kind, match)
             if fault is not None:
                 raise _Refused(fault.status, None, "The server failed, as it was told to.")
             if match is None:
@@ -340,22 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
             getattr(self, f"_{kind}")(**arguments)
         except _Refused as refused:
             self._answer(refused.body, refused.status, refused.headers)
-        except (_Cut, ConnectionError):
-            self.status = 0
-            self.close_connection = True
-            self.connection.close()
         self.hub.requests.append(Request(kind, self.command, address.path, self.status))
-
-    def _cut_in_the_middle(self, kind: str, match) -> None:
-        if length := int(self.headers.get("Content-Length") or 0):
-            self.rfile.read(length // 2)
-            raise _Cut
-        if kind == "resolve":
-            self.cut_answer = True
-            self._resolve(**{name: unquote(v) for name, v in match.groupdict().items() if v is not None})
-        raise _Cut
-
-    cut_answer = False
 
     # ---- reading and answering
 
@@ -388,10 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if self.cut_answer else body)
-            if self.cut_answer:
-                self.wfile.flush()
-                raise _Cut
+            self.wfile.write(body)
 
     # ---- who may do what
 
@@ -444,12 +394,6 @@ class _Handler(BaseHTTPRequestHandler):
             repository.branches["main"] = repository.add_commit(None, files, "initial commit")
             self.hub.repositories[kind, repo_id] = repository
         self._answer({"url": url, "name": repo_id})
-
-    def _delete_repo(self) -> None:
-        body = self._json()
-        repo_id = f"{body.get('organization') or self._user()}/{body['name']}"
-        del self.hub.repositories[body.get("type") or "model", self._repository(body["type"], repo_id, write=True).id]
-        self._answer({})
 
     def _validate_yaml(self) -> None:
         body = self._json()
@@ -532,8 +476,6 @@ class _Handler(BaseHTTPRequestHandler):
                 repository.pull_requests[revision] = oid
             else:
                 repository.branches[revision] = oid
-        if self.hub.fault("commit_answer") is not None:  # it is done, but nobody hears of it
-            raise _Cut
         self._answer({**answer, "commitUrl": f"{url}/commit/{oid}"})
 
     def _changed(self, repository: Repository, files: dict[str, File], operations: list[dict]) -> dict[str, File]:
@@ -550,12 +492,6 @@ class _Handler(BaseHTTPRequestHandler):
                 if path not in files:
                     raise _Refused(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
                 del files[path]
-            elif operation["key"] == "deletedFolder":
-                inside = [name for name in files if name.startswith(path.rstrip("/") + "/")]
-                if not inside:
-                    raise _Refused(404, "EntryNotFound", f"A folder with this name doesn't exist: {path}")
-                for name in inside:
-                    del files[name]
             else:
                 raise _Refused(400, None, f"Unknown operation {operation['key']}")
         if "README.md" in files:
@@ -563,21 +499,6 @@ class _Handler(BaseHTTPRequestHandler):
             if errors:
                 raise _Refused(400, None, f"Invalid metadata in README.md: {'; '.join(errors)}")
         return files
-
-    def _commits(self, kind: str, repo: str, revision: str) -> None:
-        repository = self._repository(kind, repo)
-        self._pages(
-            [
-                {
-                    "id": commit.oid,
-                    "title": commit.title,
-                    "message": commit.message,
-                    "date": _date(commit.date),
-                    "authors": [{"user": commit.author}],
-                }
-                for commit in repository.history(self._commit_of(repository, revision).oid)
-            ]
-        )
 
     def _paths_info(self, kind: str, repo: str, revision: str) -> None:
         commit = self._commit_of(self._repository(kind, repo), revision)
@@ -601,19 +522,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.query.get("recursive", "").lower() != "true":
             inside = [name for name in inside if "/" not in name[len(start) :]]
             folders = {name for name in folders if "/" not in name[len(start) :]}
-        self._pages(
-            [_folder(name) for name in sorted(folders)] + [_entry(name, commit.files[name], commit) for name in inside]
-        )
-
-    def _pages(self, entries: list[dict]) -> None:
-        start = int(self.query.get("cursor", 0))
-        headers = {}
-        if start + PAGE < len(entries):
-            address = urlsplit(self.path)
-            query = "&".join(part for part in address.query.split("&") if part and not part.startswith("cursor="))
-            following = f"{self.hub.endpoint}{address.path}?{query}&cursor={start + PAGE}"
-            headers["Link"] = f'<{following}>; rel="next"'
-        self._answer(entries[start : start + PAGE], headers=headers)
+        files = [_entry(name, commit.files[name], commit) for name in inside]
+        self._answer([_folder(name) for name in sorted(folders)] + files)
 
     def _refs(self, kind: str, repo: str) -> None:
         repository = self._repository(kind, repo)
@@ -638,20 +548,12 @@ class _Handler(BaseHTTPRequestHandler):
             repository.branches[name] = self._commit_of(repository, body.get("startingPoint")).oid
         self._answer({})
 
-    def _delete_branch(self, kind: str, repo: str, name: str) -> None:
-        self._repository(kind, repo, write=True).branches.pop(name)
-        self._answer({})
-
     def _create_tag(self, kind: str, repo: str, revision: str) -> None:
         repository, body = self._repository(kind, repo, write=True), self._json()
         with self.hub.lock:
             if body["tag"] in repository.tags:
                 raise _Refused(409, None, "Tag reference exists already")
             repository.tags[body["tag"]] = self._commit_of(repository, revision).oid
-        self._answer({})
-
-    def _delete_tag(self, kind: str, repo: str, name: str) -> None:
-        self._repository(kind, repo, write=True).tags.pop(name)
         self._answer({})
 
     def _lfs_batch(self, repo: str, prefix: str = "") -> None:
@@ -688,20 +590,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {
             "X-Repo-Commit": commit.oid,
             "ETag": f'"{file.git_oid}"',
-            "Accept-Ranges": "bytes",
             "Content-Type": "application/octet-stream",
         }
         if file.is_large:
             headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.content))}
-        content, status = file.content, 200
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted:
-            first, last = int(wanted[1]), int(wanted[2]) if wanted[2] else len(content) - 1
-            if first >= len(content):
-                raise _Refused(416, None, "There are fewer bytes.")
-            headers["Content-Range"] = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
-            content, status = content[first : last + 1], 206
-        self._answer(content, status, headers)
+        self._answer(file.content, headers=headers)
 
 
 def _kind(prefix: str) -> str:
@@ -757,15 +650,6 @@ def metadata_findings(content: str) -> tuple[list[str], list[str]]:
     if not isinstance(data, dict):
         return ["the metadata must be a mapping"], []
     errors = []
-    for name in ("library_name", "pipeline_tag", "license_name"):
-        if name in data and not isinstance(data[name], str):
-            errors.append(f'"{name}" must be a string')
-    for name in ("tags", "datasets", "metrics", "base_model", "language"):
-        values = data.get(name)
-        if values is not None and not all(
-            isinstance(value, str) for value in (values if isinstance(values, list) else [values])
-        ):
-            errors.append(f'"{name}" must be a string or an array of strings')
     for name in ("base_model", "datasets"):
         values = data.get(name) or []
         for value in values if isinstance(values, list) else [values]:
@@ -773,13 +657,9 @@ def metadata_findings(content: str) -> tuple[list[str], list[str]]:
                 errors.append(f'"{name}" with value "{value}" is not valid. Use an id from the Hub.')
     if data.get("license") == "other" and not data.get("license_name"):
         errors.append('"license_name" is required when "license" is "other"')
-    for number, model in enumerate(data.get("model-index") or []):
-        for result in model.get("results", [{}]):
-            if not (result.get("task") or {}).get("type"):
-                errors.append(f'"model-index[{number}].results.task.type" is required')
-            if not {"type", "name"} <= set(result.get("dataset") or {}):
-                errors.append(f'"model-index[{number}].results.dataset" needs type and name')
-            for metric in result.get("metrics") or [{}]:
-                if not {"type", "value"} <= set(metric):
-                    errors.append(f'"model-index[{number}].results.metrics" need type and value')
+    for result in [result for model in data.get("model-index") or [] for result in model["results"]]:
+        if not result["task"].get("type") or not {"type", "name"} <= set(result["dataset"]):
+            errors.append("\"model-index\" needs the task's type, and the dataset's type and name")
+        if any(not {"type", "value"} <= set(metric) for metric in result["metrics"]):
+            errors.append('"model-index" needs each metric\'s type and value')
     return errors, []

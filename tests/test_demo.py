@@ -69,15 +69,15 @@ def searcher(model_folder):
 
 
 @pytest.fixture(scope="module")
-def shelves(searcher, gallery):
-    return app.Demo(searcher, [gallery]).shelves
+def indexes(searcher, gallery):
+    return app.Demo(searcher, [gallery]).indexes
 
 
 @pytest.fixture
-def demo(searcher, shelves):
+def demo(searcher, indexes):
     """The app with a memory of its own."""
     demo = app.Demo.__new__(app.Demo)
-    demo.searcher, demo.shelves, demo.visits = searcher, shelves, {}
+    demo.searcher, demo.indexes, demo.visits = searcher, indexes, {}
     return demo
 
 
@@ -347,6 +347,7 @@ def server(model_folder, gallery, tmp_path_factory):
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
         "TMPDIR": str(places["temporary"]),
+        "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib")),  # its list of fonts
         "HOME": str(places["current"]),
     }
     with log.open("w") as output:

@@ -17,102 +17,6 @@ from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import 
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus_cli import main as cli
 
-ROUNDTRIP = """
-import json, sys
-from pathlib import Path
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-)
-
-folder, cache, token = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-api = HfApi()
-assert api.whoami()["name"] == "ann"
-api.create_repo("ann/things", private=True)
-first = api.upload_folder(repo_id="ann/things", folder_path=folder, commit_message="First")
-api.create_tag("ann/things", tag="v1")
-api.create_branch("ann/things", branch="try")
-(folder / "note.txt").write_text("changed")
-(folder / "gone.txt").unlink()
-second = api.upload_folder(repo_id="ann/things", folder_path=folder, delete_patterns="gone.txt", revision="try")
-pull_request = api.upload_file(
-    path_or_fileobj=b"new", path_in_repo="new.txt", repo_id="ann/things", create_pr=True
-)
-
-def refused(error, call, *arguments, **options):
-    try:
-        call(*arguments, **options)
-    except error as raised:
-        return getattr(raised.response, "status_code", None)
-    raise AssertionError(f"{call} went well")
-
-def contents(**options):
-    local = Path(snapshot_download("ann/things", cache_dir=cache, **options))
-    found = {path.relative_to(local).as_posix(): path for path in local.rglob("*") if path.is_file()}
-    return {name: path.read_bytes().hex() for name, path in sorted(found.items()) if name != ".gitattributes"}
-
-print(json.dumps({
-    "main": contents(),
-    "try": contents(revision="try"),
-    "v1": contents(revision="v1"),
-    "commit": contents(revision=first.oid),
-    "one file": Path(hf_hub_download("ann/things", "a/deep.txt", cache_dir=cache)).read_text(),
-    "tree": sorted(item.path for item in api.list_repo_tree("ann/things", recursive=True)),
-    "top": sorted(item.path for item in api.list_repo_tree("ann/things")),
-    "large": [item.lfs is not None for item in api.get_paths_info("ann/things", ["weights.safetensors", "note.txt"])],
-    "titles": [commit.title for commit in api.list_repo_commits("ann/things", revision="try")],
-    "branches": sorted(ref.name for ref in api.list_repo_refs("ann/things").branches),
-    "pull request": pull_request.pr_url,
-    "private": api.model_info("ann/things").private,
-    "refused": [
-        refused(EntryNotFoundError, hf_hub_download, "ann/things", "no.txt", cache_dir=cache),
-        refused(RevisionNotFoundError, hf_hub_download, "ann/things", "note.txt", revision="no", cache_dir=cache),
-        refused(RepositoryNotFoundError, api.model_info, "ann/nothing"),
-        refused(RepositoryNotFoundError, api.model_info, "ann/things", token=False),
-        refused(RepositoryNotFoundError, api.model_info, "ann/things", token=token),
-        refused(HfHubHTTPError, api.create_repo, "ann/things"),
-        refused(HfHubHTTPError, api.create_tag, "ann/things", tag="v1"),
-        refused(HfHubHTTPError, api.upload_file, path_or_fileobj=b"x", path_in_repo="x", repo_id="ann/things",
-                parent_commit=pull_request.oid),
-    ],
-}))
-"""
-
-
-def test_the_real_client_stores_and_fetches_files_branches_tags_and_pull_requests(hub, tmp_path):
-    folder = tmp_path / "folder"
-    (folder / "a").mkdir(parents=True)
-    weights = bytes(range(256)) * 400
-    (folder / "weights.safetensors").write_bytes(weights)
-    (folder / "note.txt").write_text("first")
-    (folder / "gone.txt").write_text("gone")
-    (folder / "a" / "deep.txt").write_text("deep")
-    for number in range(60):
-        (folder / "a" / f"{number}.txt").write_text(str(number))
-
-    hub.fail("lfs_put", status=503)
-    hub.cut("lfs_verify")
-    hub.cut("resolve", nth=5)
-    done = hub.run_python(ROUNDTRIP, folder, tmp_path / "cache", hub.other_token, home=tmp_path / "home")
-    found = json.loads(done.stdout)
-
-    many = [f"a/{number}.txt" for number in range(60)]
-    assert sorted(found["main"]) == sorted(["a/deep.txt", *many, "gone.txt", "note.txt", "weights.safetensors"])
-    assert found["main"] == found["v1"] == found["commit"]
-    assert bytes.fromhex(found["main"]["weights.safetensors"]) == weights
-    assert bytes.fromhex(found["try"]["note.txt"]) == b"changed" and "gone.txt" not in found["try"]
-    assert found["one file"] == "deep"
-    assert found["tree"] == sorted([".gitattributes", "a", *found["main"]])
-    assert found["top"] == [".gitattributes", "a", "gone.txt", "note.txt", "weights.safetensors"]
-    assert found["large"] == [True, False]
-    assert found["titles"] == ["Upload folder using huggingface_hub", "First", "initial commit"]
-    assert found["branches"] == ["main", "try"]
-    assert found["pull request"].endswith("/ann/things/discussions/1")
-    assert found["private"] is True
-    assert found["refused"] == [404, 404, 404, 401, 404, 409, 409, 412]
-    assert hub.count("lfs_put") == 1 and [commit.title for commit in hub.history("ann/things")][0] == "First"
-
-
 # ---- what a reader of a repository gets
 
 PULL = """
@@ -176,14 +80,15 @@ def test_a_new_process_with_an_empty_cache_loads_all_that_was_pushed(on_hub, bac
     speech = processor(audio=waveform.numpy(), sampling_rate=16_000)
 
     def pushed(repo_id, model, **options):
-        model.push_to_hub(repo_id, **options)
+        commit = model.push_to_hub(repo_id, **options)
+        on_hub.repository(repo_id).tags.setdefault("v1", commit.oid)
         with torch.no_grad():
             return model.get_audio_features(**speech).pooler_output[0].tolist()
 
     def new_model(*sources):
         return SpeechClipPlusModel.from_backbones(*sources, config="hybrid_plus-tiny")
 
-    expected = {"whole": pushed("ann/whole", new_model(*backbones), tag="v1")}
+    expected = {"whole": pushed("ann/whole", new_model(*backbones))}
     processor.push_to_hub("ann/whole", revision="main")
     on_hub.repository("ann/whole").tags["v1"] = on_hub.repository("ann/whole").branches["main"]
     expected["sharded"] = pushed("ann/whole", new_model(*backbones), max_shard_size="2MB", tags=["second"])
@@ -203,7 +108,6 @@ def test_a_new_process_with_an_empty_cache_loads_all_that_was_pushed(on_hub, bac
         assert not any(str(repository_root).encode() in content for content in files.values())
 
     corpus = write_corpus(tmp_path / "corpus")
-    on_hub.fail("commit", status=503)
     assert cli.main(["data", "check", str(corpus), "--push", "ann/words"]) == 0
     push_folder(repository_root / "hub_cards/metrics/retrieval_recall", "ann/retrieval_recall", repo_type="space")
 
@@ -237,21 +141,29 @@ def test_backbones_in_a_folder_of_this_machine_are_not_left_out_of_a_push(on_hub
     assert not on_hub.repositories
 
 
-def test_a_card_that_somebody_wrote_stays_and_gets_the_tags(on_hub, tiny_model, tmp_path):
+def test_a_pushed_model_gets_our_card_and_one_that_is_there_stays_and_gets_the_tags(on_hub, tiny_model, tmp_path):
     tiny_model.push_to_hub("ann/model")
     plain = on_hub.files("ann/model")["README.md"].decode()
     assert "[More Information Needed]" not in plain and "`parallel`" in plain
+    assert 'AutoModel.from_pretrained("ann/model", trust_remote_code=True)' in plain
+    with pytest.raises(ValueError, match="ann/model exists and is public"):
+        tiny_model.push_to_hub("ann/model", private=True)
     tiny_model.push_to_hub("model", tags="new")
     assert "- new\n" in on_hub.files("ann/model")["README.md"].decode()
     theirs = "---\nlicense: mit\n---\n\nTheir words.\n"
     on_hub.commit_as_other("ann/model", {"README.md": theirs.encode()})
     tiny_model.save_pretrained(tmp_path / "model", push_to_hub=True, repo_id="ann/model", commit_message="Saved")
     assert on_hub.files("ann/model")["README.md"].decode() == theirs and (tmp_path / "model" / "config.json").is_file()
+    assert not list((tmp_path / "model").glob("*.py")) and "modeling_speechclip_plus.py" in on_hub.files("ann/model")
     tiny_model.push_to_hub("ann/model", tags=["new"])
     card = ModelCard(on_hub.files("ann/model")["README.md"].decode())
     assert card.data.tags == ["new"] and card.data.license == "mit" and card.text.strip() == "Their words."
-    push_folder(tmp_path / "model", "ann/model")  # a folder without a card
+    push_folder(tmp_path / "model", "ann/model")  # with the plain card that saving wrote
     assert "Their words." in on_hub.files("ann/model")["README.md"].decode()
+    push_folder(tmp_path / "model", "ann/other")
+    pushed = on_hub.files("ann/other")
+    assert sum(name.endswith(".py") for name in pushed) == 4 and b"custom_pipelines" in pushed["config.json"]
+    assert b'AutoModel.from_pretrained("ann/other"' in pushed["README.md"]
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 import speechclip_plus
-from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor
-from speechclip_plus.modeling_speechclip_plus.remote_code import travelling_modules
+from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, remote_code
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 # What is installed wherever transformers' audio models run; soundfile and soxr are asked for when a file needs them.
@@ -61,12 +60,13 @@ print("ANSWER", json.dumps({"classes": classes, "keywords": keywords, "labels": 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A model with its processor."""
+    """A model with its processor, and with the code of both."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     torch.manual_seed(0)
     speech, clip = tiny_backbone("hubert"), tiny_backbone("clip")
-    SpeechClipPlusModel.from_backbones(speech, clip, config="hybrid_plus-tiny").save_pretrained(folder)
-    SpeechClipPlusProcessor.from_backbones(speech, clip).save_pretrained(folder)
+    model = SpeechClipPlusModel.from_backbones(speech, clip, config="hybrid_plus-tiny")
+    model.save_pretrained(folder, remote_code=True)
+    SpeechClipPlusProcessor.from_backbones(speech, clip).save_pretrained(folder, remote_code=True)
     return folder
 
 
@@ -136,7 +136,7 @@ def test_where_the_package_is_installed_no_trust_is_asked_for(saved):
 
 def test_every_file_carries_the_version_and_needs_only_what_transformers_needs(saved):
     files = sorted(saved.glob("*.py"))
-    assert len(files) > 10
+    assert [file.stem for file in files] == sorted(remote_code.ROOTS)
     for file in files:
         text = file.read_text(encoding="utf-8")
         assert f"speechclip-plus {speechclip_plus.__version__}" in text.splitlines()[0]
@@ -150,13 +150,24 @@ def test_every_file_carries_the_version_and_needs_only_what_transformers_needs(s
                 assert name.split(".")[0] in NEEDED | sys.stdlib_module_names, (file.name, name)
 
 
-def test_code_can_be_left_out(saved, tmp_path):
-    SpeechClipPlusModel.from_pretrained(saved).save_pretrained(tmp_path, remote_code=False)
-    SpeechClipPlusProcessor.from_pretrained(saved).save_pretrained(tmp_path, remote_code=False)
+def test_a_saved_model_holds_no_code_unless_it_is_asked_for(saved, tmp_path):
+    SpeechClipPlusModel.from_pretrained(saved).save_pretrained(tmp_path)
+    SpeechClipPlusProcessor.from_pretrained(saved).save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.py"))
     for name in ("config.json", "processor_config.json"):
         content = json.loads((tmp_path / name).read_text(encoding="utf-8"))
         assert "auto_map" not in content and "custom_pipelines" not in content
+    assert type(AutoModel.from_pretrained(tmp_path)) is SpeechClipPlusModel
+    assert (tmp_path / "README.md").read_text().count("AutoModel.from_pretrained") == 1
+
+
+def test_sentence_transformers_is_told_how_to_read_a_saved_model(saved):
+    (module,) = json.loads((saved / "modules.json").read_text())
+    assert module["path"] == "" and module["type"].startswith("sentence_transformers.")
+    config = json.loads((saved / "sentence_bert_config.json").read_text())
+    assert set(config["modality_config"]) == {"text", "image", "audio"}
+    for way in config["modality_config"].values():
+        assert hasattr(SpeechClipPlusModel, way["method"]) and way["method_output_name"] == "pooler_output"
 
 
 def test_presets_say_that_they_did_not_travel(saved, tmp_path):
@@ -176,11 +187,42 @@ def test_presets_say_that_they_did_not_travel(saved, tmp_path):
     assert "The presets do not travel with a saved model: `pip install speechclip-plus`." in answer.stderr
 
 
-def test_two_modules_of_one_name_cannot_travel_together(tmp_path):
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "same.py").write_text("", encoding="utf-8")
-    start = tmp_path / "one" / "start.py"
-    start.write_text("from .same import a\nfrom ..two.same import b\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="rename one of them"):
-        travelling_modules(start)
+HELPER = '''"""Helper."""
+
+import os
+from math import (
+    pi,
+)
+
+LIMIT = os.sep
+'''
+
+ROOT = '''"""Root."""
+
+import os
+
+from .helper import LIMIT
+
+
+def half():
+    from .helper import pi
+
+    return pi / 2
+'''
+
+
+def test_modules_of_one_file_share_their_imports_and_names(tmp_path, monkeypatch):
+    package = tmp_path / "merged"
+    package.mkdir()
+    for name, text in (("__init__", ""), ("helper", HELPER), ("root", ROOT)):
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(remote_code, "ROOTS", {"root": "merged.root"})
+    text = remote_code.remote_code_files()["root.py"]
+    values = {}
+    exec(text, values)
+    assert values["LIMIT"] == os.sep and values["half"]() == pytest.approx(1.5708, abs=1e-4)
+    assert text.count("import os") == 1 and ast.get_docstring(ast.parse(text)) == "Root."
+    (package / "helper.py").write_text("LIMIT = 1\nhalf = 2\n")
+    with pytest.raises(ValueError, match="half means different things in merged.helper and merged.root: rename one"):
+        remote_code.remote_code_files()

@@ -10,8 +10,15 @@ from typing import Any
 import datasets
 import torch
 
-from ..hub_cards.known_sources import DATASETS, TINY_BACKBONES, Source
-from ..hub_cards.model_card import KeywordExample, ModelCardFacts, SplitSize, config_backbones
+from ..hub_cards.model_card import (
+    DATASETS,
+    TINY_BACKBONES,
+    KeywordExample,
+    ModelCardFacts,
+    Source,
+    SplitSize,
+    config_backbones,
+)
 from ..hub_cards.results import Results
 from ..hub_cards.training_chart import Series
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio

@@ -20,10 +20,8 @@ from transformers.trainer_utils import (
     unwrap_peft_model,
 )
 
-from ..atomic_files import write_text
-from ..hub_cards.hub_pushing import card_with_tags
+from ..configuration.publication import is_generated
 from ..hub_cards.model_card import save_model_card
-from ..hub_cards.plain_card import generated_card, is_generated_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel, is_frozen
 from .card_data import trainer_card_facts
 from .checkpoints import last_complete_checkpoint, mark_complete, mark_incomplete
@@ -304,14 +302,13 @@ class SpeechClipPlusTrainer(Trainer):
             return
         folder = Path(self.args.output_dir)
         file = folder / "README.md"
-        if file.is_file() and not is_generated_card(file.read_text(encoding="utf-8")):
+        if file.is_file() and not is_generated(file.read_text(encoding="utf-8")):
             return
         facts |= {"license": license} if license else {}
         facts |= {"languages": [language] if isinstance(language, str) else language} if language else {}
         name = self.hub_model_id or model_name or folder.resolve().name
+        facts |= {"tags": [tags] if isinstance(tags, str) else tags or ()}
         save_model_card(folder, trainer_card_facts(self, name=name, **facts))
-        card = card_with_tags(file.read_text(encoding="utf-8"), [tags] if isinstance(tags, str) else tags or [])
-        write_text(file, generated_card(card))
 
     # ---- evaluation
 

@@ -9,7 +9,6 @@ they uploaded to be searched is held in memory until they leave. What is shown i
 
 import atexit
 import base64
-import html
 import io
 import os
 import shutil
@@ -27,6 +26,7 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr  # noqa: E402
+import jinja2  # noqa: E402
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
@@ -63,13 +63,18 @@ CHOOSE = """element.addEventListener('click', (event) => {
   if (button) trigger('click', { index: Number(button.dataset.index) });
 });"""
 PLAY = (HERE / "player.js").read_text(encoding="utf-8")
+PAGE: Any = (
+    jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    .from_string((HERE / "page.html.jinja").read_text(encoding="utf-8"))
+    .module
+)
 
 
 # What is searched
 
 
 @dataclass
-class Shelf:
+class SearchIndex:
     """Pictures or recordings that can be found.
 
     Attributes:
@@ -83,6 +88,15 @@ class Shelf:
     labels: list[str]
     sources: list[str]
     embeds: torch.Tensor
+
+    def items(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        """What is shown of some of them."""
+        return [{"index": index, "label": self.labels[index], "source": self.sources[index]} for index in indices]
+
+    def spread(self, number: int) -> list[int]:
+        """Some indices from all of it: neighbours in the alphabet often look the same."""
+        count = len(self.labels)
+        return [index * count // min(number, count) for index in range(min(number, count))]
 
 
 @dataclass
@@ -98,7 +112,7 @@ class Visit:
     """What is remembered of an open page: the last query and the uploads, each by the kind that it searches or is."""
 
     queries: dict[str, Query] = field(default_factory=dict)
-    uploads: dict[str, Shelf] = field(default_factory=dict)
+    uploads: dict[str, SearchIndex] = field(default_factory=dict)
 
 
 @dataclass
@@ -145,27 +159,14 @@ class Searcher:
         return Heard(waveform / max(float(np.abs(waveform).max()), 1e-4) * 0.9, embed, keywords)
 
     @torch.no_grad()
-    def embed_recordings(self, recordings: Sequence[tuple[np.ndarray, int]]) -> torch.Tensor:
-        """Embed (samples, rate) pairs: (N, P)."""
-        audio = [{"array": samples, "sampling_rate": rate} for samples, rate in recordings]
-        parts = [
-            self.model.get_audio_features(**self.processor(audio=part).to(self.model.device))
-            .pooler_output.float()
-            .cpu()
-            for part in _batches(audio)
-        ]
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def embed_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Embed RGB pictures: (N, P)."""
-        parts = [
-            self.model.get_image_features(**self.processor(images=part).to(self.model.device))
-            .pooler_output.float()
-            .cpu()
-            for part in _batches(pictures)
-        ]
-        return torch.cat(parts)
+    def embed(self, kind: str, items: Sequence[Any]) -> torch.Tensor:
+        """Embed a batch of RGB pictures, or of recordings as (samples, rate) pairs: (N, P)."""
+        if kind == "pictures":
+            output = self.model.get_image_features(**self.processor(images=items).to(self.model.device))
+        else:
+            audio = [{"array": samples, "sampling_rate": rate} for samples, rate in items]
+            output = self.model.get_audio_features(**self.processor(audio=audio).to(self.model.device))
+        return output.pooler_output.float().cpu()
 
     @torch.no_grad()
     def embed_text(self, text: str) -> torch.Tensor:
@@ -173,29 +174,23 @@ class Searcher:
         inputs = self.processor(text=[text]).to(self.model.device)
         return self.model.get_text_features(**inputs).pooler_output[0].float().cpu()
 
-    def shelf(self, kind: str, files: Sequence[Path], labels: Sequence[str] | None = None) -> Shelf:
+    def index(self, kind: str, files: Sequence[Path], labels: list[str]) -> SearchIndex:
         """Read and embed files.
 
         Raises:
             ValueError: if one cannot be read or is too long or too large; the message names it.
         """
-        labels = [label_of(file) for file in files] if labels is None else list(labels)
         sources, parts = [], []
-        for part in _batches(list(zip(files, labels, strict=True))):
+        for start in range(0, len(files), BATCH_SIZE):
+            named = list(zip(files, labels, strict=True))[start : start + BATCH_SIZE]
             if kind == "pictures":
-                pictures = [read_picture(file, label) for file, label in part]
-                sources += [picture_uri(picture) for picture in pictures]
-                parts.append(self.embed_pictures(pictures))
+                items: list[Any] = [read_picture(file, label) for file, label in named]
+                sources += [picture_uri(picture) for picture in items]
             else:
-                recordings = [read_recording(file, label) for file, label in part]
-                sources += [audio_uri(samples, rate) for samples, rate in recordings]
-                parts.append(self.embed_recordings(recordings))
-        return Shelf(kind, labels, sources, torch.cat(parts))
-
-
-def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), BATCH_SIZE):
-        yield items[start : start + BATCH_SIZE]
+                items = [read_recording(file, label) for file, label in named]
+                sources += [audio_uri(samples, rate) for samples, rate in items]
+            parts.append(self.embed(kind, items))
+        return SearchIndex(kind, labels, sources, torch.cat(parts))
 
 
 # What comes in
@@ -301,60 +296,25 @@ def speech_card(heard: Heard) -> str:
     seconds = len(heard.waveform) / SAMPLING_RATE
     timed = [word for word in heard.keywords or [] if word.start is not None]
     middles = [(word.start + word.end) / 2 / seconds for word in timed]  # 0 to 1
-    spans, chips = [], []
+    chips = []
     for number, (word, middle) in enumerate(zip(timed, middles, strict=True)):
         left, right = (100 * min(max(time / seconds, 0), 1) for time in (word.start, word.end))
         # Every other name goes below the waveform, so that each has twice the room.
-        side = "above" if number % 2 == 0 else "below"
-        beside = [abs(middle - other) for other in middles[number % 2 :: 2] if other != middle]
-        room = min(beside, default=0.5)
-        spans.append(f'<rect class="{side}" x="{left:.2f}" width="{max(right - left, 0.2):.2f}" y="0" height="100"/>')
-        text = html.escape(_text(word))
+        room = min((abs(middle - other) for other in middles[number % 2 :: 2] if other != middle), default=0.5)
         chips.append(
-            f'<button type="button" class="chip {side}" style="--at:{100 * middle:.2f}%;'
-            f'max-width:{100 * room / (1 + room):.2f}%" '
-            f'data-start="{word.start:.3f}" data-end="{word.end:.3f}" title="{text}, {word.start:.2f} to '
-            f'{word.end:.2f} seconds">{text}</button>'
+            {
+                "side": "below" if number % 2 else "above",
+                "left": left,
+                "width": max(right - left, 0.2),
+                "at": 100 * middle,
+                "room": 100 * room / (1 + room),
+                "start": word.start,
+                "end": word.end,
+                "text": word.text or f"#{word.id}",
+            }
         )
-    drawing = (
-        f'<div class="scroll"><div class="track" style="--chips:{len(timed)}"><svg viewBox="0 0 100 100" '
-        f'preserveAspectRatio="none" role="img" aria-label="Waveform of {seconds:.1f} seconds">{"".join(spans)}'
-        f'<path d="{_outline(heard.waveform)}"/></svg>{"".join(chips)}<i class="head" hidden></i></div></div>'
-    )
-    return (
-        f'<section class="card speech"><audio controls src="{audio_uri(heard.waveform, SAMPLING_RATE)}"></audio>'
-        f"{drawing}{_keyword_table(heard.keywords, bool(timed))}</section>"
-    )
-
-
-def _keyword_table(keywords: list[Any] | None, are_timed: bool) -> str:
-    if keywords is None:
-        return '<p class="note">This model finds pictures without keywords.</p>'
-    if not keywords:
-        return '<p class="note">No keyword was heard.</p>'
-    count = f"{len(keywords)} keyword{'s' if len(keywords) != 1 else ''}"
-    words = (
-        "" if are_timed else f'<p class="words">{" ".join(f"<b>{html.escape(_text(k))}</b>" for k in keywords)}</p>'
-    )
-    note = f"{count}: press one to hear its moment." if are_timed else f"{count}; this model does not tell when."
-    rows = []
-    for word in keywords:
-        time = f"{word.start:.2f}–{word.end:.2f} s" if word.start is not None else ""
-        near = ", ".join(html.escape(_text(other)) for other in word.neighbours if other.id != word.id)
-        rows.append(
-            f'<tr><th scope="row">{html.escape(_text(word))}</th><td>{time}</td><td>{word.similarity:.3f}</td>'
-            f"<td>{near}</td></tr>"
-        )
-    return (
-        f'{words}<p class="note">{note}</p><details><summary>Keywords in detail</summary><p class="note">A keyword is '
-        'a piece of a written word that the model reads out of the sound.</p><div class="scroll" tabindex="0">'
-        f'<table><thead><tr><th scope="col">keyword</th><th scope="col">when</th><th scope="col">similarity</th>'
-        f'<th scope="col">next nearest</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>'
-    )
-
-
-def _text(word: Any) -> str:
-    return word.text or f"#{word.id}"
+    source = audio_uri(heard.waveform, SAMPLING_RATE)
+    return PAGE.speech(source, seconds, _outline(heard.waveform), heard.keywords, chips)
 
 
 def _outline(waveform: np.ndarray, columns: int = 300) -> str:
@@ -369,70 +329,23 @@ def _outline(waveform: np.ndarray, columns: int = 300) -> str:
     return f"M{'L'.join(upper)}L{'L'.join(reversed(lower))}Z"
 
 
-def found(shelf: Shelf, query: Query) -> str:
+def found(index: SearchIndex, query: Query) -> str:
     """Show what is nearest to a query, the best first."""
-    similarities = shelf.embeds @ query.embed  # (N,)
-    best = similarities.topk(min(NUM_FOUND[shelf.kind], len(shelf.labels)))
-    number = len(shelf.labels)
-    what = shelf.kind if number != 1 else shelf.kind[:-1]
-    items = [
-        _item(shelf, index, place, similarity)
-        for place, (similarity, index) in enumerate(
-            zip(best.values.tolist(), best.indices.tolist(), strict=True), start=1
-        )
-    ]
-    return (
-        f'<div role="status">{query.shown}<h3>Nearest of {number:,} {what}</h3>'
-        f'<ol class="found {shelf.kind}">{"".join(items)}</ol><p class="note">The numbers are cosine similarities: '
-        "1 would be the same, 0 unrelated.</p></div>"
-    )
+    best = (index.embeds @ query.embed).topk(min(NUM_FOUND[index.kind], len(index.labels)))
+    items = index.items(best.indices.tolist())
+    for item, similarity in zip(items, best.values.tolist(), strict=True):
+        item["similarity"] = similarity
+    return PAGE.found(query.shown, index.kind, len(index.labels), items)
 
 
-def _item(shelf: Shelf, index: int, place: int, similarity: float) -> str:
-    label, source = html.escape(shelf.labels[index]), shelf.sources[index]
-    share = min(max(similarity, 0), 1)
-    score = f'<span class="score"><b>{similarity:.3f}</b><i style="--share:{share:.3f}"></i></span>'
-    name = f'<span class="name"><span class="place">{place}</span>{label}</span>'
-    if shelf.kind == "pictures":
-        return f'<li><img src="{source}" alt="{label}">{name}{score}</li>'
-    return f'<li>{name}{score}<audio controls src="{source}" aria-label="{label}"></audio></li>'
-
-
-def waiting(shelf: Shelf) -> str:
+def waiting(index: SearchIndex) -> str:
     """Show, before anything was asked, some of what can be found."""
-    if shelf.kind == "pictures":
-        images = "".join(
-            f'<li><img src="{shelf.sources[index]}" alt="{html.escape(shelf.labels[index])}"></li>'
-            for index in _spread(shelf, NUM_WAITING)
-        )
-        return (
-            f'<p class="lead">Speak, and these are put in order: the nearest first.</p><ul class="wall">{images}</ul>'
-        )
-    return (
-        f'<p class="lead">Give words or a picture, and the nearest of {len(shelf.labels):,} recordings appear here. '
-        "They were not transcribed for this: the model compares sound with meaning.</p>"
-    )
+    return PAGE.waiting(index.kind, len(index.labels), index.items(index.spread(NUM_WAITING)))
 
 
-def problem(text: str) -> str:
-    """Say what is wrong."""
-    return f'<div class="problem" role="alert">{html.escape(text)}</div>'
-
-
-def offered(shelf: Shelf, hint: str) -> str:
+def offered(index: SearchIndex, hint: str) -> str:
     """Buttons to ask with what is already here."""
-    buttons = []
-    for index in _spread(shelf, NUM_OFFERED[shelf.kind]):
-        name = html.escape(shelf.labels[index])
-        inside = f'<img src="{shelf.sources[index]}" alt="{name}">' if shelf.kind == "pictures" else name
-        buttons.append(f'<button type="button" data-index="{index}">{inside}</button>')
-    return f'<p class="hint">{hint}</p><div class="offered {shelf.kind}">{"".join(buttons)}</div>'
-
-
-def _spread(shelf: Shelf, number: int) -> list[int]:
-    """Some indices from the whole shelf: neighbours in the alphabet often look the same."""
-    count = len(shelf.labels)
-    return [index * count // min(number, count) for index in range(min(number, count))]
+    return PAGE.offered(index.kind, hint, index.items(index.spread(NUM_OFFERED[index.kind])))
 
 
 # The app
@@ -451,25 +364,22 @@ class Demo:
 
     def __init__(self, searcher: Searcher, galleries: Iterable[str | Path]):
         self.searcher = searcher
-        self.shelves: dict[str, dict[str, Shelf]] = {"pictures": {}, "recordings": {}}
+        self.indexes: dict[str, dict[str, SearchIndex]] = {"pictures": {}, "recordings": {}}
         self.visits: dict[str, Visit] = {}
         folders = [Path(folder) for folder in galleries]
         for folder in folders:
             for kind, suffixes in (("pictures", IMAGE_SUFFIXES), ("recordings", AUDIO_SUFFIXES)):
                 files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
                 if files:
-                    names = [f"{label_of(file)}" for file in files]
-                    self.shelves[kind][label_of(folder.resolve())] = self._shelf(kind, files, names)
-        for kind, shelves in self.shelves.items():
-            if not shelves:
+                    try:
+                        index = searcher.index(kind, files, [label_of(file) for file in files])
+                    except ValueError as error:
+                        raise ValueError(f"In {files[0].parent}: {error}") from error
+                    self.indexes[kind][label_of(folder.resolve())] = index
+        for kind, indexes in self.indexes.items():
+            if not indexes:
                 places = ", ".join(map(str, folders)) or str(GALLERIES)
                 raise ValueError(f"There are no {kind} to search in {places}.")
-
-    def _shelf(self, kind: str, files: list[Path], names: list[str]) -> Shelf:
-        try:
-            return self.searcher.shelf(kind, files, names)
-        except ValueError as error:
-            raise ValueError(f"In {files[0].parent}: {error}") from error
 
     def visit(self, request: gr.Request) -> Visit:
         """Return what is remembered of the page that asks."""
@@ -486,20 +396,20 @@ class Demo:
 
     def choices(self, kind: str, visit: Visit | None = None) -> list[tuple[str, str]]:
         """Return what can be searched, as (what is shown, name) pairs."""
-        choices = [(f"{name} ({len(shelf.labels):,})", name) for name, shelf in self.shelves[kind].items()]
+        choices = [(f"{name} ({len(index.labels):,})", name) for name, index in self.indexes[kind].items()]
         if visit is not None and kind in visit.uploads:
             choices.append((f"Yours ({len(visit.uploads[kind].labels):,})", YOURS))
         return choices
 
     def answer(self, kind: str, choice: str, visit: Visit) -> str:
         """Show what is nearest to the last query, or what waits for one."""
-        shelf = visit.uploads.get(kind) if choice == YOURS else self.shelves[kind].get(choice)
-        if shelf is None:
-            return problem(
+        index = visit.uploads.get(kind) if choice == YOURS else self.indexes[kind].get(choice)
+        if index is None:
+            return PAGE.problem(
                 f"Your {kind} are no longer here: they are forgotten when the page is left. Add them again."
             )
         query = visit.queries.get(kind)
-        return waiting(shelf) if query is None else found(shelf, query)
+        return waiting(index) if query is None else found(index, query)
 
     def ask(self, value: Any, choice: str, request: gr.Request) -> tuple[None, str]:
         """Answer a recording with pictures; returns None, which clears the recorder, and the answer."""
@@ -509,31 +419,28 @@ class Demo:
             with uploaded(value) as files:
                 samples, rate = read_recording(files[0][0])
         except (ValueError, OSError) as error:
-            return None, problem(_said(error))
-        return None, self._ask(self.searcher.listen(samples, rate), choice, request)
+            return None, PAGE.problem(_said(error))
+        return None, self._answer_new("pictures", self._heard(samples, rate), choice, request)
 
     def ask_offered(self, choice: str, event: gr.EventData, request: gr.Request) -> str:
         """Answer one of the recordings that are offered."""
-        source = next(iter(self.shelves["recordings"].values())).sources[event.index]
+        source = next(iter(self.indexes["recordings"].values())).sources[event.index]
         samples, rate = soundfile.read(io.BytesIO(base64.b64decode(source.partition(",")[2])), dtype="float32")
-        return self._ask(self.searcher.listen(samples, rate), choice, request)
+        return self._answer_new("pictures", self._heard(samples, rate), choice, request)
 
-    def _ask(self, heard: Heard, choice: str, request: gr.Request) -> str:
-        visit = self.visit(request)
-        visit.queries["pictures"] = Query(speech_card(heard), heard.embed)
-        return self.answer("pictures", choice, visit)
+    def _heard(self, samples: np.ndarray, rate: int) -> Query:
+        heard = self.searcher.listen(samples, rate)
+        return Query(speech_card(heard), heard.embed)
 
     def find_by_text(self, text: str, choice: str, request: gr.Request) -> str:
         """Answer words with recordings."""
         text = " ".join(text.split())
         if not text:
-            return problem("There are no words to search for: type some first.")
+            return PAGE.problem("There are no words to search for: type some first.")
         if len(text) > MAX_TEXT:
-            return problem(f"The text has {len(text):,} characters; at most {MAX_TEXT} are taken.")
-        visit = self.visit(request)
-        shown = f'<section class="card asked"><p>“{html.escape(text)}”</p></section>'
-        visit.queries["recordings"] = Query(shown, self.searcher.embed_text(text))
-        return self.answer("recordings", choice, visit)
+            return PAGE.problem(f"The text has {len(text):,} characters; at most {MAX_TEXT} are taken.")
+        query = Query(PAGE.asked(text, None), self.searcher.embed_text(text))
+        return self._answer_new("recordings", query, choice, request)
 
     def find_by_picture(self, value: Any, choice: str, request: gr.Request) -> str:
         """Answer a picture with recordings."""
@@ -543,22 +450,21 @@ class Demo:
                     return self.answer("recordings", choice, self.visit(request))
                 picture = read_picture(files[0][0])
         except (ValueError, OSError) as error:
-            return problem(_said(error))
-        embed = self.searcher.embed_pictures([picture])[0]
-        return self._find(picture_uri(picture), "Your picture", embed, choice, request)
+            return PAGE.problem(_said(error))
+        embed = self.searcher.embed("pictures", [picture])[0]
+        query = Query(PAGE.asked("Your picture", picture_uri(picture)), embed)
+        return self._answer_new("recordings", query, choice, request)
 
     def find_by_offered(self, choice: str, event: gr.EventData, request: gr.Request) -> str:
         """Answer one of the pictures that are offered."""
-        shelf = next(iter(self.shelves["pictures"].values()))
-        index = event.index
-        return self._find(shelf.sources[index], shelf.labels[index], shelf.embeds[index], choice, request)
+        index = next(iter(self.indexes["pictures"].values()))
+        asked = PAGE.asked(index.labels[event.index], index.sources[event.index])
+        return self._answer_new("recordings", Query(asked, index.embeds[event.index]), choice, request)
 
-    def _find(self, source: str, label: str, embed: torch.Tensor, choice: str, request: gr.Request) -> str:
+    def _answer_new(self, kind: str, query: Query, choice: str, request: gr.Request) -> str:
         visit = self.visit(request)
-        label = html.escape(label)
-        shown = f'<section class="card asked"><img src="{source}" alt="{label}"><p>{label}</p></section>'
-        visit.queries["recordings"] = Query(shown, embed)
-        return self.answer("recordings", choice, visit)
+        visit.queries[kind] = query
+        return self.answer(kind, choice, visit)
 
     def choose(self, kind: str, choice: str, request: gr.Request) -> str:
         """Put other pictures or recordings in order."""
@@ -574,9 +480,9 @@ class Demo:
                 if len(files) > MAX_FILES[kind]:
                     raise ValueError(f"{len(files)} {kind} are too many: at most {MAX_FILES[kind]} can be searched.")
                 labels = [label_of(name) for _, name in files]
-                visit.uploads[kind] = self.searcher.shelf(kind, [path for path, _ in files], labels)
+                visit.uploads[kind] = self.searcher.index(kind, [path for path, _ in files], labels)
         except (ValueError, OSError) as error:
-            return gr.update(), problem(_said(error))
+            return gr.update(), PAGE.problem(_said(error))
         return gr.update(choices=self.choices(kind, visit), value=YOURS), self.answer(kind, YOURS, visit)
 
     def build(self) -> gr.Blocks:
@@ -593,20 +499,8 @@ class Demo:
         return page
 
     def _header(self) -> str:
-        config = self.searcher.model.config
-        return (
-            '<header class="top"><h1>Say something, find the picture</h1><p class="lead">What you say finds pictures '
-            "by its sound alone, without being written down. Pictures and words find recordings.</p>"
-            '<details class="about"><summary><b>Nothing is kept.</b> Privacy, limits and model</summary>'
-            "<p>A recording is read, answered, and deleted within seconds. Pictures and recordings that you add to be "
-            "searched are held in memory until you leave this page. This app stores nothing, logs nothing and passes "
-            "nothing on.</p>"
-            f"<p>A recording may last {MAX_SECONDS} seconds and a file have {MAX_MEGABYTES} MB; at most "
-            f"{MAX_FILES['pictures']} pictures or {MAX_FILES['recordings']} recordings of your own are searched.</p>"
-            f"<p>The model is {html.escape(self.searcher.name)}, a {config.variant} model of "
-            '<a href="https://arxiv.org/abs/2402.06959">SpeechCLIP+</a>. It understands the kind of speech and of '
-            "pictures that it was trained on.</p></details></header>"
-        )
+        variant = self.searcher.model.config.variant
+        return PAGE.header(self.searcher.name, variant, MAX_SECONDS, MAX_MEGABYTES, MAX_FILES)
 
     def _speech_tab(self) -> None:
         with gr.Column(scale=4, min_width=300):
@@ -618,12 +512,12 @@ class Demo:
                 buttons=[],
                 elem_id="recorder",
             )
-            shelf = next(iter(self.shelves["recordings"].values()))
-            examples = gr.HTML(offered(shelf, "Or ask with one of these recordings"), js_on_load=CHOOSE)
+            index = next(iter(self.indexes["recordings"].values()))
+            examples = gr.HTML(offered(index, "Or ask with one of these recordings"), js_on_load=CHOOSE)
             choice, upload = self._choice("pictures", "Pictures to search", "Search your own pictures", "image")
         with gr.Column(scale=7, min_width=300):
             answer = gr.HTML(
-                waiting(self.shelves["pictures"][choice.value]), js_on_load=PLAY, elem_id="pictures-found"
+                waiting(self.indexes["pictures"][choice.value]), js_on_load=PLAY, elem_id="pictures-found"
             )
         # Not `input`, which also tells that the recorder was emptied, or turned to the other source.
         for event in (audio.upload, audio.stop_recording):
@@ -636,13 +530,13 @@ class Demo:
             text = gr.Textbox(
                 label="In words", placeholder="a red star above a blue ring", submit_btn="Search", max_lines=1
             )
-            shelf = next(iter(self.shelves["pictures"].values()))
-            pictures = gr.HTML(offered(shelf, "Or with a picture"), js_on_load=CHOOSE)
+            index = next(iter(self.indexes["pictures"].values()))
+            pictures = gr.HTML(offered(index, "Or with a picture"), js_on_load=CHOOSE)
             picture = gr.UploadButton("Use a picture of yours", file_types=["image"], size="md")
             choice, upload = self._choice("recordings", "Recordings to search", "Search your own recordings", "audio")
         with gr.Column(scale=7, min_width=300):
             answer = gr.HTML(
-                waiting(self.shelves["recordings"][choice.value]), js_on_load=PLAY, elem_id="recordings-found"
+                waiting(self.indexes["recordings"][choice.value]), js_on_load=PLAY, elem_id="recordings-found"
             )
         self._on(text.submit, self.find_by_text, inputs=[text, choice], outputs=[answer])
         self._on(picture.upload, self.find_by_picture, inputs=[picture, choice], outputs=[answer])

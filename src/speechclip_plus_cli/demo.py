@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"Loading {model} and embedding what can be searched.", flush=True)
         demo = app.Demo(app.Searcher(model), galleries)
         counts = ", ".join(
-            f"{sum(len(shelf.labels) for shelf in shelves.values()):,} {kind}"
-            for kind, shelves in demo.shelves.items()
+            f"{sum(len(index.labels) for index in indexes.values()):,} {kind}"
+            for kind, indexes in demo.indexes.items()
         )
         page = app.launch(
             demo,

@@ -14,10 +14,9 @@ from speechclip_plus.atomic_files import check_new_folder, finished_folder, writ
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import published_results
 from speechclip_plus.conversion.original_config import matching_presets, settings_of_preset
-from speechclip_plus.hub_cards.model_card import CARD
+from speechclip_plus.hub_cards.model_card import CARD, versions
 from speechclip_plus.hub_cards.report import write_report
 from speechclip_plus.hub_cards.results import Results, ScoreTable, result_tables, update_card
-from speechclip_plus.hub_cards.versions import versions
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
 from speechclip_plus.trainer.evaluation.alignments import read_alignments
 from speechclip_plus.trainer.evaluation.evaluate import embed_split, evaluate

@@ -1,11 +1,9 @@
 """`speechclip-plus push`: a folder to a repository on the Hub, checked first and in one commit."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from speechclip_plus.hub_cards.push import REPO_TYPES, prepare_publication, send_publication
-from speechclip_plus.hub_cards.push_checks import NotPublishableError
+from speechclip_plus.hub_cards.push import REPO_TYPES, prepared_folder, send_prepared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,40 +23,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Push; returns 1 if the folder holds what must not be published."""
-    try:
-        publication = prepare_publication(args.folder, args.repo_id, args.type, args.exclude)
-    except NotPublishableError as error:
-        print(f"error: {args.folder} cannot be published, nothing was sent:", file=sys.stderr)
-        for finding in error.findings:
-            print(f"  {finding}", file=sys.stderr)
-        return 1
-    sizes = {
-        name: len(content) if isinstance(content, bytes) else content.stat().st_size
-        for name, content in publication.files.items()
-    }
-    width = max(map(len, sizes))
-    for name, size in sizes.items():
-        print(f"{name.ljust(width)}  {_readable(size):>9}")
-    print(f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_readable(sum(sizes.values()))}")
-    for note in publication.notes:
-        print(note)
-    if publication.left_out:
-        print(f"left out: {', '.join(publication.left_out)}")
-    if args.dry_run:
-        print("nothing was sent (--dry-run)")
-        return 0
-    done = send_publication(
-        publication,
-        args.repo_id,
-        repo_type=args.type,
-        private=args.private or None,
-        revision=args.revision,
-        tag=args.tag,
-        commit_message=args.message or f"Upload {args.type}",
-        create_pr=args.create_pr,
-    )
-    print(done.pr_url if args.create_pr else done.repo_url)
+    """Check, list and push."""
+    with prepared_folder(args.folder, args.repo_id, args.type, args.exclude) as prepared:
+        files = sorted(file for file in prepared.rglob("*") if file.is_file())
+        sizes = {file.relative_to(prepared).as_posix(): file.stat().st_size for file in files}
+        width = max(map(len, sizes))
+        for name, size in sizes.items():
+            print(f"{name.ljust(width)}  {_readable(size):>9}")
+        print(f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_readable(sum(sizes.values()))}")
+        if args.dry_run:
+            print("nothing was sent (--dry-run)")
+            return 0
+        pushed = send_prepared(
+            prepared,
+            args.repo_id,
+            repo_type=args.type,
+            private=args.private or None,
+            revision=args.revision,
+            tag=args.tag,
+            commit_message=args.message,
+            create_pr=args.create_pr,
+        )
+    print(pushed.pr_url if args.create_pr else pushed.repo_url)
     return 0
 
 

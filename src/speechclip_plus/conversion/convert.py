@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, Wav2Vec2FeatureExtra
 
 from ..atomic_files import check_new_folder, finished_folder, write_json
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from ..hub_cards.converted_card import ConvertedCardFacts, render_converted_card
+from ..hub_cards.model_card import ConvertedCheckpoint, ModelCardFacts, save_model_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .checkpoint import read_checkpoint
@@ -130,7 +130,7 @@ def convert_checkpoint(
         conversion = Conversion(config, presets, len(state) - len(ignored), ignored, notes)
         bar.set_description("writing")
         with finished_folder(output_dir) as work:
-            model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE, remote_code=False)
+            model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE)
             if processor is not None:
                 processor.save_pretrained(work)
             _write_card_and_report(conversion, checkpoint, work, output_dir.name)
@@ -140,10 +140,8 @@ def convert_checkpoint(
 def _write_card_and_report(conversion: Conversion, checkpoint: Path, folder: Path, name: str) -> None:
     with checkpoint.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    facts = ConvertedCardFacts(
-        name, conversion.config, checkpoint.name, sha256, presets=conversion.presets, notes=conversion.notes
-    )
-    (folder / "README.md").write_text(render_converted_card(facts), encoding="utf-8")
+    converted = ConvertedCheckpoint(checkpoint.name, sha256, conversion.presets, conversion.notes)
+    save_model_card(folder, ModelCardFacts(name, conversion.config, languages=("en",), checkpoint=converted))
     report = {key: value for key, value in vars(conversion).items() if key != "config"}
     write_json(folder / REPORT, {"checkpoint": checkpoint.name, "sha256": sha256, **report})
 

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from speechclip_plus.hub_cards.model_card import save_model_card
-from speechclip_plus.hub_cards.versions import versions
+from speechclip_plus.hub_cards.model_card import save_model_card, versions
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from speechclip_plus.trainer.card_data import keyword_examples, predicted_results, split_size, trainer_card_facts

@@ -1,0 +1,223 @@
+"""Remote code: the Python files that let a saved model load where this package is not installed.
+
+`AutoModel.from_pretrained(repo, trust_remote_code=True)` runs the files that lie beside the weights. They are this
+package's own modules, merged into four files: a module goes into the first of them that needs it, so each file
+imports only those above it. Nothing else differs, so nothing else can behave differently. A model that was loaded in
+this way saves the same files again.
+"""
+
+import ast
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from typing import Any
+
+ROOTS = {
+    "configuration_speechclip_plus": "speechclip_plus.configuration.configuration_speechclip_plus",
+    "modeling_speechclip_plus": "speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus",
+    "processing_speechclip_plus": "speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus",
+    "pipelines_speechclip_plus": "speechclip_plus.modeling_speechclip_plus.pipelines.registry",
+}
+"""The files, in the order in which they import each other, and the module that each is made for."""
+
+IS_REMOTE = __name__.startswith("transformers_modules.")
+"""Whether this very module is such a copy: what was loaded by it must keep its code when it is saved."""
+
+CONFIGS = ("config.json", "processor_config.json")
+_CONFIG_ENTRIES = ("auto_map", "custom_pipelines")
+_AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoProcessor")
+_LINE = 119
+
+
+def add_remote_code(folder: str | os.PathLike, configs: Sequence[str] = CONFIGS) -> None:
+    """Write the code into a saved model's folder, with the entries of its JSON files that refer to it.
+
+    Args:
+        folder: The folder; files of the same names are replaced.
+        configs: Which of its JSON files get the entries, as far as they are there.
+    """
+    for name, text in remote_code_files().items():
+        (Path(folder) / name).write_text(text, encoding="utf-8")
+    entries = remote_code_entries()
+    processor = {"AutoProcessor": entries["auto_map"]["AutoProcessor"]}
+    own = {"config.json": entries, "processor_config.json": {"auto_map": processor}}
+    for name in configs:
+        _set_entries(Path(folder) / name, own[name])
+
+
+def remove_code_entries(folder: str | os.PathLike, configs: Sequence[str] = CONFIGS) -> None:
+    """Take the entries that refer to code out of a saved model's JSON files, where no code lies beside them."""
+    for name in configs:
+        _set_entries(Path(folder) / name, {})
+
+
+def remote_code_entries() -> dict[str, Any]:
+    """Entries of `config.json` that say which class of which file serves each Auto class and each pipeline task."""
+    # From here transformers, which copies the files that relative imports name, reaches all four of them.
+    from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+    from .modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
+    from .modeling_speechclip_plus.pipelines.registry import PIPELINES
+    from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
+
+    classes = (SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor)
+    *files, pipelines = ROOTS
+    auto_map = {
+        auto: f"{file}.{kind.__name__}" for auto, file, kind in zip(_AUTO_CLASSES, files, classes, strict=True)
+    }
+    tasks = {
+        task: {"impl": f"{pipelines}.{kind.__name__}", "pt": ["AutoModel"], "type": "multimodal"}
+        for task, kind in PIPELINES.items()
+    }
+    return {"auto_map": auto_map, "custom_pipelines": tasks}
+
+
+def remote_code_files() -> dict[str, str]:
+    """Text of each file by its name.
+
+    Raises:
+        ValueError: If a name means different things in two modules of one file.
+    """
+    if IS_REMOTE:
+        return {f"{name}.py": Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in ROOTS}
+    groups = _grouped_modules()
+    file_of = {module: file for file, modules in groups.items() for module in modules}
+    return {f"{file}.py": _merged(file, modules, file_of) for file, modules in groups.items()}
+
+
+def _set_entries(file: Path, entries: dict[str, Any]) -> None:
+    if file.is_file():
+        values = json.loads(file.read_text(encoding="utf-8"))
+        changed = {key: value for key, value in values.items() if key not in _CONFIG_ENTRIES} | entries
+        if changed != values:
+            file.write_text(json.dumps(changed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _grouped_modules() -> dict[str, list[str]]:
+    """Modules of each file, each behind those that it imports."""
+    groups: dict[str, list[str]] = {}
+    seen: set[str] = set()
+
+    def visit(module: str, group: list[str]) -> None:
+        if module not in seen:
+            seen.add(module)
+            for node in _parsed(module)[1].body:  # what functions import may come later
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    visit(_target(module, node), group)
+            group.append(module)
+
+    for file, root in ROOTS.items():
+        groups[file] = []
+        visit(root, groups[file])
+    for group in groups.values():
+        for module in list(group):
+            for node in ast.walk(_parsed(module)[1]):
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    visit(_target(module, node), group)
+    return groups
+
+
+def _parsed(module: str) -> tuple[str, ast.Module]:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named {module!r}.", name=module)
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    return source, ast.parse(source)
+
+
+def _target(module: str, node: ast.ImportFrom) -> str:
+    return resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+
+
+def _origin(module: str, node: ast.Import | ast.ImportFrom) -> str:
+    """Module that an import takes its names from; "" for `import x`."""
+    if isinstance(node, ast.Import):
+        return ""
+    return _target(module, node) if node.level else node.module or ""
+
+
+def _merged(file: str, modules: list[str], file_of: dict[str, str]) -> str:
+    """Text of a file: one block of imports, then what each module defines."""
+    imports: dict[str, set[str]] = {}
+    meanings: dict[str, tuple[str, str]] = {}
+    bodies = []
+    for module in modules:
+        source, tree = _parsed(module)
+        lines = source.splitlines()
+        summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            origin, names = _origin(module, node), [ast.unparse(alias) for alias in node.names]
+            own_file = file_of.get(origin)  # None: of a library
+            if node in tree.body:
+                _replace(lines, node, None)
+                if own_file != file:
+                    where = "from ." + own_file if own_file else f"from {origin}" if origin else "import"
+                    imports.setdefault(where, set()).update(names)
+            elif own_file is not None:
+                _replace(lines, node, "pass" if own_file == file else f"from .{own_file} import {', '.join(names)}")
+        for node in tree.body:
+            if _is_docstring(node, tree) or "__all__" in _bound_names(node):
+                _replace(lines, node, None)
+                continue
+            for name, meaning in _meanings(module, node, file_of, file):
+                if meanings.setdefault(name, (meaning, module))[0] != meaning:
+                    raise ValueError(f"{name} means different things in {meanings[name][1]} and {module}: rename one.")
+        bodies.append(f"# ---- {module.rpartition('.')[2]}: {summary}\n\n{_joined(lines)}")
+    docstring = (ast.get_docstring(_parsed(ROOTS[file])[1]) or file).strip()
+    mark = f"# A copy from speechclip-plus {metadata.version('speechclip-plus')}: change it there, not here."
+    return "\n\n".join([f'{mark}\n"""{docstring}\n"""', _import_block(imports), *bodies]).rstrip() + "\n"
+
+
+def _replace(lines: list[str], node: ast.stmt, text: str | None) -> None:
+    """Put a text in a statement's first line, and nothing in its others."""
+    first, last = node.lineno - 1, node.end_lineno or node.lineno
+    lines[first:last] = [" " * node.col_offset + text if text else ""] + [""] * (last - first - 1)
+
+
+def _is_docstring(node: ast.stmt, tree: ast.Module) -> bool:
+    return node is tree.body[0] and ast.get_docstring(tree) is not None
+
+
+def _bound_names(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from (part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name))
+
+
+def _meanings(module: str, node: ast.stmt, file_of: dict[str, str], file: str) -> Iterator[tuple[str, str]]:
+    """Names that a statement of a module gives a meaning in its file, and what tells two meanings apart."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        origin = _origin(module, node)
+        for alias in node.names:
+            if file_of.get(origin) != file:
+                yield alias.asname or alias.name, f"{origin}.{alias.name}"
+            elif alias.asname:
+                raise ValueError(f"{module} imports {alias.name} under another name: merged modules share theirs.")
+    else:
+        yield from ((name, ast.unparse(node)) for name in _bound_names(node))
+
+
+def _import_block(imports: dict[str, set[str]]) -> str:
+    def order(where: str) -> tuple[bool, bool, str]:
+        return where != "from __future__", where.startswith("from ."), where
+
+    lines = []
+    for where in sorted(imports, key=order):
+        if where == "import":
+            lines += [f"import {name}" for name in sorted(imports[where])]
+            continue
+        names = sorted(imports[where])
+        line = f"{where} import {', '.join(names)}"
+        lines.append(line if len(line) <= _LINE else f"{where} import (\n    " + ",\n    ".join(names) + ",\n)")
+    return "\n".join(lines)
+
+
+def _joined(lines: list[str]) -> str:
+    return re.sub(r"\n{4,}", "\n\n\n", "\n".join(line.rstrip() for line in lines).strip("\n"))
