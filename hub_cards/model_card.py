@@ -13,6 +13,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..atomic_files import write_bytes, write_text
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from .charts import Series, training_chart
 from .known_sources import BACKBONES, DATASETS, Source
 from .measured_results import MeasuredResults, eval_results, render_results
 from .plain_card import (
@@ -22,7 +23,6 @@ from .plain_card import (
     is_local_path,
     render_usage,
 )
-from .training_chart import Series, training_picture
 from .versions import versions
 
 CARD = "README.md"
@@ -124,7 +124,7 @@ def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
     folder = Path(folder)
     if (folder / "config.json").is_file():  # it says how this very folder loads
         facts = replace(facts, config=SpeechClipPlusConfig.from_pretrained(folder))
-    picture = training_picture(facts.curves, units={"Recall on the validation split": "%"})
+    picture = training_chart(facts.curves, units={"Recall on the validation split": "%"})
     if picture is not None:
         write_bytes(folder / PICTURE, picture)
     write_text(folder / CARD, render_model_card(facts))

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from ..hub_cards.charts import Series
 from ..hub_cards.known_sources import TINY_BACKBONES, Source
 from ..hub_cards.model_card import ModelCardFacts, config_backbones
-from ..hub_cards.training_chart import Series
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from .card_results import history_results, keyword_examples, named_splits
 from .data_facts import dataset_name, has_audio, split_size, spoken_languages

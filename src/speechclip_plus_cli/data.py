@@ -23,7 +23,7 @@ from speechclip_plus.trainer.data.schema import Findings, NoSuchSplitError
 from speechclip_plus.trainer.data_facts import given_name, spoken_languages
 from speechclip_plus.trainer.spoken_scenes.scenes import SPLITS
 
-from .command_options import data_options
+from .console import data_options
 
 _SHOWN = 20
 

@@ -25,9 +25,7 @@ from speechclip_plus.trainer.evaluation.report import evaluation_report
 from speechclip_plus.trainer.evaluation.split_embeddings import SplitEmbeddings, embed_split
 from speechclip_plus.trainer.evaluation.split_evaluation import SplitEvaluation, evaluate_split
 
-from .command_options import data_options, positive
-from .console import quiet_libraries
-from .saved_model import load_model, model_source
+from .console import data_options, load_model, model_source, positive, quiet_libraries
 
 RESULTS = "results.json"
 REPORT = "report.html"

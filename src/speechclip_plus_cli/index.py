@@ -22,9 +22,7 @@ from speechclip_plus.trainer.batched_embedding import embed_pixels, picture_pixe
 from speechclip_plus.trainer.search.build import BATCH_SIZE, build_index
 from speechclip_plus.trainer.search.page import Found, Query, found_items, search_report
 
-from .command_options import data_options, positive
-from .console import quiet_libraries
-from .saved_model import QUICKSTART_MODEL, load_model, model_source
+from .console import QUICKSTART_MODEL, data_options, load_model, model_source, positive, quiet_libraries
 
 _NAMES = {"images": "pictures", "recordings": "recordings"}
 

@@ -29,7 +29,8 @@ from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
 
-from ..console import Console, ProgressPrinter, format_table
+from ..console import Console, format_table
+from ..progress import ProgressPrinter
 from .plan import Plan
 from .report import score_tables
 
