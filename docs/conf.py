@@ -29,7 +29,7 @@ def markdown_to_rst(app, what, name, obj, options, lines):
         if line.strip().startswith("```"):
             is_code = not is_code
             indent = line[: len(line) - len(line.lstrip())]
-            converted += [f"{indent}.. code-block:: python", ""] if is_code else [""]
+            converted += ["", f"{indent}.. code-block:: python", ""] if is_code else [""]
         elif is_code:
             converted.append(f"    {line}")
         else:

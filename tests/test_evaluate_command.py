@@ -328,7 +328,7 @@ def test_a_printed_table_has_its_intervals_in_brackets():
 def test_a_folder_that_is_not_there_is_no_repository_to_ask_the_hub_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    for missing in ("quickstart/model", "runs/first", str(tmp_path / "gone")):
+    for missing in ("nope", "quickstart/model", "runs/first", str(tmp_path / "gone")):
         with pytest.raises(OSError, match="There is no folder"):
             model_source(missing)
     assert model_source("ann/my-model") == "ann/my-model"

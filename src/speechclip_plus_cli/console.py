@@ -142,8 +142,8 @@ def model_source(given: str | None) -> str:
     folder = Path(given)
     if not folder.exists():
         # Not what a repository could be, or in a folder that is here: no reason to ask the Hub for it.
-        if folder == QUICKSTART_MODEL or given.count("/") > 1 or (folder.parent != Path() and folder.parent.is_dir()):
-            raise OSError(f"There is no folder {given}.")
+        if folder == QUICKSTART_MODEL or given.count("/") != 1 or folder.parent.is_dir():
+            raise OSError(f"There is no folder {given}; a repository on the Hub is named OWNER/NAME.")
         return given
     if (folder / "config.json").is_file():
         return given
