@@ -1,43 +1,73 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writes: files and folders that appear complete or not at all."""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+MANIFEST = ".speechclip-plus.json"
+"""List of the files that `finished_folder` wrote, in the folder itself."""
 
-def check_new_folder(folder: Path, force: bool) -> None:
-    """Check, before any work, that a folder may be made, or may be replaced.
+
+def check_new_folder(folder: str | os.PathLike, force: bool, inputs: Iterable[str | os.PathLike | None] = ()) -> None:
+    """Check, before any work, that a folder can be made, or that replacing it loses nothing but an earlier output.
+
+    Args:
+        folder: The output.
+        force: Replace an earlier output of `finished_folder`.
+        inputs: Files and folders that are read; `None` and names that are no path here are passed over.
 
     Raises:
-        ValueError: If it holds something and `force` is not given, is a file, or holds the folder in which we are.
+        ValueError: If `folder` is a link or a file, is or holds an input or the current folder, or is not empty and
+            `force` is not given, or holds anything that `finished_folder` did not write.
     """
+    folder = Path(folder)
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a symbolic link, which is not followed; name the folder itself.")
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder.")
     above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir():
         raise ValueError(f"{folder} cannot be made: {above} is a file.")
-    if folder in (Path.cwd(), *Path.cwd().parents):
-        raise ValueError(f"{folder} is the current folder or above it; name a folder of its own in it.")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
+    for source in (Path.cwd(), *(Path(source).expanduser() for source in inputs if source is not None)):
+        if source.exists() and folder in (source.resolve(), *source.resolve().parents):
+            raise ValueError(f"{folder} is or holds {source}, which is in use; name another folder.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not force:
         raise ValueError(f"{folder} exists; name another folder, or replace it with force=True (--force).")
+    own = _written_files(folder)
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or (path.is_file() and path.relative_to(folder).as_posix() not in own):
+            raise ValueError(f"{folder} is not replaced: {path} was not written by an earlier run of this command.")
+
+
+def _written_files(folder: Path) -> set[str]:
+    """Names of the files of an earlier output of `finished_folder`; none in any other folder."""
+    try:
+        return {MANIFEST, *json.loads((folder / MANIFEST).read_text(encoding="utf-8"))}
+    except (OSError, ValueError):
+        return set()
 
 
 @contextmanager
 def finished_folder(folder: Path) -> Iterator[Path]:
     """Give a temporary folder to work in, which takes the place of `folder` when all went well.
 
-    If anything goes wrong, the temporary folder goes and what was there before stays.
+    If anything goes wrong, the temporary folder goes and what was there before stays. The finished folder has a hidden
+    list of its files, by which `check_new_folder` knows it again.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".tmp", dir=folder.parent))
     try:
         yield work
+        files = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
+        write_json(work / MANIFEST, files)
         _share(work)
         move_in_place(work, folder)
     finally:

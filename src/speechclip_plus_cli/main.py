@@ -25,7 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command(
-        ".quickstart.command",
+        ".quickstart",
         "make data, train a small model, evaluate it and write a report to look at and listen to",
     ),
     "train": Command(".train", "train a preset's model on a data set, with one GPU or many"),
