@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PROJECT := pyproject.toml setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo test lint types doctest bench gpu gpu-wheels build clean
+.PHONY: help quickstart demo test lint types doctest docs bench gpu gpu-wheels build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ types: $(VENV)/.installed-dev ## check types
 
 doctest: $(VENV)/.installed-dev ## run the examples in docstrings alone
 	$(BIN)/python -m pytest --doctest-modules --pyargs speechclip_plus speechclip_plus_cli
+
+docs: $(VENV)/.installed-docs ## build the documentation site into build/site
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/site
 
 bench: $(VENV)/.installed-quickstart ## run the benchmarks, one after the other
 	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
@@ -64,6 +67,10 @@ $(VENV)/.installed-quickstart: $(PROJECT) | $(BIN)/python
 $(VENV)/.installed-demo: $(PROJECT) | $(BIN)/python
 	$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[quickstart,demo]"
 	@touch $@ $(VENV)/.installed-quickstart
+
+$(VENV)/.installed-docs: $(PROJECT) | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e ".[docs]"
+	@touch $@
 
 $(VENV)/.installed-dev: $(PROJECT) | $(BIN)/python
 	@echo "Installing the package and what its tests need (PyTorch is large: some minutes the first time)"

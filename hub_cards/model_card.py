@@ -14,8 +14,8 @@ from huggingface_hub import ModelCardData
 from ..atomic_files import write_bytes, write_text
 from ..configuration.presets import published_results
 from ..configuration.publication import GENERATED, card_metadata, is_local_path, render_usage
+from .charts import Series, training_chart
 from .results import Results, eval_results, render_results
-from .training_chart import Series, training_picture
 
 CARD = "README.md"
 CHART = "training.png"
@@ -215,7 +215,7 @@ class ModelCardFacts:
 def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
     """Write the card, README.md, and its picture into a folder, which may hold the saved model already."""
     folder = Path(folder)
-    chart = training_picture(facts.curves, units={"Recall on the validation split": "%"})
+    chart = training_chart(facts.curves, units={"Recall on the validation split": "%"})
     if chart is not None:
         write_bytes(folder / CHART, chart)
     write_text(folder / CARD, render_model_card(facts))

@@ -12,7 +12,8 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from .report_charts import Series, line_chart, speech_chart
+from ..atomic_files import write_text
+from .charts import Series, line_chart, speech_chart
 from .results import ScoreTable
 
 _TEMPLATES = resources.files("speechclip_plus.hub_cards") / "templates"
@@ -206,14 +207,8 @@ def render_report(report: Report) -> str:
 
 
 def write_report(path: str | Path, report: Report) -> None:
-    """Write the page to a temporary name and move it in place, so that there is never half a page."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        unfinished.write_text(render_report(report), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Render the page and write it atomically."""
+    write_text(Path(path), render_report(report))
 
 
 def image_data_uri(image: Any, longest_side: int = 256) -> str:

@@ -126,3 +126,15 @@ def test_help_of_the_program_imports_no_command(capsys, monkeypatch):
     monkeypatch.setattr(cli, "import_module", raising(AssertionError("imported")))
     assert cli.main(["--help"]) == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_names_from_files_cannot_write_to_the_terminal(command, capsys):
+    command(raising(ValueError("bad\x1b[31m name \x07" + "x" * 5000)))
+    assert cli.main(["probe"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(r"error: bad\x1b[31m name \x07xxx") and len(err) < 1100
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["evalute"]) == 2
+    assert "did you mean 'evaluate'?" in capsys.readouterr().err

@@ -13,7 +13,6 @@ from PIL import Image
 
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import load_preset, published_results
-from speechclip_plus.hub_cards.evaluation_charts import bar_chart, principal_components, rank_histogram
 from speechclip_plus.hub_cards.results import Results, ScoreRow, ScoreTable, markdown_table, result_tables
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
@@ -23,8 +22,8 @@ from speechclip_plus.trainer.evaluation.evaluate import SplitOutputs, evaluate, 
 from speechclip_plus.trainer.evaluation.retrieval_metrics import chance_recall, retrieval_statistics
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus_cli import main as cli
+from speechclip_plus_cli.console import model_source
 from speechclip_plus_cli.evaluate import presets_of_model, published_figures
-from speechclip_plus_cli.saved_model import model_source
 
 CAPTIONS = ["a red circle", "a red circle", "a blue star above a moon", "the big green ring", "a pink heart", "a moon"]
 SECONDS = [0.9, 1.3, 1.7, 1.1, 0.8, 1.5]
@@ -333,29 +332,10 @@ def test_intervals_stand_in_brackets_behind_their_figures():
     assert lines[2:] == ["| model | 61.2 [60.0 to 62.4] | 2 |", "| *chance* | 0.2 |  |"]
 
 
-def test_the_rank_histogram_adds_up():
-    chart = str(rank_histogram({"a": torch.tensor([1, 1, 2, 4, 30])}))
-    assert "1 40%" in chart and "3-5 20%" in chart and "21+ 20%" in chart
-
-
-def test_bars_are_as_high_as_their_values():
-    chart = str(bar_chart(["0", "1"], {"weight": [0.25, 0.75]}))
-    heights = [float(part.split('"')[0]) for part in chart.split(' height="')[1:]]
-    assert heights[0] / heights[1] == pytest.approx(1 / 3, abs=0.01)
-
-
-def test_principal_components_are_the_directions_of_most_variance():
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn(200, 3, generator=generator, dtype=torch.float64) * torch.tensor([5.0, 1.0, 0.1])
-    got, shares = principal_components({"a": points[:100], "b": points[100:]})
-    assert got["a"].shape == (100, 2) and sum(shares) > 99
-    assert torch.allclose(torch.cat(list(got.values())).abs()[:, 0], (points - points.mean(0))[:, 0].abs(), atol=0.3)
-
-
 def test_a_folder_that_is_not_there_is_no_repository_to_ask_the_hub_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    for missing in ("quickstart/model", "runs/first", str(tmp_path / "gone")):
+    for missing in ("nope", "quickstart/model", "runs/first", str(tmp_path / "gone")):
         with pytest.raises(OSError, match="There is no folder"):
             model_source(missing)
     assert model_source("ann/my-model") == "ann/my-model"

@@ -15,6 +15,7 @@ from PIL import Image
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import published_results
 from speechclip_plus.configuration.publication import is_generated
+from speechclip_plus.hub_cards.charts import training_chart
 from speechclip_plus.hub_cards.model_card import (
     KeywordExample,
     ModelCardFacts,
@@ -24,7 +25,6 @@ from speechclip_plus.hub_cards.model_card import (
 )
 from speechclip_plus.hub_cards.push import card_for_repository
 from speechclip_plus.hub_cards.results import Results, eval_results, update_card
-from speechclip_plus.hub_cards.training_chart import training_picture
 
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 COLUMNS = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "median rank": "median_rank", "mean rank": "mean_rank"}
@@ -376,18 +376,17 @@ def test_the_picture_shows_a_panel_for_losses_and_one_for_recalls(facts, tmp_pat
     left = np.asarray(picture)[:, :1040].reshape(-1, 3)
     is_curve = (np.abs(left.astype(int) - (0x0B, 0x6E, 0x69)) < 24).all(1)
     assert is_curve.sum() > 500
-    assert training_picture({"Loss": {"total": ([1], [float("nan")])}}, {}) is None
+    assert training_chart({"Loss": {"total": ([1], [float("nan")])}}, {}) is None
 
 
 def test_a_curve_is_drawn_where_its_values_are(facts):
     def top_of(values):
-        picture = training_picture({"Recall": {"a": ([0, 10], values)}}, {"Recall": "%"})
+        picture = training_chart({"Recall": {"a": ([0, 10], values)}}, {"Recall": "%"})
         pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)[130:520]
-        rows = np.nonzero((np.abs(pixels - (0x0B, 0x6E, 0x69)) < 24).all(2))[0]
-        return rows.min(), rows.max()
+        return np.nonzero((np.abs(pixels - (0x0B, 0x6E, 0x69)) < 24).all(2))[0].min()
 
-    (low, _), (high, _) = top_of([25.0, 25.0]), top_of([75.0, 75.0])
-    assert low - high == pytest.approx((600 - 2 * (62 + 34)) / 2, abs=4)  # half of the axis
+    quarter, half, three = (top_of([value, value]) for value in (25.0, 50.0, 75.0))
+    assert quarter > half > three and quarter - half == pytest.approx(half - three, abs=2)
 
 
 def test_a_cards_code_loads_from_the_repository_that_it_is_pushed_to(facts):

@@ -155,7 +155,7 @@ def test_the_metadata_names_the_licence_and_the_extras(wheel):
     archive = zipfile.ZipFile(wheel)
     metadata = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode())
     assert metadata["License-Expression"] == "MIT"
-    assert set(metadata.get_all("Provides-Extra")) == {"quickstart", "demo", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"quickstart", "demo", "docs", "dev"}
 
 
 def test_importing_the_package_imports_nothing_slow(repository_root, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from speechclip_plus.hub_cards.charts import bar_chart, line_chart, principal_components, rank_histogram, speech_chart
 from speechclip_plus.hub_cards.report import (
     FoundImage,
     FoundSpeech,
@@ -22,7 +23,6 @@ from speechclip_plus.hub_cards.report import (
     render_report,
     write_report,
 )
-from speechclip_plus.hub_cards.report_charts import line_chart, speech_chart
 from speechclip_plus.hub_cards.results import ScoreRow, ScoreTable
 
 
@@ -149,32 +149,59 @@ def test_large_pictures_are_scaled_down(side, kind, size):
     assert head == f"data:{kind};base64" and image.size == size
 
 
+def paths_of(chart, kind):
+    """Coordinates (n, 2) of every path in the groups of a class."""
+    groups = re.findall(rf'<g class="{kind}">(.*?)</g>', str(chart), flags=re.DOTALL)
+    paths = [path for group in groups for path in re.findall(r'<path[^>]* d="([^"]*)"', group)]
+    return [np.array([[float(v) for v in p] for p in re.findall(r"([-\d.]+) ([-\d.]+)", path)]) for path in paths]
+
+
 def test_keywords_stand_over_their_moments(waveform):
     keywords = [SpokenKeyword("red", 0.5, 0.5, 1.0, True), SpokenKeyword("nowhere", 0.5, None, None)]
-    chart = Page(str(speech_chart(waveform, np.full(100, 0.5), 0.02, keywords)))
-    width = float(chart.of("svg")[0]["viewbox"].split()[2])
-    (chip,) = chart.of("rect", "chip")
-    assert "hit" in chip["class"]
-    assert float(chip["x"]) == pytest.approx(width * 0.5 / 2, abs=1.1)  # at 0.5 s of 2 s
-    assert float(chip["x"]) + float(chip["width"]) == pytest.approx(width * 1.0 / 2, abs=1.1)
-    assert "red" in chart.text and "nowhere" not in chart.text
+    chart = speech_chart(waveform, np.full(100, 0.5), 0.02, keywords)
+    (wave,), (span,) = paths_of(chart, "wave"), paths_of(chart, "keyword")
+    left, width = wave[:, 0].min(), np.ptp(wave[:, 0])
+    assert (span[:, 0].min() - left) / width == pytest.approx(0.5 / 2, abs=0.01)  # at 0.5 s of 2 s
+    assert (span[:, 0].max() - left) / width == pytest.approx(1.0 / 2, abs=0.01)
+    assert ">red<" in chart and ">nowhere<" not in chart
 
 
 def test_weights_are_drawn_to_scale_up_to_the_highest(waveform):
     weights = np.array([0.0, 0.1, 0.2, 0.05])
-    chart = Page(str(speech_chart(waveform, weights, 0.02, [])))
-    points = [[float(v) for v in point.split(",")] for point in chart.of("polygon", "weights")[0]["points"].split()]
-    base, curve = points[0][1], points[1:-1]  # the first and the last point close the area on the axis
-    heights = np.array([base - y for _, y in curve])
+    (area,) = paths_of(speech_chart(waveform, weights, 0.02, []), "weights")
+    base = area[:, 1].max()
+    places = sorted(set(area[:, 0]))
+    heights = np.array([base - area[area[:, 0] == place, 1].min() for place in places])
     np.testing.assert_allclose(heights / heights.max(), weights / 0.2, atol=0.01)
 
 
 def test_a_curve_falls_on_the_chart_where_its_values_fall():
-    chart = Page(str(line_chart({"loss": ([0, 50, 100], [4.0, 2.0, float("nan")]), "none": ([], [])}, unit="")))
-    (curve,) = chart.of("polyline")
-    (x0, y0), (x1, y1) = ([float(v) for v in point.split(",")] for point in curve["points"].split())
+    chart = str(line_chart({"loss": ([0, 50, 100], [4.0, 2.0, float("nan")]), "none": ([], [])}, unit=""))
+    curve = re.search(
+        r'<path d="M ([-\d.]+) ([-\d.]+) \nL ([-\d.]+) ([-\d.]+) \n" style="[^"]*var\(--curve-0\)', chart
+    )
+    x0, y0, x1, y1 = map(float, curve.groups())
     assert x1 > x0 and y1 > y0  # later, and lower on the page
-    assert "loss" in chart.text and "none" not in chart.text
+    assert ">loss<" in chart and ">none<" not in chart
+
+
+def test_the_rank_histogram_adds_up():
+    chart = str(rank_histogram({"a": np.array([1, 1, 2, 4, 30])}))
+    assert "1 40%" in chart and "3-5 20%" in chart and "21+ 20%" in chart
+
+
+def test_bars_are_as_high_as_their_values():
+    chart = str(bar_chart(["0", "1"], {"weight": [0.25, 0.75]}))
+    heights = [np.ptp(path[:, 1]) for path in paths_of(chart, "bar")]
+    assert heights[0] / heights[1] == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_principal_components_are_the_directions_of_most_variance():
+    points = np.random.default_rng(0).standard_normal((200, 3)) * (5.0, 1.0, 0.1)
+    got, shares = principal_components({"a": points[:100], "b": points[100:]})
+    assert got["a"].shape == (100, 2) and sum(shares) > 99
+    first = np.abs(np.concatenate(list(got.values()))[:, 0])
+    np.testing.assert_allclose(first, np.abs((points - points.mean(0))[:, 0]), atol=0.3)
 
 
 def test_nothing_to_draw_is_an_empty_chart():
@@ -182,7 +209,7 @@ def test_nothing_to_draw_is_an_empty_chart():
 
 
 def test_silence_is_drawn(waveform):
-    assert 'class="wave"' in str(speech_chart(np.zeros(800, dtype=np.float32), None, 0.02, []))
+    assert len(paths_of(speech_chart(np.zeros(800, dtype=np.float32), None, 0.02, []), "wave")) == 1
 
 
 def test_a_report_without_training_or_answers_known_renders(waveform):

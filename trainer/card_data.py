@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import torch
 
+from ..hub_cards.charts import Series
 from ..hub_cards.model_card import (
     DATASETS,
     TINY_BACKBONES,
@@ -20,7 +21,6 @@ from ..hub_cards.model_card import (
     config_backbones,
 )
 from ..hub_cards.results import Results
-from ..hub_cards.training_chart import Series
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from .evaluation.evaluate import SplitOutputs, evaluate, spoken_keywords
 from .evaluation.retrieval_metrics import chance_recall

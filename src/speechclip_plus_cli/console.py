@@ -1,17 +1,20 @@
-"""What the quickstart prints while it works."""
+"""Console output and the options that several commands share: progress, tables, KEY=VALUE, the model to use.
 
+Nothing here imports PyTorch or transformers before a command runs.
+"""
+
+import argparse
+import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
 
-from speechclip_plus.trainer.memory import release_memory
-
-LOSS_PARTS = (("parallel", "parallel_loss"), ("cascaded", "cascaded_loss"), ("quantity", "quantity_loss"))
+QUICKSTART_MODEL = Path("quickstart", "model")
 
 
 class Console:
@@ -73,59 +76,6 @@ def clock_time(seconds: float) -> str:
     return f"{int(seconds) // 60:2d}:{int(seconds) % 60:02d}"
 
 
-class ProgressPrinter(TrainerCallback):
-    """Prints the losses and the evaluations of a training run, and shows a bar."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bar: tqdm | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar."""
-        self.bar = self.console.bar(state.max_steps, "training", "step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
-        """Print the losses."""
-        release_memory()
-        if not logs or "loss" not in logs:
-            return
-        parts = ", ".join(f"{name} {logs[key]:.2f}" for name, key in LOSS_PARTS if key in logs)
-        more = f"  keywords {logs['keywords_per_utterance']:.1f}" if "keywords_per_utterance" in logs else ""
-        self.console.say(
-            f"  step {state.global_step:>5}/{state.max_steps}  loss {logs['loss']:.2f} ({parts})"
-            f"  temperature {logs['temperature']:.3f}{more}"
-        )
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
-        """Print the evaluation."""
-        metrics = metrics or {}
-        told = [
-            f"{branch} R@1 {metrics[f'eval_{branch}_speech_to_image_R@1']:.0f} % "
-            f"R@10 {metrics[f'eval_{branch}_speech_to_image_R@10']:.0f} %"
-            for branch in ("parallel", "cascaded")
-            if f"eval_{branch}_speech_to_image_R@1" in metrics
-        ]
-        if "eval_keyword_hit_rate@1" in metrics:
-            told.append(f"keyword hits {metrics['eval_keyword_hit_rate@1']:.0f} %")
-        if told:
-            self.console.say(f"    validation, speech to image: {'; '.join(told)}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-
 def format_table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
     """Align a table for a terminal.
 
@@ -147,3 +97,90 @@ def format_table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]
 def number(value: float, digits: int = 1) -> str:
     """Format a number for a table; a dash for what is not known."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1, for `argparse`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def data_options(given: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE; numbers, true, false and null are meant as such, anything else is text."""
+    options: dict[str, Any] = {}
+    for entry in given:
+        key, equals, value = entry.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"--option {entry} is not KEY=VALUE, such as num_scenes=100.")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
+
+
+def model_source(given: str | None) -> str:
+    """Return the folder of the saved model, or the repository, that is meant.
+
+    Args:
+        given: a folder of a saved model, of a quickstart or of a training; or a repository on the Hub; None for the
+            model of a quickstart in the current folder.
+
+    Raises:
+        ValueError: if none is given and there is no such quickstart.
+        OSError: if there is no such folder, or it holds no saved model.
+    """
+    if given is None:
+        if not (QUICKSTART_MODEL / "config.json").is_file():
+            raise ValueError(
+                f"There is no model in {QUICKSTART_MODEL}: make one with `speechclip-plus quickstart`, or name "
+                "another with --model: a folder, or a repository on the Hub."
+            )
+        return str(QUICKSTART_MODEL)
+    folder = Path(given)
+    if not folder.exists():
+        # Not what a repository could be, or in a folder that is here: no reason to ask the Hub for it.
+        if folder == QUICKSTART_MODEL or given.count("/") != 1 or folder.parent.is_dir():
+            raise OSError(f"There is no folder {given}; a repository on the Hub is named OWNER/NAME.")
+        return given
+    if (folder / "config.json").is_file():
+        return given
+    if (folder / "model" / "config.json").is_file():
+        return str(folder / "model")
+    raise OSError(f"{given} is no folder of a saved model: it has no config.json.")
+
+
+def load_model(path: str, revision: str | None = None) -> tuple[Any, Any]:
+    """Load a `SpeechClipPlusModel` in evaluation mode, on a GPU where there is one, and its processor.
+
+    Args:
+        path: as `model_source` takes it.
+        revision: the repository's branch, tag or commit; its main branch if not given.
+
+    Raises:
+        OSError: if there is no such model, or it has no processor.
+        ValueError: if it is a model of another kind.
+    """
+    import torch
+
+    from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor
+
+    path = model_source(path)
+    folder = Path(path)
+    if folder.exists():
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if kind != "speechclip_plus":
+            raise ValueError(f"{path} holds a {kind!r} model; expected one of type 'speechclip_plus'.")
+    try:
+        model = SpeechClipPlusModel.from_pretrained(path, revision=revision or "main").eval()
+    except OSError as error:
+        raise OSError(f"The model {path!r} cannot be loaded: {error}") from error
+    try:
+        processor = SpeechClipPlusProcessor.from_pretrained(path, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"The model {path!r} was saved without its processor (processor.save_pretrained): {error}"
+        ) from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from speechclip_plus.trainer.data.check import check_dataset
     from speechclip_plus.trainer.data.export import push_dataset, write_parquet
 
-    from .command_options import data_options
+    from .console import data_options
 
     options = data_options(args.option)
     inputs = (args.name, args.data_dir)

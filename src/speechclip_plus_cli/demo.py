@@ -21,7 +21,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_text
 from speechclip_plus.hub_cards import __file__ as _hub_cards
 
-from .saved_model import QUICKSTART_MODEL, model_source
+from .console import QUICKSTART_MODEL, model_source
 
 SPACE = Path(_hub_cards).resolve().parent / "space"
 SCENES = "drawn scenes"

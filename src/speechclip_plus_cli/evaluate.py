@@ -22,9 +22,7 @@ from speechclip_plus.trainer.evaluation.alignments import read_alignments
 from speechclip_plus.trainer.evaluation.evaluate import embed_split, evaluate
 from speechclip_plus.trainer.evaluation.report import evaluation_report
 
-from .command_options import data_options, positive
-from .console import format_table, quiet_libraries
-from .saved_model import load_model, model_source
+from .console import data_options, format_table, load_model, model_source, positive, quiet_libraries
 
 RESULTS = "results.json"
 REPORT = "report.html"

@@ -10,9 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command_options import data_options, positive
-from .console import format_table, quiet_libraries
-from .saved_model import QUICKSTART_MODEL, load_model, model_source
+from .console import (
+    QUICKSTART_MODEL,
+    data_options,
+    format_table,
+    load_model,
+    model_source,
+    positive,
+    quiet_libraries,
+)
 
 if TYPE_CHECKING:
     from speechclip_plus import EmbeddingIndex

@@ -5,7 +5,9 @@ is asked for, so that `--help` answers at once. Exit codes: 0 success, 1 the com
 """
 
 import argparse
+import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command(
-        ".quickstart.command",
+        ".quickstart",
         "make data, train a small model, evaluate it and write a report to look at and listen to",
     ),
     "train": Command(".train", "train a preset's model on a data set, with one GPU or many"),
@@ -38,12 +40,16 @@ COMMANDS = {
 
 # What our own checks and those of the libraries below us raise for wrong input: the message alone says what to do.
 # Anything else is shown with its type, and the way to see where it came from.
-_MAX_MESSAGE = 1_000
+MAX_MESSAGE = 1000
 _EXPECTED_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        # An unknown command: argparse lists all of them, and the nearest one helps more.
+        if "invalid choice" in message and (given := re.search(r"invalid choice: '([^']*)'", message)):
+            nearest = difflib.get_close_matches(given[1], COMMANDS, n=1)
+            message = f"there is no command {given[1]!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
         self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
 
 
@@ -127,14 +133,21 @@ def _unwinding_when_killed() -> Iterator[None]:
 
 
 def _describe(error: Exception) -> str:
-    message = " ".join(str(error).split())  # one line
+    message = printable(str(error))
     if isinstance(error, _EXPECTED_ERRORS) and message:
         return message
     return f"{type(error).__name__}: {message} (`speechclip-plus --traceback COMMAND ...` shows where)"
 
 
+def printable(text: str, limit: int = MAX_MESSAGE) -> str:
+    """Return a text as one line of at most `limit` characters without control characters.
+
+    Error messages quote names from files that somebody else made: control characters are escaped.
+    """
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
 def _report(message: str, exit_code: int) -> int:
-    # Names from files can hold terminal codes and be of any length.
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:_MAX_MESSAGE])
-    print(f"error: {shown}{'...' if len(message) > _MAX_MESSAGE else ''}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     return exit_code

@@ -38,7 +38,7 @@ from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
 
-from .command_options import data_options
+from .console import data_options
 
 SETTINGS_FILE = "run.yaml"
 MODEL_FOLDER = "model"

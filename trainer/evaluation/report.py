@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from ...hub_cards.evaluation_charts import (
+from ...hub_cards.charts import (
     bar_chart,
     keyword_cloud,
+    line_chart,
     principal_components,
     rank_histogram,
     scatter_chart,
@@ -20,7 +21,6 @@ from ...hub_cards.report import (
     audio_data_uri,
     image_data_uri,
 )
-from ...hub_cards.report_charts import line_chart
 from ...hub_cards.results import ITEMS, Results, ScoreTable
 from ...modeling_speechclip_plus.audio_utils import load_audio
 from ...modeling_speechclip_plus.image_utils import load_image
@@ -82,7 +82,7 @@ def _figures(model: Any, processor: Any, split: SplitOutputs, evaluation: Result
         curves = {title: (CURVE_KS, evaluation.curves[name]) for name, title in titles.items()}
         ranks = {title: evaluation.ranks[name] for name, title in titles.items()}
         if curves:
-            figures.append(Figure(f"Recall of {items} at k", line_chart(curves, unit="%", top=100.0)))
+            figures.append(Figure(f"Recall of {items} at k", line_chart(curves, unit="%", top=100.0, x_label="k")))
             figures.append(
                 Figure(f"Rank of the right answer, {items}", rank_histogram(ranks), "share of queries by rank")
             )

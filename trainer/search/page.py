@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 from torch import Tensor
 
+from ...hub_cards.charts import speech_chart
 from ...hub_cards.report import FoundImage, FoundItems, FoundSpeech, Report, audio_data_uri, image_data_uri
-from ...hub_cards.report_charts import speech_chart
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ...modeling_speechclip_plus.embedding import embed_audio, embed_images, embed_texts
 from ...modeling_speechclip_plus.embedding_index import EmbeddingIndex
