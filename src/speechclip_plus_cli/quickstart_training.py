@@ -1,6 +1,7 @@
 """Training of the quickstart: data, frozen features, as many steps as the time allows, the saved model."""
 
 import copy
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from speechclip_plus.hub_cards.model_card import save_model_card
 from speechclip_plus.modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from speechclip_plus.modeling_speechclip_plus.image_utils import load_image
 from speechclip_plus.trainer.card_data import trainer_card_facts
-from speechclip_plus.trainer.feature_cache import FrozenFeatures, compute_frozen_features
+from speechclip_plus.trainer.feature_cache import cache_features
 from speechclip_plus.trainer.sampler import LengthGroupedBatches
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
@@ -37,8 +38,6 @@ LEARNING_RATE = 1e-3
 WARMUP_SHARE, SCALED_SHARE = 0.06, 0.3  # of the steps: with a rising learning rate; with CIF scaled to its target
 EVALUATIONS = 6
 TIMED_STEPS = 8
-# Hidden states of more bytes are kept in a file.
-IN_MEMORY_BYTES = 5e8
 
 
 def train(plan: Plan, preset: str, dataset: str, folder: Path, console: Console) -> dict[str, Any]:
@@ -68,10 +67,10 @@ def train(plan: Plan, preset: str, dataset: str, folder: Path, console: Console)
         console.say(f"  {name}: {len(split):,} utterances in {len(set(split['speaker']))} voices")
 
     console.phase("features", "2. running the frozen encoders")
+    cache = folder.parent / "features"
     model, processor = _build_model(preset, splits["train"]["text"])
     features = {
-        name: _features(model, processor, splits[name], name, folder.parent, console)
-        for name in ("train", "validation")
+        name: _features(model, processor, splits[name], name, cache, console) for name in ("train", "validation")
     }
     trainer = _make_trainer(model, processor, features, plan, preset, folder, console)
     console.phase("training", f"3. training: {trainer.args.max_steps:,} steps of {BATCH_SIZE} pairs")
@@ -79,6 +78,7 @@ def train(plan: Plan, preset: str, dataset: str, folder: Path, console: Console)
     trainer.train()
     seconds = time.monotonic() - started
 
+    shutil.rmtree(cache)
     metrics = trainer.evaluate(splits["test"], metric_key_prefix="test")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -107,26 +107,18 @@ def _build_model(preset: str, captions: Sequence[str]) -> tuple[SpeechClipPlusMo
 
 
 def _features(
-    model: SpeechClipPlusModel, processor: Any, split: Any, name: str, work: Path, console: Console
-) -> FrozenFeatures:
-    # About 3.5 seconds each, 50 frames a second, fp16.
-    expected = len(split) * 175 * (model.config.speech_config.num_hidden_layers + 1) * model.config.hidden_size * 2
+    model: SpeechClipPlusModel, processor: Any, split: Any, name: str, folder: Path, console: Console
+) -> Any:
     with console.bar(len(split), name, "utterance") as bar:
-        features = compute_frozen_features(
-            model,
-            split,
-            processor,
-            folder=work if expected > IN_MEMORY_BYTES else None,
-            progress=lambda done, _: bar.update(done - bar.n),
-        )
-    console.say(f"  {name}: hidden states of {len(split):,} utterances, {features.num_bytes / 1e6:.0f} MB")
+        features = cache_features(model, processor, split, folder, progress=lambda done, _: bar.update(done - bar.n))
+    console.say(f"  {name}: hidden states of {len(split):,} utterances")
     return features
 
 
 def _make_trainer(
     model: SpeechClipPlusModel,
     processor: Any,
-    features: dict[str, FrozenFeatures],
+    features: dict[str, Any],
     plan: Plan,
     preset: str,
     folder: Path,
@@ -166,7 +158,7 @@ def _make_trainer(
     return trainer
 
 
-def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: FrozenFeatures, plan: Plan) -> float:
+def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: Any, plan: Plan) -> float:
     """Time a few steps with a copy of the model, so that the run that counts starts from untouched weights."""
     state = torch.get_rng_state()
     trial = copy.deepcopy(model).train()
@@ -174,7 +166,7 @@ def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: FrozenF
     optimizer = torch.optim.Adam([p for p in trial.parameters() if p.requires_grad])
     size = min(BATCH_SIZE, len(train))
     # Batches as the training will meet them: how long a step takes depends on the longest utterance.
-    order = list(LengthGroupedBatches(train.lengths, size, plan.seed))
+    order = list(LengthGroupedBatches(train["length"], size, plan.seed))
     times = []
     for start in range(0, size * TIMED_STEPS, size):
         started = time.monotonic()
