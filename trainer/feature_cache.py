@@ -136,7 +136,7 @@ class CachedColumns:
         rows = batch.get(CACHED_ROW)
         if rows is not None:
             for name, (places, dtype) in self.columns.items():
-                batch[name] = [_read(*places[row], dtype) for row in rows]
+                batch[name] = [_read(places[row], dtype) for row in rows]
         return batch
 
 
@@ -224,7 +224,8 @@ def _known(tower: Path) -> dict[str, Place]:
     return places
 
 
-def _read(file: str, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _read(place: Place, dtype: torch.dtype) -> Tensor:
+    file, start, shape = place
     count = int(np.prod(shape)) * dtype.itemsize
     return torch.from_numpy(np.fromfile(file, np.uint8, count, offset=start)).view(dtype).view(shape)
 

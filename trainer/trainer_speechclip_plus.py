@@ -108,7 +108,7 @@ class SpeechClipPlusTrainer(Trainer):
             self.compute_metrics = self._split_metrics
         # The wrapper of an adapter has a signature of its own.
         self._forward_names = frozenset(inspect.signature(SpeechClipPlusModel.forward).parameters)
-        self._training_log = TrainingLog(model.config.clip_config.text_config.vocab_size)
+        self._training_log = TrainingLog(self.speech_clip.config.clip_config.text_config.vocab_size)
         self._last_logged = 0.0
         self.add_callback(_Epochs())
 

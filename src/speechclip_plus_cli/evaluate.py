@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError, OSError: if the model, the data or the alignments cannot be used; nothing is left behind then.
     """
     started = time.perf_counter()
-    check_new_folder(args.output_dir, args.force)
+    check_new_folder(args.output_dir, args.force, (args.model, args.data, args.data_dir, args.alignments))
     options = data_options(args.option)
     source = model_source(args.model)
     card = Path(source) / CARD

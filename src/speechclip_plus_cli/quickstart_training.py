@@ -78,13 +78,13 @@ def train(plan: Plan, preset: str, dataset: str, folder: Path, console: Console)
     trainer.train()
     seconds = time.monotonic() - started
 
-    shutil.rmtree(cache)
     metrics = trainer.evaluate(splits["test"], metric_key_prefix="test")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
     save_model_card(folder, _card_facts(trainer, dataset, model.config.variant))
     _write_samples(splits["test"], folder.parent)
+    shutil.rmtree(cache)
     return {
         "metrics": {name.removeprefix("test_"): value for name, value in metrics.items()},
         "training": {"steps": trainer.state.global_step, "seconds": round(seconds, 1), "batch_size": BATCH_SIZE},

@@ -1,6 +1,8 @@
 """From an evaluation to its tables and its page."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from ...hub_cards.charts import (
 from ...hub_cards.report import (
     Figure,
     FoundImage,
+    FoundSpeech,
+    ImageQuery,
     Report,
     SpeechQuery,
     audio_data_uri,
@@ -24,12 +28,14 @@ from ...hub_cards.report import (
 from ...hub_cards.results import ITEMS, Results, ScoreTable
 from ...modeling_speechclip_plus.audio_utils import load_audio
 from ...modeling_speechclip_plus.image_utils import load_image
+from ..card_data import training_curves
 from .evaluate import SplitOutputs, frame_seconds, spoken_keywords
 from .keyword_metrics import cloud_counts
 from .retrieval_metrics import CURVE_KS
 
 NUM_EXAMPLES = 5
 NUM_FOUND = 5
+NUM_IMAGE_QUERIES = 3
 CLOUD_WORDS = 60
 PCA_POINTS = 400
 
@@ -66,6 +72,8 @@ def evaluation_report(
         facts_heading="What was evaluated",
         figures=_figures(model, processor, split, evaluation),
         speech_queries=_examples(model, processor, dataset, split, evaluation),
+        image_queries=_image_queries(dataset, split, evaluation, model.config.retrieval_branch),
+        **_training_curves(model.name_or_path),
         notes=[
             *evaluation.notes,
             "A right answer's rank counts every wrong one that scores as high. Intervals: bootstrap of the queries.",
@@ -169,6 +177,44 @@ def _examples(model: Any, processor: Any, dataset: Any, split: SplitOutputs, eva
             )
         )
     return queries
+
+
+def _image_queries(dataset: Any, split: SplitOutputs, evaluation: Results, branch: str) -> list[ImageQuery]:
+    """The first images after those of the spoken examples, each with the utterances that are nearest to it."""
+    ranks = evaluation.ranks[f"{branch}_image_to_speech"]
+    count = len(split.image_ids)
+    start = NUM_EXAMPLES if count >= NUM_EXAMPLES + NUM_IMAGE_QUERIES else 0
+    queries = []
+    for place in range(start, min(start + NUM_IMAGE_QUERIES, count)):
+        similarities = split.outputs[f"{branch}_embeds"] @ split.image_embeds[place]  # (S,)
+        best = similarities.topk(min(NUM_FOUND, len(similarities)))
+        found = [
+            _found_speech(dataset[row], split, row, similarity, split.image_ids[place].item())
+            for similarity, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        queries.append(ImageQuery(_picture(dataset, split, place), found, int(ranks[place]), len(similarities)))
+    return queries
+
+
+def _found_speech(record: Any, split: SplitOutputs, row: int, similarity: float, image_id: int) -> FoundSpeech:
+    name = split.names[row][0]
+    return FoundSpeech(
+        audio_data_uri(load_audio(record["audio"], name=f"audio of {name}")),
+        f"“{split.captions[row]}”" if split.captions[row] else name,
+        similarity,
+        split.speech_image_ids[row].item() == image_id,
+        record.get("speaker") or "",
+    )
+
+
+def _training_curves(model: str) -> dict[str, Any]:
+    """Losses and recalls of the training, from the history that lies beside a saved model, if it does."""
+    file = Path(model) / "trainer_state.json"
+    if not file.is_file():
+        return {}
+    history = json.loads(file.read_text(encoding="utf-8"))["log_history"]
+    losses, recalls = training_curves(history).values()
+    return {"losses": losses, "recalls": recalls}
 
 
 def _picture(dataset: Any, split: SplitOutputs, place: int) -> str:
