@@ -16,6 +16,7 @@ training_runs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(training_runs)
 
 MODEL = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+MODEL |= {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
 
 
 def make_trainer(folder, **arguments):
