@@ -144,7 +144,7 @@ def _upright(image: "Image") -> "Image":
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF raises anything from struct.error to SyntaxError
         return image
-    turn = {
+    turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -152,8 +152,8 @@ def _upright(image: "Image") -> "Image":
         6: Image.Transpose.ROTATE_270,
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
-    }.get(orientation)
-    return image if turn is None else image.transpose(turn)
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _from_array(item: np.ndarray | torch.Tensor, name: str) -> "Image":

@@ -251,7 +251,9 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
             raise ValueError(f"{name} is empty: there is nothing to search.")
         if isinstance(items, (list, tuple)):
             items = list(items)  # theirs may change later
-        keys = [(settings, kind, _content_key(kind, items[i], f"{name}[{i}]")) for i in range(len(items))]
+        keys: list[Hashable] = [
+            (settings, kind, _content_key(kind, items[i], f"{name}[{i}]")) for i in range(len(items))
+        ]
         first = {key: number for number, key in reversed(list(enumerate(keys)))}
         new = sorted(number for key, number in first.items() if key not in known)
         inputs = InputDataset(kind, items, name, new)
