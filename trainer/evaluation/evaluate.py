@@ -385,4 +385,4 @@ def spoken_keywords(
 
 def frame_seconds(model: Any) -> float:
     """Seconds from one frame of the model's speech encoder to the next."""
-    return float(np.prod(model.config.speech_config.conv_stride)) / SAMPLING_RATE
+    return model.speech_adapter.samples_per_frame / SAMPLING_RATE
