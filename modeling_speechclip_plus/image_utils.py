@@ -153,7 +153,11 @@ def _upright(image: "Image") -> "Image":
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
-    return image.transpose(turns[orientation]) if orientation in turns else image
+    if orientation not in turns:
+        return image
+    image = image.transpose(turns[orientation])
+    image.info = {name: value for name, value in image.info.items() if name == "transparency"}  # it is upright now
+    return image
 
 
 def _from_array(item: np.ndarray | torch.Tensor, name: str) -> "Image":
