@@ -73,6 +73,52 @@ def on_hub(hub, tmp_path, monkeypatch):
     huggingface_hub.close_session()
 
 
+@pytest.fixture
+def assert_replaces_only_its_own_output(tmp_path, capsys):
+    """Check of a command that its output folder is replaced when it made it, and that nothing else is ever lost.
+
+    `run(folder)` runs the command with this output folder, told to replace it, and returns the exit code; each of
+    `inputs`, which it reads, has a parent folder of its own in `tmp_path`.
+    """
+
+    def check(run, inputs):
+        out = tmp_path / "output"
+        assert run(out) == 0 and run(out) == 0  # an earlier output is replaced
+
+        def assert_refused(folder: Path, message: str) -> None:
+            before, links = _content(tmp_path), [path for path in tmp_path.rglob("*") if path.is_symlink()]
+            capsys.readouterr()
+            assert run(folder) == 1
+            assert message in capsys.readouterr().err.splitlines()[-1]
+            assert _content(tmp_path) == before and all(link.is_symlink() for link in links)
+
+        for name in ("mine.txt", "mine/deeper/mine.txt"):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text("mine")
+            assert_refused(out, f"{out / name} was not written by")
+            (out / name).unlink()
+        (out / "link").symlink_to(tmp_path)
+        assert_refused(out, f"{out / 'link'} was not written by")
+        (out / "link").unlink()
+        foreign = tmp_path / "foreign"
+        foreign.mkdir()
+        for file in out.iterdir():
+            if file.is_file():
+                (foreign / file.name).write_text("mine")
+        assert_refused(foreign, "was not written by")
+        (tmp_path / "link").symlink_to(out)
+        assert_refused(tmp_path / "link", "is a symbolic link")
+        for place in inputs:
+            assert_refused(place, "is a file" if place.is_file() else "is or holds")
+            assert_refused(place.parent, "is or holds")
+
+    return check
+
+
+def _content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def _byte_symbols() -> list[str]:
     """The 256 printable stand-ins for bytes that CLIP's (and GPT-2's) subword vocabularies start from."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -856,21 +856,32 @@ def test_an_existing_folder_is_replaced_only_when_told_and_kept_after_an_error(w
     (out / "mine.txt").write_text("kept")
     with pytest.raises(ValueError, match="exists; .*--force"):
         convert_checkpoint(path, out)
+    with pytest.raises(ValueError, match="was not written by"):
+        convert_checkpoint(path, out, force=True)
+    assert (out / "mine.txt").read_text() == "kept"
+    (out / "mine.txt").unlink()
+    convert_checkpoint(path, out)
     with pytest.raises(ValueError, match="no checkpoint"):
         (tmp_path / "bad").write_text("bad")
         convert_checkpoint(tmp_path / "bad", out, force=True)
-    assert (out / "mine.txt").read_text() == "kept"
-    convert_checkpoint(path, out, force=True)
     assert_same_model(out, model)
-    assert not (out / "mine.txt").exists()
     with pytest.raises(ValueError, match="is a file"):
         convert_checkpoint(path, path)
     with pytest.raises(ValueError, match="cannot be made: .* is a file"):
         convert_checkpoint(path, path / "out")
     inside = path.rename(out / path.name)
-    with pytest.raises(ValueError, match=r"model\.ckpt is in .*out, which would be replaced"):
+    with pytest.raises(ValueError, match=r"out is or holds .*model\.ckpt, which is in use"):
         convert_checkpoint(inside, out, force=True)
     assert inside.exists()
+
+
+def test_force_replaces_an_earlier_conversion_and_nothing_else(write, tmp_path, assert_replaces_only_its_own_output):
+    (tmp_path / "checkpoints").mkdir()
+    model = make_model()
+    path = write(to_original(model), model.config, name="checkpoints/model.ckpt")
+    assert_replaces_only_its_own_output(
+        lambda folder: cli.main(["convert", str(path), str(folder), "--force"]), [path]
+    )
 
 
 def test_an_interrupted_conversion_leaves_nothing(write, tmp_path, monkeypatch):

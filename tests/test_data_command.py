@@ -124,18 +124,19 @@ def test_only_an_earlier_copy_is_replaced_and_only_when_asked(folder, tmp_path, 
     assert (target / "notes.txt").read_text() == "mine" and "notes.txt was not written by" in capsys.readouterr().err
 
 
-def test_the_data_that_is_read_is_never_replaced(folder, capsys):
-    before = sorted(folder.iterdir())
-    assert check(folder, "--split", "test", "--write", folder, "--force") == 1
-    assert "in use" in capsys.readouterr().err and sorted(folder.iterdir()) == before
-
-
 def test_tokens_that_are_no_whole_characters_are_shown_as_the_tokenizer_writes_them(folder, capsys):
     table = (folder / "metadata.csv").read_text().replace("A dog.", "\U00013000 \x7f")  # a hieroglyph, delete
     (folder / "metadata.csv").write_text(table, encoding="utf-8")
     assert check(folder, "--split", "train") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "most frequent" in line)
     assert line.isprintable() and "\ufffd" not in line and "id " not in line.split("most frequent")[1]
+
+
+def test_force_replaces_an_earlier_copy_and_nothing_else(folder, tmp_path, assert_replaces_only_its_own_output):
+    own = tmp_path / "data sets" / "data"
+    own.parent.mkdir()
+    folder.rename(own)
+    assert_replaces_only_its_own_output(lambda out: check(own, "--split", "train", "--write", out, "--force"), [own])
 
 
 def test_options_reach_the_data_set(folder, tmp_path, capsys):

@@ -321,6 +321,18 @@ def test_a_space_needs_a_repository_and_a_folder_of_its_own(capsys, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["space"] and (tmp_path / "space" / "mine.txt").exists()
 
 
+def test_force_replaces_an_earlier_space_and_nothing_else(
+    gallery, tmp_path, capsys, assert_replaces_only_its_own_output
+):
+    own = shutil.copytree(gallery, tmp_path / "galleries" / "own")
+    command = ["demo", "--model", "somebody/model", "--force", "--write-space"]
+    assert_replaces_only_its_own_output(lambda folder: main([*command, str(folder), "--gallery", str(own)]), [own])
+    added = tmp_path / "output" / "galleries" / "own" / "pictures" / "added.png"
+    shutil.copy(next(own.rglob("*.png")), added)
+    assert str(added) in failing(capsys, *command[1:], tmp_path / "output", "--gallery", own)
+    assert main([*command, str(tmp_path / "drawn")]) == 0 and main([*command, str(tmp_path / "drawn")]) == 0
+
+
 def test_a_space_without_a_model_says_which_variable_is_missing(monkeypatch):
     monkeypatch.delenv("MODEL_ID", raising=False)
     with pytest.raises(SystemExit, match="MODEL_ID"):

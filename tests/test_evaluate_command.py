@@ -270,6 +270,19 @@ def test_an_existing_folder_is_replaced_only_when_asked(models, data, tmp_path, 
     assert (tmp_path / "out" / "mine.txt").exists()
 
 
+def test_force_replaces_an_earlier_evaluation_and_nothing_else(
+    models, data, tmp_path, assert_replaces_only_its_own_output
+):
+    model = shutil.copytree(models("parallel"), tmp_path / "models" / "model")
+    own = shutil.copytree(data, tmp_path / "data sets" / "data")
+
+    def run(folder):
+        command = ["evaluate", str(model), "--data", str(own), "--limit", "3", "--force"]
+        return cli.main([*command, "--output-dir", str(folder)])
+
+    assert_replaces_only_its_own_output(run, [own, model])
+
+
 class FakeProcessor:
     class feature_extractor:  # noqa: N801
         do_normalize = False

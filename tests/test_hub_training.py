@@ -63,6 +63,7 @@ def test_pushes_hold_what_the_strategy_says_and_never_the_token(on_hub, tmp_path
     arguments = torch.load(tmp_path / "run/checkpoint-2/training_args.bin", weights_only=False)
     assert arguments.hub_token is None and arguments.run_name == "first" and trainer.args.hub_token == on_hub.token
 
+    assert "modeling_speechclip_plus.py" in on_hub.files("ann/trained")  # loads where this package is not installed
     loaded = SpeechClipPlusModel.from_pretrained("ann/trained", token=on_hub.token)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name

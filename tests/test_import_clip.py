@@ -125,6 +125,16 @@ def test_files_that_are_no_weights_of_the_architecture_are_an_error_that_says_so
     assert cli.main(["import-clip", "tiny-short", str(tmp_path / "short"), str(tmp_path / "out")]) == 0
 
 
+def test_force_replaces_an_earlier_import_and_nothing_else(open_clip, tmp_path, assert_replaces_only_its_own_output):
+    weights = tmp_path / "weights" / "weights.pt"
+    weights.parent.mkdir()
+    torch.save(open_clip.create_model("tiny-gelu").state_dict(), weights)
+    assert_replaces_only_its_own_output(
+        lambda folder: cli.main(["import-clip", "tiny-gelu", str(weights), str(folder), "--force"]),
+        [weights],
+    )
+
+
 def test_images_are_resized_as_the_weights_were_trained(open_clip):
     from speechclip_plus.conversion.open_clip import _image_processor
 

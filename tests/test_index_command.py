@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -197,13 +198,13 @@ def test_a_parquet_of_recordings_alone_keeps_their_bytes(recordings, loaded, tmp
     torch.testing.assert_close(index.embeddings, speech_embeds(loaded, files))
 
 
-def test_all_parquet_files_of_a_folder_are_taken_whatever_their_names(pictures, loaded, tmp_path):
-    for number, name in enumerate(("some", "train-0", "more")):
+def test_the_splits_of_a_folder_of_parquet_files_are_all_taken(pictures, loaded, tmp_path):
+    for number, name in enumerate(("test-0", "train-0", "validation-0")):
         rows = {"image": [str(pictures / f"p{number}.png")]}
         (tmp_path / "gallery").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "gallery" / f"{name}.parquet")
     index = build_index(tmp_path / "gallery", tmp_path / "index", *loaded, cache_dir=str(tmp_path / "cache"))
-    assert [Path(item["path"]).name for item in index] == ["p1.png", "p2.png", "p0.png"]  # train, more, some
+    assert [Path(item["path"]).name for item in index] == ["p1.png", "p2.png", "p0.png"]  # train, validation, test
 
 
 def test_a_saved_data_set_is_taken_whole(pictures, loaded, tmp_path):
@@ -299,9 +300,17 @@ def test_what_was_begun_otherwise_is_an_error_unless_forced(pictures, recordings
     assert len(build_index(pictures, folder, *loaded, force=True)) == 9
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"mine exists; name another folder"):
+    with pytest.raises(ValueError, match=r"notes.txt was not written by"):
         build_index(pictures, tmp_path / "mine", *loaded)
     assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_force_replaces_an_earlier_index_and_nothing_else(model_folder, tmp_path, assert_replaces_only_its_own_output):
+    images = write_pictures(tmp_path / "images" / "own", 3)
+    model = shutil.copytree(model_folder, tmp_path / "models" / "model")
+    assert_replaces_only_its_own_output(
+        lambda folder: build(images, folder, "--model", model, "--force"), [images, model]
+    )
 
 
 def test_a_broken_file_stops_the_build_or_is_left_out_and_listed(loaded, model_folder, tmp_path, capsys):
@@ -359,7 +368,7 @@ def test_a_name_that_is_not_utf8_is_an_error_or_left_out(loaded, tmp_path):
 
 def test_an_index_never_replaces_what_it_is_of(loaded, tmp_path):
     images = write_pictures(tmp_path / "images", 2)
-    with pytest.raises(ValueError, match="images holds what shall be indexed: name another folder"):
+    with pytest.raises(ValueError, match="images is or holds .*images, which is in use"):
         build_index(images, images, *loaded, force=True)
     assert len(list(images.iterdir())) == 2
 

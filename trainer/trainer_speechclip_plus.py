@@ -23,6 +23,7 @@ from transformers.trainer_utils import (
 from ..configuration.publication import is_generated
 from ..hub_cards.model_card import save_model_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel, is_frozen
+from ..remote_code import add_remote_code
 from .card_data import trainer_card_facts
 from .checkpoints import last_complete_checkpoint, mark_complete, mark_incomplete
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
@@ -277,6 +278,12 @@ class SpeechClipPlusTrainer(Trainer):
         if self.args.should_save:
             mark_complete(checkpoint)
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; in an output folder that goes to the Hub, with the code to load it there."""
+        super().save_model(output_dir, _internal_call)
+        if output_dir is None and self.hub_model_id is not None and self.args.should_save:
+            add_remote_code(Path(self.args.output_dir))
 
     def create_model_card(
         self,

@@ -171,7 +171,7 @@ def write_space(folder: Path, model: str, galleries: Sequence[Path] = (), *, for
     for gallery in galleries:
         if not gallery.is_dir() or names.count(gallery.resolve().name) > 1:
             raise ValueError(f"--gallery {gallery} is no folder, or another one has the same name.")
-    check_new_folder(folder, force)
+    check_new_folder(folder, force, galleries)
     with finished_folder(folder) as work:
         for file in SPACE.iterdir():
             if file.is_file():

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
-from ...atomic_files import check_new_folder, write_bytes, write_json
+from ...atomic_files import MANIFEST, check_new_folder, write_bytes, write_json
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from ...modeling_speechclip_plus.embedding import audio_batches, image_batches
 from ...modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
@@ -29,6 +29,8 @@ BATCH_SIZE = 16
 SHARD_SIZE = 256
 MAX_SECONDS = 120  # of one utterance: attention takes memory with the square of its length
 _ROW_GROUP = 16  # rows of a parquet file that are read together to get the bytes of one
+
+_SUFFIXES = (".safetensors", ".parquet", ".lock")  # of the files of a shard
 
 
 def build_index(
@@ -82,9 +84,9 @@ def build_index(
         raise ValueError(f"on_error={on_error!r}: choose raise or skip.")
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"batch_size={batch_size}, shard_size={shard_size}: at least 1 is needed.")
-    folder = Path(folder).expanduser().resolve()
-    if (path := Path(source).expanduser()).exists() and path.resolve().is_relative_to(folder):
-        raise ValueError(f"{folder} holds what shall be indexed: name another folder for the index.")
+    folder = Path(folder).expanduser()
+    check_new_folder(folder, force=True, inputs=(source, data_dir, model.name_or_path or None))
+    folder = folder.resolve()
     collection = open_collection(
         source, kind, [split] if isinstance(split, str) else split, data_dir, on_error, **options
     )
@@ -104,7 +106,6 @@ def build_index(
 
 def _begin(folder: Path, facts: dict[str, Any], force: bool) -> None:
     """Make the folder, or check that what was begun there is the same index."""
-    check_new_folder(folder, force=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         begun = None
@@ -126,6 +127,9 @@ def _begin(folder: Path, facts: dict[str, Any], force: bool) -> None:
         check_new_folder(folder, force)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
+        shards = [shard_file(folder, number) for number in range(facts["shards"])]
+        files = [shard.with_suffix(suffix).name for shard in shards for suffix in _SUFFIXES]
+        write_json(folder / MANIFEST, [FACTS, *files])
         write_json(folder / FACTS, facts)
 
 

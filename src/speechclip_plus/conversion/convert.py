@@ -99,12 +99,7 @@ def convert_checkpoint(
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     if not checkpoint.exists():
         raise FileNotFoundError(f"There is no checkpoint {checkpoint}.")
-    check_new_folder(output_dir, force)
-    for source in (checkpoint, vocabulary, clip):
-        if source is not None and os.path.exists(source):
-            place = Path(source).resolve()
-            if output_dir.resolve() in (place, *place.parents):
-                raise ValueError(f"{source} is in {output_dir}, which would be replaced; name another folder.")
+    check_new_folder(output_dir, force, (checkpoint, vocabulary, clip))
     given = None if vocabulary is None else read_vocabulary(vocabulary)
     preset_settings = None if preset is None else settings_of_preset(preset)
     size = checkpoint.stat().st_size

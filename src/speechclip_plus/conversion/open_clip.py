@@ -59,7 +59,7 @@ def import_open_clip(
         OSError: If the weights are not there.
     """
     output_dir = Path(output_dir)
-    check_new_folder(output_dir, force)
+    check_new_folder(output_dir, force, (pretrained,))
     config, original = _load(architecture, os.fspath(pretrained))
     model = _convert(architecture, config, original)
     difference = _largest_difference(original, model)
