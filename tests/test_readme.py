@@ -21,7 +21,7 @@ def examples(repository_root):
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """A folder as `make quickstart` leaves it, with an untrained model, a recording and two pictures."""
+    """A folder as `make quickstart` leaves it, with an untrained model, a recording and two images."""
     folder = tmp_path_factory.mktemp("quickstart")
     torch.manual_seed(0)
     model = SpeechClipPlusModel(SpeechClipPlusConfig.from_preset("hybrid_plus-tiny"))
@@ -34,7 +34,7 @@ def quickstart(tmp_path_factory):
     return folder
 
 
-def test_the_first_example_compares_speech_and_pictures_and_prints_keywords(examples, quickstart, monkeypatch, capsys):
+def test_the_first_example_compares_speech_and_images_and_prints_keywords(examples, quickstart, monkeypatch, capsys):
     monkeypatch.chdir(quickstart)
     names = {}
     exec(examples[0], names)
@@ -48,9 +48,9 @@ def test_the_second_example_answers_by_pipelines(examples, quickstart, monkeypat
     monkeypatch.chdir(quickstart)
     names = {}
     exec(examples[1], names)
-    pictures = ["quickstart/first.png", "quickstart/second.png"]
-    found = names["searcher"]("quickstart/query.wav", candidate_images=pictures)
-    assert sorted(answer["image"] for answer in found) == pictures
+    images = ["quickstart/first.png", "quickstart/second.png"]
+    found = names["searcher"]("quickstart/query.wav", candidate_images=images)
+    assert sorted(answer["image"] for answer in found) == images
     keywords = names["extractor"]("quickstart/query.wav", return_timestamps=True)
     assert keywords and all(0 <= keyword["timestamp"][0] for keyword in keywords)
 
