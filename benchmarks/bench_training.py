@@ -74,15 +74,15 @@ class Stopwatch(TrainerCallback):
         return statistics.median(step.get(name, 0.0) for step in self.steps)
 
 
-def make_dataset(rows, picture_size, uniform):
-    """Noise of 1 to 6 seconds as WAV, and JPEG pictures with five captions each, shuffled as in a real data set."""
+def make_dataset(rows, image_size, uniform):
+    """Noise of 1 to 6 seconds as WAV, and JPEG images with five captions each, shuffled as in a real data set."""
     generator = np.random.default_rng(0)
-    pictures = []
+    images = []
     for _ in range(-(-rows // CAPTIONS)):
-        pixels = generator.integers(0, 255, (*picture_size, 3), dtype=np.uint8)
+        pixels = generator.integers(0, 255, (*image_size, 3), dtype=np.uint8)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, format="JPEG")
-        pictures.append(file.getvalue())
+        images.append(file.getvalue())
     columns = {"audio": [], "image": [], "image_id": [], "text": [], "caption_id": []}
     for row in range(rows):
         seconds = generator.uniform(1, 6) if uniform else 6 ** generator.uniform(0, 1)
@@ -90,7 +90,7 @@ def make_dataset(rows, picture_size, uniform):
         file = io.BytesIO()
         soundfile.write(file, samples, SAMPLING_RATE, format="WAV")
         columns["audio"].append({"bytes": file.getvalue(), "path": None})
-        columns["image"].append({"bytes": pictures[row // CAPTIONS], "path": None})
+        columns["image"].append({"bytes": images[row // CAPTIONS], "path": None})
         columns["image_id"].append(row // CAPTIONS)
         columns["text"].append("a red circle above a blue square")
         columns["caption_id"].append(str(row))

@@ -433,7 +433,7 @@ def train_scenes(report):
     reserve, few, more, most = (15, 20, 100, 180) if gpu else (4, 1, 3, 5)
     counts = {"train": 8000, "test": 500} if gpu else {"train": 32, "test": 16}
     data = {split: speak_scenes(split, count, workers) for split, count in counts.items()}
-    row = {"pictures": counts["train"], "making the data s": time.monotonic() - report.started}
+    row = {"images": counts["train"], "making the data s": time.monotonic() - report.started}
 
     def train(steps):
         trainer = make_trainer(data["train"], folder, steps, gpu, workers)

@@ -148,7 +148,7 @@ def tiny_tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_processor(tiny_tokenizer):
-    """A SpeechClipPlusProcessor with 32 x 32 pictures that leaves waveforms as they are."""
+    """A SpeechClipPlusProcessor with 32 x 32 images that leaves waveforms as they are."""
     from transformers import CLIPImageProcessor, Wav2Vec2FeatureExtractor
 
     from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor

@@ -19,11 +19,11 @@ def flac(samples):
 
 def make_row(number, samples=4000, **columns):
     generator = np.random.default_rng(number)
-    picture = io.BytesIO()
-    Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(picture, format="PNG")
+    image = io.BytesIO()
+    Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(image, format="PNG")
     return {
         "audio": {"bytes": flac(generator.uniform(-0.5, 0.5, samples)), "path": "a.flac"},
-        "image": {"bytes": picture.getvalue(), "path": "a.png"},
+        "image": {"bytes": image.getvalue(), "path": "a.png"},
         "image_id": number,
         "text": "red dog",
         "caption_id": f"caption-{number}",
@@ -51,7 +51,7 @@ def test_a_row_without_a_caption_has_no_gold_subword(tiny_processor):
     assert (batch["gold_subwords"] >= 0).any(1).tolist() == [True, False, False]
 
 
-def test_computed_features_replace_speech_and_picture(tiny_processor):
+def test_computed_features_replace_speech_and_images(tiny_processor):
     states = [torch.randn(3, frames, 4).half() for frames in (2, 5)]
     rows = [{"speech_hidden_states": state, "image_embeds": torch.ones(6), "image_id": 1} for state in states]
     batch = SpeechImageCollator(tiny_processor)(rows)
@@ -103,7 +103,7 @@ def test_an_utterance_that_is_short_enough_is_not_cropped(tiny_processor):
     [
         ({"audio": {"bytes": b"no audio", "path": None}}, "audio of caption_id caption-7.*cannot be read as audio"),
         ({"audio": {"bytes": flac(np.zeros(100)), "path": None}}, "caption-7.*too short"),
-        ({"image": {"bytes": b"no picture", "path": None}}, "image of caption_id caption-7"),
+        ({"image": {"bytes": b"no image", "path": None}}, "image of caption_id caption-7"),
         ({"audio": None}, "caption-7 has no `audio`"),
         ({"image_id": None}, "caption-7 has the image_id None; expected a whole number"),
         ({"image_id": "7.jpg"}, "expected a whole number"),

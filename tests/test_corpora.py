@@ -451,7 +451,7 @@ def test_null_where_a_file_or_an_id_should_be_is_named_with_its_row(foreign, tmp
 
 def test_rows_with_null_are_left_out_when_asked(foreign, tmp_path, caplog):
     rows = foreign.to_dict()
-    rows["picture"][1] = None
+    rows["image"][1] = None
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "null.parquet")
     arguments = {"columns": MAPPED, "on_error": "skip", "cache_dir": str(tmp_path / "cache")}
     assert load_speech_image_dataset(tmp_path / "null.parquet", **arguments)["text"][:] == ["zero", "one"]
@@ -463,7 +463,7 @@ def foreign(folder):
     """A data set with columns of its own, as somebody may have saved or published it."""
     rows = {
         "sound": [str(folder / f"{n}.wav") for n in (0, 1, 2)],
-        "picture": [str(folder / f"{n}.png") for n in (0, 0, 1)],
+        "image": [str(folder / f"{n}.png") for n in (0, 0, 1)],
         "photo": ["p0", "p0", "p1"],
         "who": [1, 2, 3],
         "caption": ["zero", None, "one"],
@@ -471,7 +471,7 @@ def foreign(folder):
     return datasets.Dataset.from_dict(rows)
 
 
-MAPPED = {"audio": "sound", "image": "picture", "text": "caption", "speaker": "who"}
+MAPPED = {"audio": "sound", "image": "image", "text": "caption", "speaker": "who"}
 
 
 @pytest.mark.parametrize("form", ["saved", "saved with splits", "parquet", "parquet folder"])
@@ -515,21 +515,21 @@ def test_a_repository_of_the_hub_is_asked_for_by_its_name(foreign, monkeypatch):
         return foreign
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    data = load_speech_image_dataset("owner/spoken-pictures", columns=MAPPED, revision="abc")
-    assert len(data) == 3 and asked == [(("owner/spoken-pictures", None), "train", "abc")]
-    with pytest.raises(ValueError, match="owner/spoken-pictures: Unknown split"):
-        load_speech_image_dataset("owner/spoken-pictures", split="test", columns=MAPPED)
+    data = load_speech_image_dataset("owner/spoken-images", columns=MAPPED, revision="abc")
+    assert len(data) == 3 and asked == [(("owner/spoken-images", None), "train", "abc")]
+    with pytest.raises(ValueError, match="owner/spoken-images: Unknown split"):
+        load_speech_image_dataset("owner/spoken-images", split="test", columns=MAPPED)
     with pytest.raises(ValueError, match="leave streaming out"):
-        load_speech_image_dataset("owner/spoken-pictures", streaming=True, on_error="skip")
+        load_speech_image_dataset("owner/spoken-images", streaming=True, on_error="skip")
 
 
 @pytest.mark.parametrize(
     "columns, named",
     [
-        ({}, "no column 'audio', 'image'; its columns are sound, picture"),
+        ({}, "no column 'audio', 'image'; its columns are sound, image"),
         ({**MAPPED, "text": "words"}, "no column 'words'"),
         ({**MAPPED, "words": "caption"}, "columns maps words"),
-        ({**MAPPED, "image_id": "picture"}, "stands for two"),
+        ({**MAPPED, "image_id": "image"}, "stands for two"),
     ],
 )
 def test_columns_that_do_not_fit_are_errors(foreign, tmp_path, columns, named):

@@ -204,3 +204,25 @@ def test_no_file_names_a_private_path_or_a_registry(repository_root):
 
 def _read(root: Path, name: str) -> str:
     return (root / name).read_text(encoding="utf-8")
+
+
+def test_one_word_for_one_thing(repository_root):
+    contributing = _read(repository_root, "CONTRIBUTING.md")
+    table = contributing.split("| write | not |")[1].split("\n\n")[0]
+    banned = [row.split("|")[2].strip() for row in table.splitlines()[2:]]
+    assert len(banned) >= 20
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, banned))})s?\b", re.IGNORECASE)
+    listed = subprocess.run(["git", "ls-files"], cwd=repository_root, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        path = repository_root / name
+        if path.suffix in (".py", ".md", ".jinja", ".js", ".html") and not path.is_symlink() and path.is_file():
+            text = path.read_text(encoding="utf-8").replace(table, "")
+            found = pattern.search(text)
+            assert not found, f"{name}: {found[0]!r}; CONTRIBUTING.md has the word for it"
+
+
+def test_module_docstrings_begin_with_a_noun(repository_root):
+    for folder in (*FLOW, "src/speechclip_plus_cli"):
+        for path in modules_of(repository_root, folder):
+            title = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split(" ")[0]
+            assert title and title not in {"What", "Which", "How", "Whatever", "Whether", "From"}, f"{path}: {title}"

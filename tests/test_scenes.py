@@ -32,9 +32,9 @@ def objects_of(contents):
 
 def object_pixels(scene, size=64):
     """Where each object was painted: two boolean (H, W), found by drawing the scene with and without the objects."""
-    picture = np.asarray(scene.draw(size), dtype=np.float32)
+    image = np.asarray(scene.draw(size), dtype=np.float32)
     behind = np.clip(draw_background(scene.background, np.random.default_rng(scene.drawing_seed), size), 0, 255)
-    return np.abs(picture - np.floor(behind)).sum(-1) > 24
+    return np.abs(image - np.floor(behind)).sum(-1) > 24
 
 
 def test_the_same_arguments_give_the_same_scenes_pictures_and_captions():
@@ -99,7 +99,7 @@ def test_no_content_occurs_twice_in_an_evaluation_split(split):
     assert len({scene.content for scene in scenes}) == len(scenes)
 
 
-def test_training_contents_repeat_only_when_all_were_used_and_then_with_a_new_picture():
+def test_training_contents_repeat_only_when_all_were_used_and_then_with_a_new_images():
     number = len(split_contents("train"))
     scenes = sample_scenes("train", number + 100, seed=0)
     assert len({scene.content for scene in scenes[:number]}) == number
@@ -190,17 +190,17 @@ def test_big_objects_cover_more_than_small_ones_of_the_same_shape():
 def test_an_object_has_the_colour_that_is_said(colour):
     other = next(name for name in COLOURS if name != colour)
     scene = Scene(SceneObject("big", colour, "square"), SceneObject("small", other, "ring"), "left", "grey", 0, 3)
-    picture = np.asarray(scene.draw(), dtype=np.float32)
-    patch = picture[object_pixels(scene)]
+    image = np.asarray(scene.draw(), dtype=np.float32)
+    patch = image[object_pixels(scene)]
     nearest = [min(COLOURS, key=lambda name, p=p: np.abs(np.float32(COLOURS[name]) - p).sum()) for p in patch]
     assert nearest.count(colour) == max(nearest.count(name) for name in COLOURS)
 
 
 def test_pictures_of_the_same_scene_with_other_jitter_differ_everywhere_a_little():
     first, second = SceneObject("big", "red", "star"), SceneObject("small", "green", "moon")
-    pictures = [np.asarray(Scene(first, second, "above", "sand", 0, seed).draw()) for seed in range(3)]
-    assert all(p.shape == (64, 64, 3) and p.dtype == np.uint8 for p in pictures)
-    assert (pictures[0] != pictures[1]).mean() > 0.5 and (pictures[1] != pictures[2]).mean() > 0.5
+    images = [np.asarray(Scene(first, second, "above", "sand", 0, seed).draw()) for seed in range(3)]
+    assert all(p.shape == (64, 64, 3) and p.dtype == np.uint8 for p in images)
+    assert (images[0] != images[1]).mean() > 0.5 and (images[1] != images[2]).mean() > 0.5
 
 
 def test_pictures_can_be_drawn_larger():

@@ -140,7 +140,7 @@ def write_csv(folder, *lines):
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def test_a_folder_with_csv_gives_the_common_columns_and_equal_ids_for_equal_pictures(folder):
+def test_a_folder_with_csv_gives_the_common_columns_and_equal_ids_for_equal_images(folder):
     write_csv(
         folder, "audio,image,text,speaker", "0.wav,0.png,one,ann", "1.wav,0.png,two,bob", "2.wav,1.png,three,ann"
     )
@@ -182,8 +182,8 @@ def test_a_missing_file_is_named_with_its_row(folder):
 
 
 def test_missing_columns_are_named(folder):
-    write_csv(folder, "file,picture,text", "0.wav,0.png,one")
-    with pytest.raises(ValueError, match="no audio and no image.*file, picture, text"):
+    write_csv(folder, "file,image,text", "0.wav,0.png,one")
+    with pytest.raises(ValueError, match="no audio and no image.*file, image, text"):
         load_speech_image_dataset("folder", data_dir=folder)
 
 

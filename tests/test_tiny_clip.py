@@ -154,7 +154,7 @@ def test_other_drawings_of_the_same_content_are_no_negatives(model, processor):
 
 @pytest.mark.slow
 def test_the_training_script_writes_a_folder_that_loads(tmp_path):
-    small = ["--steps", "2", "--batch", "8", "--pictures", "40", "--width", "32", "--image-layers", "1"]
+    small = ["--steps", "2", "--batch", "8", "--images", "40", "--width", "32", "--image-layers", "1"]
     assert main([str(tmp_path / "clip"), *small, "--text-layers", "1", "--threads", "1"]) == 0
     assert CLIPModel.from_pretrained(tmp_path / "clip").config.projection_dim == 32
     assert CLIPProcessor.from_pretrained(tmp_path / "clip").tokenizer("red moon")["input_ids"]

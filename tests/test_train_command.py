@@ -1,4 +1,4 @@
-"""`speechclip-plus train`: from a folder of recordings and pictures to a saved model."""
+"""`speechclip-plus train`: from a folder of recordings and images to a saved model."""
 
 import csv
 import importlib.util

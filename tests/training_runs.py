@@ -24,7 +24,7 @@ from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTraine
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
 from speechclip_plus_cli import main as cli
 
-NUM_ROWS = 11  # two captions of each picture but the last: no multiple of any batch size used here
+NUM_ROWS = 11  # two captions of each image but the last: no multiple of any batch size used here
 VOCABULARY = 653
 
 
@@ -88,12 +88,12 @@ def make_dataset(num_rows=NUM_ROWS):
     rows = []
     for number in range(num_rows):
         if number % 2 == 0:
-            picture = Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+            image = Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8))
         samples = generator.uniform(-1, 1, 8000 + 640 * (number * 7 % num_rows))
         rows.append(
             {
                 "audio": {"array": samples.tolist(), "sampling_rate": 16_000},
-                "image": picture,
+                "image": image,
                 "image_id": 100 + number // 2,
                 "text": ["a red circle", "a square", "blue"][number % 3],
                 "caption_id": str(number),

@@ -27,7 +27,7 @@ tags:
 # Tiny CLIP for drawn scenes
 
 A `CLIPModel` of {parameters:.2f} M parameters ({megabytes:.1f} MB, stored in half precision) that knows one small
-world: pictures of two coloured shapes on a background, and the English captions of
+world: images of two coloured shapes on a background, and the English captions of
 `speechclip_plus.trainer.spoken_scenes.scenes`. It stands in for a real CLIP wherever no download is possible: tests,
 and the package's quickstart.
 
@@ -42,7 +42,7 @@ and the package's quickstart.
 {commands}
 ```
 
-{steps} steps of {batch} pairs with the symmetric contrastive loss, AdamW, on {pictures} drawings of training scenes
+{steps} steps of {batch} pairs with the symmetric contrastive loss, AdamW, on {images} drawings of training scenes
 (two drawings of the same content are no negatives of each other), {minutes:.0f} minutes on two shared CPU cores with
 torch {torch} and transformers {transformers}. Part of each batch are near neighbours: scenes that differ in one
 attribute or in the order of the objects. Since it is to be read by *keywords*, {sentence:.0f} % of the training
@@ -51,7 +51,7 @@ subwords doubled, wrong, superfluous or missing.
 
 ## Measured
 
-Recall in percent among 500 scenes whose content (objects and relation) is in no training picture; chance is 0.2 and 2.
+Recall in percent among 500 scenes whose content (objects and relation) is in no training image; chance is 0.2 and 2.
 
 | captions | split | text to image R@1 | R@10 | image to text R@1 | R@10 |
 |---|---|---|---|---|---|
@@ -63,7 +63,7 @@ the subwords doubled and one in ten wrong, superfluous or missing.
 ## Not for
 
 Photographs, any other drawings, any other words: it has never seen them. Its scores say nothing about how a method
-does on real data. Nor for telling sides: it knows what is in a picture far better than what stands left of what.
+does on real data. Nor for telling sides: it knows what is in an image far better than what stands left of what.
 """
 
 
@@ -90,7 +90,7 @@ def write_card(results: dict[str, dict[str, float]], stages: list[dict[str, Any]
         commands="\n".join(_command(number, stage) for number, stage in enumerate(stages, 1)),
         steps=" + ".join(str(stage["steps"]) for stage in stages),
         batch=last["batch"],
-        pictures=last["pictures"],
+        images=last["images"],
         minutes=sum(stage["minutes"] for stage in stages),
         **dict(zip(("sentence", "telegram", "keywords"), (100 * share for share in last["styles"]), strict=True)),
         **facts,

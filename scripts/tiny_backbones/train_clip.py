@@ -33,7 +33,7 @@ GROUP = 4
 
 
 def clip_config(vocabulary: dict[str, int], width: int, image_layers: int, text_layers: int) -> CLIPConfig:
-    """Configure a CLIP for pictures of 64 x 64 pixels in patches of 8 and for ``vocabulary``."""
+    """Configure a CLIP for images of 64 x 64 pixels in patches of 8 and for ``vocabulary``."""
     common = {"hidden_size": width, "num_attention_heads": width // 32, "hidden_act": "quick_gelu"}
     ids = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END], "pad_token_id": vocabulary[END]}
     return CLIPConfig(
@@ -54,27 +54,25 @@ def _render(scenes: list[Scene]) -> np.ndarray:
     return np.stack([np.asarray(scene.draw()) for scene in scenes])
 
 
-def render_pictures(scenes: list[Scene], processes: int) -> np.ndarray:
+def render_images(scenes: list[Scene], processes: int) -> np.ndarray:
     """Draw all scenes: uint8 (N, 64, 64, 3)."""
     chunks = [scenes[start : start + 1000] for start in range(0, len(scenes), 1000)]
-    pictures, began = [], time.monotonic()
+    images, began = [], time.monotonic()
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for number, chunk in enumerate(pool.imap(_render, chunks), 1):
-            pictures.append(chunk)
+            images.append(chunk)
             if number % 10 == 0 or number == len(chunks):
-                print(f"drew {min(number * 1000, len(scenes))} of {len(scenes)} pictures, "
+                print(f"drew {min(number * 1000, len(scenes))} of {len(scenes)} images, "
                       f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
-    return np.concatenate(pictures)
+    return np.concatenate(images)
 
 
 class Batches:
     """Endless batches of (pixels, subword ids, contents), a part of each made of groups of near neighbours."""
 
-    def __init__(
-        self, scenes: list[Scene], pictures: np.ndarray, vocabulary: dict[str, int], args: argparse.Namespace
-    ):
+    def __init__(self, scenes: list[Scene], images: np.ndarray, vocabulary: dict[str, int], args: argparse.Namespace):
         """Index the scenes by content; ``args`` gives batch, hard and seed."""
-        self.scenes, self.pictures, self.vocabulary, self.args = scenes, pictures, vocabulary, args
+        self.scenes, self.images, self.vocabulary, self.args = scenes, images, vocabulary, args
         self.rng = np.random.default_rng(args.seed)
         self.drawings: dict[str, list[int]] = {}
         for index, scene in enumerate(scenes):
@@ -121,22 +119,22 @@ class Batches:
         captions = [
             worn_caption(self.scenes[n], rng, STYLES[s], self.vocabulary) for n, s in zip(indices, styles, strict=True)
         ]
-        pixels = to_pixels(shifted(self.pictures[indices], rng))
+        pixels = to_pixels(shifted(self.images[indices], rng))
         contents = torch.tensor([self.numbers[self.scenes[n].content] for n in indices])
         return pixels, padded(captions, self.vocabulary), contents
 
 
-def shifted(pictures: np.ndarray, rng: np.random.Generator, reach: int = 2) -> np.ndarray:
-    """Shift each picture by up to ``reach`` pixels, repeating its border: the pool of drawings is finite."""
-    wide = np.pad(pictures, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
-    places = rng.integers(0, 2 * reach + 1, (len(pictures), 2))
-    size = pictures.shape[1]
+def shifted(images: np.ndarray, rng: np.random.Generator, reach: int = 2) -> np.ndarray:
+    """Shift each image by up to ``reach`` pixels, repeating its border: the pool of drawings is finite."""
+    wide = np.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    places = rng.integers(0, 2 * reach + 1, (len(images), 2))
+    size = images.shape[1]
     return np.stack([p[y : y + size, x : x + size] for p, (y, x) in zip(wide, places, strict=True)])
 
 
-def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+def to_pixels(images: np.ndarray) -> torch.Tensor:
     """Scale uint8 (B, H, W, 3) to what the image processor gives: float32 (B, 3, H, W)."""
-    return (torch.tensor(pictures).permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+    return (torch.tensor(images).permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
 
 
 def padded(captions: list[list[int]], vocabulary: dict[str, int]) -> torch.Tensor:
@@ -173,8 +171,8 @@ def contrastive_loss(
 def measure(model: CLIPModel, scenes: list[Scene], vocabulary: dict[str, int], seed: int = 0) -> dict[str, float]:
     """Retrieval on scenes: recall in percent, text to image and back, for each style of caption."""
     model.eval()
-    pictures = _render(scenes)
-    images = torch.cat([embed_images(model, to_pixels(p)) for p in np.array_split(pictures, -(-len(pictures) // 250))])
+    images = _render(scenes)
+    images = torch.cat([embed_images(model, to_pixels(p)) for p in np.array_split(images, -(-len(images) // 250))])
     found = {}
     for style in STYLES:
         rng = np.random.default_rng(seed)
@@ -229,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--start-from", type=Path, help="folder of an earlier stage, whose weights to go on with")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--pictures", type=int, default=51498, help="drawings held in memory (12 kB each)")
+    parser.add_argument("--images", type=int, default=51498, help="drawings held in memory (12 kB each)")
     parser.add_argument("--hard", type=float, default=0.5, help="share of scenes that bring near neighbours along")
     parser.add_argument("--styles", type=float, nargs=3, default=[0.4, 0.2, 0.4], help=f"shares of {STYLES}")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -254,10 +252,10 @@ def main(argv: list[str] | None = None) -> int:
         earlier = json.loads((args.start_from / "training.json").read_text(encoding="utf-8"))
     size = sum(p.numel() for p in model.parameters())
     print(f"{size / 1e6:.2f} M parameters, {len(vocabulary)} subwords; {args.steps} steps of {args.batch} pairs. "
-          f"Budget on two free cores: {args.pictures / 600:.0f} s of drawing, {args.steps * args.batch / 256:.0f} s"
+          f"Budget on two free cores: {args.images / 600:.0f} s of drawing, {args.steps * args.batch / 256:.0f} s"
           " of training.", flush=True)  # fmt: skip
-    scenes = sample_scenes("train", args.pictures, args.seed)
-    batches = Batches(scenes, render_pictures(scenes, args.threads), vocabulary, args)
+    scenes = sample_scenes("train", args.images, args.seed)
+    batches = Batches(scenes, render_images(scenes, args.threads), vocabulary, args)
     train(model, batches, sample_scenes("validation", 500, 1), args)
     model.half().float()  # what is shipped is fp16, so that is what is measured
     results = {split: measure(model, sample_scenes(split, 500, 1), vocabulary) for split in ("validation", "test")}

@@ -124,7 +124,7 @@ def _caption_of(name: str, said: dict[str, list[str]]) -> tuple[str, int] | None
 
 def _read_captions(file: Path, findings: Findings) -> Iterator[tuple[str, int, str]]:
     """Yield image, number and text of each caption."""
-    if file.name == "captions.txt":  # the copy on Kaggle: no numbers, the captions of a image in their order
+    if file.name == "captions.txt":  # the copy on Kaggle: no numbers, the captions of an image in their order
         seen: dict[str, int] = {}
         with file.open(encoding="utf-8-sig", newline="") as stream:
             # Commas in captions are not quoted in all copies.

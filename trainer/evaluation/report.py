@@ -1,4 +1,4 @@
-"""From an evaluation to its tables and its page."""
+"""Report of an evaluation: its tables, figures and examples on one page."""
 
 import json
 from collections.abc import Sequence
