@@ -119,7 +119,7 @@ PUSHED = """
 import json, sys
 import datasets
 from huggingface_hub import DatasetCard, HfApi
-from speechclip_plus import cli
+from speechclip_plus_cli import main as cli
 
 command = ["data", "check", sys.argv[1], "--push", "ann/huts"]
 assert cli.main(command) == 0
