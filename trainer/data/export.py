@@ -45,18 +45,8 @@ def write_parquet(
         ValueError: If `output` exists or may not be replaced.
     """
     check_new_folder(output, force, inputs)
-    names = []
     with finished_folder(output) as work:
-        for split, data in splits.items():
-            shards = -(-sum(_size(row[name]) for row in data for name in ("audio", "image")) // _SHARD_BYTES) or 1
-            for number in range(shards):
-                names.append(f"{split}-{number:05d}-of-{shards:05d}.parquet")
-                _write_file(data.shard(shards, number, contiguous=True), work / names[-1])
-        if facts is not None:
-            located = {split: f"{split}-*.parquet" for split in splits}
-            info = _dataset_info(splits, {name: work / name for name in names})
-            write_text(work / CARD, render_dataset_card(replace(facts, data_files=located, dataset_info=info)))
-    return names
+        return _write_files(splits, work, facts)
 
 
 def push_dataset(splits: dict[str, datasets.Dataset], repo_id: str, facts: DatasetCardFacts) -> str:
@@ -77,10 +67,10 @@ def push_dataset(splits: dict[str, datasets.Dataset], repo_id: str, facts: Datas
     place = Path(datasets.config.HF_DATASETS_CACHE)
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="push-", dir=place) as folder:
-        write_parquet(splits, Path(folder) / "data", facts=replace(facts, repo_id=repo_id))
+        _write_files(splits, Path(folder), replace(facts, repo_id=repo_id))
         private = None if HfApi().repo_exists(repo_id, repo_type="dataset") else True
         pushed = push_folder(
-            Path(folder) / "data",
+            Path(folder),
             repo_id,
             repo_type="dataset",
             private=private,
@@ -90,31 +80,41 @@ def push_dataset(splits: dict[str, datasets.Dataset], repo_id: str, facts: Datas
     return pushed.repo_url
 
 
-def _dataset_info(splits: dict[str, datasets.Dataset], files: dict[str, Path]) -> dict[str, Any]:
-    """Features and sizes as `datasets` writes them into a card."""
-    sizes = dict.fromkeys(splits, 0)
-    for name, file in files.items():
-        content = pyarrow.parquet.read_metadata(file)
-        split = next(split for split in splits if name.startswith(f"{split}-"))
-        sizes[split] += sum(content.row_group(group).total_byte_size for group in range(content.num_row_groups))
-    infos = {split: datasets.SplitInfo(split, sizes[split], len(data)) for split, data in splits.items()}
-    info = datasets.DatasetInfo(
-        features=next(iter(splits.values())).features,
-        splits=datasets.SplitDict(infos),
-        download_size=sum(file.stat().st_size for file in files.values()),
-        dataset_size=sum(sizes.values()),
-    )
-    card = DatasetCardData()
-    DatasetInfosDict({"default": info}).to_dataset_card_data(card)
-    return card.to_dict()["dataset_info"]
+def _write_files(splits: dict[str, datasets.Dataset], folder: Path, facts: DatasetCardFacts | None) -> list[str]:
+    names = []
+    infos = {}
+    for split, data in splits.items():
+        shards = -(-sum(_size(row[name]) for row in data for name in ("audio", "image")) // _SHARD_BYTES) or 1
+        files = [f"{split}-{number:05d}-of-{shards:05d}.parquet" for number in range(shards)]
+        parts = [data.shard(shards, number, contiguous=True) for number in range(shards)]
+        size = sum(_write_file(part, folder / file) for part, file in zip(parts, files, strict=True))
+        infos[split] = datasets.SplitInfo(split, size, len(data))
+        names += files
+    if facts is not None:
+        info = datasets.DatasetInfo(
+            features=next(iter(splits.values())).features,
+            splits=datasets.SplitDict(infos),
+            download_size=sum((folder / name).stat().st_size for name in names),
+            dataset_size=sum(info.num_bytes for info in infos.values()),
+        )
+        metadata = DatasetCardData()
+        DatasetInfosDict({"default": info}).to_dataset_card_data(metadata)
+        located = {split: f"{split}-*.parquet" for split in splits}
+        facts = replace(facts, data_files=located, dataset_info=metadata.to_dict()["dataset_info"])
+        write_text(folder / CARD, render_dataset_card(facts))
+    return names
 
 
 def _size(item: dict[str, Any]) -> int:
     return len(item["bytes"]) if item["bytes"] is not None else Path(item["path"]).stat().st_size
 
 
-def _write_file(data: datasets.Dataset, file: Path) -> None:
+def _write_file(data: datasets.Dataset, file: Path) -> int:
     # `Dataset.to_parquet` leaves out the files that the rows name; `push_to_hub` embeds them in this way.
+    written = 0
     with pyarrow.parquet.ParquetWriter(file, data.features.arrow_schema) as writer:
         for table in data.with_format("arrow").iter(_ROW_GROUP):
-            writer.write_table(embed_table_storage(table))
+            embedded = embed_table_storage(table)
+            writer.write_table(embedded)
+            written += embedded.nbytes
+    return written

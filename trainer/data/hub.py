@@ -26,7 +26,7 @@ def is_data_path(path: Path) -> bool:
         return path.suffix == ".parquet"
     if _is_saved(path):
         return True
-    names = {file.stem.split("-")[0] for file in path.rglob("*.parquet")}
+    names = set(map(_split_of_file, _all_parquet_files(path)))
     suffixes = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES)
     return bool(names) and (
         not names.isdisjoint(SPLITS) or not any(file.suffix.lower() in suffixes for file in path.rglob("*"))
@@ -34,13 +34,12 @@ def is_data_path(path: Path) -> bool:
 
 
 def splits_of(path: Path) -> list[str]:
-    """The splits of what `is_data_path` accepts, as `datasets` finds them; a single file is one split."""
-    if path.is_file():
-        return [_split_of_file(path)]
-    if not _is_saved(path):
-        return datasets.get_dataset_split_names(str(path))
-    data = datasets.load_from_disk(str(path))
-    return list(data) if isinstance(data, datasets.DatasetDict) else [_split_of(data)]
+    """The splits of what `is_data_path` accepts: a saved data set's own, or how parquet files' names begin."""
+    if _is_saved(path):
+        data = datasets.load_from_disk(str(path))
+        return list(data) if isinstance(data, datasets.DatasetDict) else [_split_of(data)]
+    names = dict.fromkeys(_split_of_file(file) for file in _all_parquet_files(path))
+    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 
 
 def load_mapped(
@@ -58,8 +57,8 @@ def load_mapped(
     """Load a split of a data set that `datasets` reads, and give it the common columns.
 
     Args:
-        source: A repository on the Hub or a folder like one (parquet files named after their split,
-            `train-00000-of-00001.parquet`), a parquet file, or a folder written by `save_to_disk`.
+        source: A repository on the Hub, a parquet file, a folder with parquet files named after their split
+            (`train-00000-of-00001.parquet`), or a folder written by `save_to_disk`.
         split: The split's name there.
         columns: The source's name of each column that has another name there, for instance `{"audio": "sound"}`.
             Without an `image_id` it follows from the image's bytes (or, if only its path is stored, from that; or
@@ -83,18 +82,17 @@ def load_mapped(
         data = _saved(path, split)
         data = shards(data) if streaming else data
     else:
-        # A single file of any name is for training, too.
-        files = {split if split == "train" else _split_of_file(path): str(path)} if path.is_file() else None
-        name = "parquet" if path.is_file() else str(path if path.exists() else source)
+        # By our own rule: that of `datasets` leaves parquet files of other names out where some are named by splits.
+        local = {"data_files": {split: _parquet_files(path, split)}} if path.exists() else {}
         try:
             data = datasets.load_dataset(
-                name,
+                "parquet" if local else str(source),
                 config_name,
-                data_files=files,
                 split=split,
                 revision=revision,
                 cache_dir=cache_dir,
                 streaming=streaming,
+                **local,
             )
         except ValueError as error:
             if re.match(r"(Unknown|Bad) split", str(error)):
@@ -127,9 +125,23 @@ def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in _SAVED)
 
 
-def _split_of_file(path: Path) -> str:
-    name = path.stem.split("-")[0]
-    return name if name in SPLITS else "train"
+def _split_of_file(file: Path) -> str:
+    return file.stem.split("-")[0]
+
+
+def _all_parquet_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+
+
+def _parquet_files(path: Path, split: str) -> list[str]:
+    files = _all_parquet_files(path)
+    chosen = [str(file) for file in files if _split_of_file(file) == split]
+    if not chosen and len(files) == 1 and split == "train":
+        return [str(files[0])]  # a single file of any name: its rows are for training
+    if not chosen:
+        there = ", ".join(file.name for file in files[:10])
+        raise NoSuchSplitError(f"{path} has no parquet file whose name begins with the split {split!r}, but {there}.")
+    return chosen
 
 
 def _with_common_columns(
