@@ -22,7 +22,7 @@ from speechclip_plus.trainer.collator import SpeechImageCollator
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
 from speechclip_plus.trainer.evaluation.evaluate import join_batches
 from speechclip_plus.trainer.feature_cache import cache_features
-from speechclip_plus.trainer.sampler import LengthGroupedBatches
+from speechclip_plus.trainer.sampler import LengthGroupedBatches, stored_column
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
@@ -217,7 +217,7 @@ def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: Any, pl
     optimizer = torch.optim.Adam([p for p in trial.parameters() if p.requires_grad])
     size = min(plan.batch_size, len(train))
     # Batches as the training will meet them: how long a step takes depends on the longest utterance.
-    order = list(LengthGroupedBatches(list(train["length"]), size, plan.seed))
+    order = list(LengthGroupedBatches(stored_column(train, "length"), size, plan.seed))
     times = []
     for start in range(0, size * _TIMED_STEPS, size):
         started = time.monotonic()
