@@ -15,12 +15,19 @@ from PIL import Image
 
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
+from speechclip_plus.trainer.card_data import split_size
 from speechclip_plus.trainer.collator import SpeechImageCollator
 from speechclip_plus.trainer.evaluation.keyword_metrics import keyword_hit_rate
 from speechclip_plus.trainer.evaluation.retrieval_metrics import retrieval_recall
 from speechclip_plus.trainer.feature_cache import cache_features, cache_image_embeddings
 from speechclip_plus.trainer.gradient_cache import backward_in_chunks
-from speechclip_plus.trainer.sampler import LengthGroupedBatches, SharedBatches, ShuffledRows, utterance_lengths
+from speechclip_plus.trainer.sampler import (
+    LengthGroupedBatches,
+    SharedBatches,
+    ShuffledRows,
+    stored_column,
+    utterance_lengths,
+)
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 
@@ -442,6 +449,16 @@ def test_cached_features_are_what_the_encoders_give_and_are_computed_once(
     again = cache_features(model, tiny_processor, dataset.select([5, 3]), tmp_path)
     assert seen == ([], []) and torch.equal(again[1]["speech_hidden_states"], row["speech_hidden_states"])
     assert again.select([1])[0]["caption_id"] == "3" and again.info.dataset_name == dataset.info.dataset_name
+
+
+def test_columns_of_a_cached_data_set_are_read_without_its_tensors(make_model, dataset, tiny_processor, tmp_path):
+    features = cache_features(make_model(), tiny_processor, dataset, tmp_path)
+    for file in tmp_path.rglob("values.bin"):
+        file.unlink()
+    assert stored_column(features, "image_id") == list(dataset["image_id"])
+    assert split_size(features).images == (NUM_ROWS + 1) // 2
+    with pytest.raises(FileNotFoundError):
+        features[0]
 
 
 def test_a_cache_that_was_being_written_is_written_anew(make_model, dataset, tiny_processor, tmp_path):

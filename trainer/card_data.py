@@ -24,7 +24,7 @@ from ..hub_cards.results import Results
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from .evaluation.evaluate import SplitOutputs, evaluate, spoken_keywords
 from .evaluation.retrieval_metrics import chance_recall
-from .sampler import utterance_lengths
+from .sampler import stored_column, utterance_lengths
 from .tiny_backbones import tiny_backbone
 
 EXAMPLES = 5
@@ -241,11 +241,11 @@ def history_results(trainer: Any, dataset: str, steps: int | None) -> list[Resul
         entry = next((entry for entry in entries if entry["step"] == steps), entries[-1] if entries else None)
         if entry is None:
             continue
-        ids = data["image_id"] if isinstance(data, datasets.Dataset) else None
+        ids = stored_column(data, "image_id") if isinstance(data, datasets.Dataset) else None
         results.append(
             Results(
                 metrics={name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)},
-                chance={} if ids is None else chance_recall(list(ids), list(ids)),
+                chance={} if ids is None else chance_recall(ids, ids),
                 dataset=dataset_name(data) or dataset or "unnamed data",
                 split=split,
                 how=f"the training's evaluation at step {entry['step']}",
@@ -310,7 +310,7 @@ def spoken_languages(name: str, data: Any) -> tuple[str, ...]:
         return DATASETS[name].languages
     if not isinstance(data, datasets.Dataset) or "speaker" not in data.column_names:
         return ()
-    speakers = set(data["speaker"])
+    speakers = set(stored_column(data, "speaker"))
     if not all(speaker and _LANGUAGE.fullmatch(speaker) for speaker in speakers):
         return ()
     return tuple(sorted(speaker.replace("_", "-") for speaker in speakers))
@@ -322,9 +322,9 @@ def split_size(data: Any) -> SplitSize:
         return SplitSize()
 
     def different(column: str) -> int | None:
-        if column not in (getattr(data, "column_names", None) or ()):
+        if not isinstance(data, datasets.Dataset) or column not in data.column_names:
             return None
-        return len(set(data[column]) - {"", None}) or None
+        return len(set(stored_column(data, column)) - {"", None}) or None
 
     return SplitSize(rows=len(data), images=different("image_id"), speakers=different("speaker"), hours=_hours(data))
 

@@ -139,6 +139,10 @@ class CachedColumns:
                 batch[name] = [_read(places[row], dtype) for row in rows]
         return batch
 
+    def __deepcopy__(self, memo: dict) -> "CachedColumns":
+        """Return itself, which never changes: `datasets` copies a transform whenever a format is set."""
+        return self
+
 
 def _with_columns(dataset: Any, columns: Mapping[str, tuple[Sequence[Place], torch.dtype]]) -> Any:
     numbered = dataset.add_column(CACHED_ROW, list(range(len(dataset))))

@@ -154,6 +154,11 @@ class StreamShare(IterableDataset):
             epoch += 1
 
 
+def stored_column(dataset: Any, name: str) -> list[Any]:
+    """Values of a `datasets.Dataset`'s column as stored: a transform would be run on whole rows to read one column."""
+    return list(dataset.with_format(None)[name])
+
+
 def utterance_lengths(audio: Sequence[Any]) -> list[int]:
     """Lengths of utterances in samples at 16 kHz, read from the files' headers.
 
@@ -236,7 +241,7 @@ def _row_order(dataset: Any, args: TrainingArguments, seed: int) -> Sampler[int]
 def _row_lengths(dataset: Any, args: TrainingArguments) -> Sequence[int]:
     columns = getattr(dataset, "column_names", None) or ()
     if args.length_column_name in columns:
-        return list(dataset[args.length_column_name])
+        return stored_column(dataset, args.length_column_name)
     if "audio" not in columns:
         raise ValueError(
             f"Grouping by length needs the rows' lengths: give the data set a column {args.length_column_name!r} or "

@@ -26,7 +26,7 @@ from speechclip_plus.modeling_speechclip_plus.audio_utils import SAMPLING_RATE, 
 from speechclip_plus.modeling_speechclip_plus.image_utils import load_image
 from speechclip_plus.trainer.card_data import trainer_card_facts
 from speechclip_plus.trainer.feature_cache import cache_features
-from speechclip_plus.trainer.sampler import LengthGroupedBatches
+from speechclip_plus.trainer.sampler import LengthGroupedBatches, stored_column
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 from .console import Console
@@ -166,7 +166,7 @@ def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: Any, pl
     optimizer = torch.optim.Adam([p for p in trial.parameters() if p.requires_grad])
     size = min(BATCH_SIZE, len(train))
     # Batches as the training will meet them: how long a step takes depends on the longest utterance.
-    order = list(LengthGroupedBatches(train["length"], size, plan.seed))
+    order = list(LengthGroupedBatches(stored_column(train, "length"), size, plan.seed))
     times = []
     for start in range(0, size * TIMED_STEPS, size):
         started = time.monotonic()
