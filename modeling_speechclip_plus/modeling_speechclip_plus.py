@@ -30,6 +30,8 @@ from .speech_encoder import SPEECH_ENCODERS, LayerWeightedSum, speech_encoder_ad
 
 logger = logging.get_logger(__name__)
 
+# CLIP's bound, a scale of 100 (arXiv 2103.00020, section 2.5), as float32 has it: a value at the bound has a gradient.
+MAX_LOGIT_SCALE = torch.tensor(math.log(100), dtype=torch.float32).item()
 BACKBONES = {"speech_encoder": "speech_backbone", "clip": "clip_backbone"}
 _CAPTION_TARGETS = (
     "cif_config.target_length is 'caption': give target_lengths, for instance each caption's number of tokens."
@@ -110,7 +112,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         text_config = config.clip_config.text_config
         self.speech_adapter = speech_encoder_adapter(config.speech_config)
         self.speech_encoder = self.speech_adapter.build(config.padding)
-        self.clip = CLIPModel._from_config(config.clip_config)
+        # One precision for all parts; those that a saved configuration names are of the weights that it was saved with.
+        self.clip = CLIPModel._from_config(config.clip_config, dtype=torch.get_default_dtype())
         self.layer_sum = LayerWeightedSum(config.speech_config.num_hidden_layers + 1, config.normalize_hidden_states)
         self.branch = BranchEncoder(config)
         if config.has_parallel:
@@ -144,6 +147,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             self.is_keyword = nn.Buffer(is_keyword, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.loss_config.temperature)))
         self.post_init()
+        self.float_statistics()
         self.set_trainable(speech_encoder=config.train_speech_encoder, clip=config.train_clip)
         if not config.backbones_saved:
             self._keys_to_ignore_on_load_missing |= {rf"^{name}\." for name in BACKBONES}
@@ -661,9 +665,14 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         )
         return self.score(audio, pixel_values, image_embeds, image_ids, return_loss)
 
+    @property
+    def similarity_scale(self) -> Tensor:
+        """The factor on similarities in losses and logits: `exp(logit_scale)`, at most 100 as in CLIP, float32."""
+        return self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+
     def _logits(self, embeds: Tensor, image_embeds: Tensor) -> Tensor:
         with torch.autocast(embeds.device.type, enabled=False):
-            return self.logit_scale.float().exp() * (embeds.float() @ image_embeds.float().T)
+            return self.similarity_scale * (embeds.float() @ image_embeds.float().T)
 
     def _losses(self, output: SpeechClipPlusOutput, image_ids: Tensor | None) -> dict[str, Tensor]:
         """Losses of the configured branches and their weighted sum (arXiv 2402.06959, section 2.3)."""
@@ -719,15 +728,11 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             raise ValueError("The parallel variant has no keywords; use a cascaded or hybrid model.")
         if not 1 <= top_k <= int(self.is_keyword.sum()):
             raise ValueError(f"top_k must be between 1 and {int(self.is_keyword.sum())}, but is {top_k}.")
-        was_training = self.training
-        self.eval()
-        try:
-            audio = self.encode_audio(
-                input_values, attention_mask, speech_hidden_states, frame_lengths, branches=("cascaded",)
-            )
-            output: Any = self.score(audio)
-        finally:
-            self.train(was_training)
+        model: Any = _evaluation_view(self) if self.training else self
+        audio = model.encode_audio(
+            input_values, attention_mask, speech_hidden_states, frame_lengths, branches=("cascaded",)
+        )
+        output = model.score(audio)
         near = cosine_similarities(output.keyword_embeds, self._codebook()).masked_fill(~self.is_keyword, -torch.inf)
         nearest = near.topk(top_k, dim=-1)  # (B, N, k)
         near_ids, near_similarities = self.vocabulary_ids[nearest.indices].tolist(), nearest.values.tolist()
@@ -889,6 +894,15 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 def is_frozen(module: nn.Module) -> bool:
     """Whether no parameter of a module requires a gradient."""
     return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _evaluation_view(module: nn.Module) -> nn.Module:
+    """A module in evaluation mode with the weights of one that stays in its mode, for another thread perhaps."""
+    view = object.__new__(type(module))
+    view.__dict__ = {key: value.copy() if isinstance(value, dict) else value for key, value in vars(module).items()}
+    view.__dict__["training"] = False
+    view.__dict__["_modules"] = {name: child and _evaluation_view(child) for name, child in module._modules.items()}
+    return view
 
 
 def no_grad_if_frozen(module: nn.Module) -> AbstractContextManager:

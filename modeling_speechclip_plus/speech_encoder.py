@@ -44,7 +44,7 @@ class SpeechEncoderAdapter:
 
     def build(self, padding: str) -> PreTrainedModel:
         """Build the encoder with new weights; `padding` as in [`SpeechClipPlusConfig`]."""
-        return AutoModel.from_config(self.config)
+        return AutoModel.from_config(self.config, dtype=torch.get_default_dtype())
 
     def load(self, source: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Load the encoder by `from_pretrained`, with the report that `output_loading_info=True` gives."""
@@ -231,7 +231,7 @@ class WhisperAdapter(SpeechEncoderAdapter):
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
         self.config.tie_last_hidden_states = False  # the last hidden state is wanted before the final norm
-        return WhisperEncoder._from_config(self.config)
+        return WhisperEncoder._from_config(self.config, dtype=torch.get_default_dtype())
 
     def load(self, source: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         """See the base class."""

@@ -320,6 +320,33 @@ def test_half_precision_keeps_statistics_and_temperature_in_float32(dtype, tmp_p
     assert output.loss.isfinite()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_configuration_of_a_model_in_half_precision_builds_one_in_float32(dtype, tmp_path):
+    make_model().save_pretrained(tmp_path / "float32")
+    SpeechClipPlusModel.from_pretrained(tmp_path / "float32", dtype=dtype).save_pretrained(tmp_path / "half")
+    for config in (SpeechClipPlusConfig.from_pretrained(tmp_path / "half"), make_config(dtype=dtype)):
+        config.clip_config.dtype = config.speech_config.dtype = dtype
+        model = SpeechClipPlusModel(config).eval()
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert model(**make_pairs(), return_loss=True).loss.isfinite()
+    half = AutoModel.from_config(make_config(dtype=dtype)).eval()
+    assert half.dtype == half.clip.dtype == dtype and half.keyword_norm.running_var.dtype == torch.float32
+    assert half(**make_pairs(), return_loss=True).loss.isfinite()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_scale_of_similarities_is_at_most_100(variant):
+    model = make_model(variant).train()
+    model.logit_scale.data.fill_(200.0)
+    output = model(**make_pairs(), return_loss=True)
+    output.loss.backward()
+    assert output.loss.isfinite() and model.similarity_scale.item() == pytest.approx(100)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    torch.nn.init.constant_(model.logit_scale, modeling.MAX_LOGIT_SCALE)
+    model(**make_pairs(), return_loss=True).loss.backward()
+    assert model.logit_scale.grad  # at the bound it can still fall
+
+
 def test_autocast_gives_a_finite_loss_with_float32_parts():
     model = make_model().train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -402,6 +429,17 @@ def test_keywords_come_with_text_similarity_neighbours_and_times():
         ends = [keyword.end for keyword in row]
         assert [keyword.start for keyword in row] == [0.0, *ends[:-1]]
         assert ends == sorted(ends) and ends[-1] <= duration
+
+
+def test_keywords_are_those_of_evaluation_mode_while_the_model_stays_in_training_mode():
+    model, modes = make_model(), []
+    expected = model.extract_keywords(**make_inputs())
+    model.train()
+    model.layer_sum.register_forward_hook(lambda *_: modes.append((model.training, model.branch.training)))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert model.extract_keywords(**make_inputs()) == expected
+    assert modes == [(True, True)] and not model.clip.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_a_fixed_number_of_keywords_has_no_times():
