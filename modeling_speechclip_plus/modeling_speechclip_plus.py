@@ -30,8 +30,7 @@ from .speech_encoder import SPEECH_ENCODERS, LayerWeightedSum, speech_encoder_ad
 
 logger = logging.get_logger(__name__)
 
-# CLIP's bound, a scale of 100 (arXiv 2103.00020, section 2.5), as float32 has it: a value at the bound has a gradient.
-MAX_LOGIT_SCALE = torch.tensor(math.log(100), dtype=torch.float32).item()
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's (arXiv 2103.00020, section 2.5)
 BACKBONES = {"speech_encoder": "speech_backbone", "clip": "clip_backbone"}
 _CAPTION_TARGETS = (
     "cif_config.target_length is 'caption': give target_lengths, for instance each caption's number of tokens."
@@ -112,7 +111,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         text_config = config.clip_config.text_config
         self.speech_adapter = speech_encoder_adapter(config.speech_config)
         self.speech_encoder = self.speech_adapter.build(config.padding)
-        # One precision for all parts; those that a saved configuration names are of the weights that it was saved with.
+        # One precision for all parts, whatever precisions a saved configuration names.
         self.clip = CLIPModel._from_config(config.clip_config, dtype=torch.get_default_dtype())
         self.layer_sum = LayerWeightedSum(config.speech_config.num_hidden_layers + 1, config.normalize_hidden_states)
         self.branch = BranchEncoder(config)
@@ -668,7 +667,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     @property
     def similarity_scale(self) -> Tensor:
         """The factor on similarities in losses and logits: `exp(logit_scale)`, at most 100 as in CLIP, float32."""
-        return self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+        scale = self.logit_scale.float()
+        # Beyond the bound it keeps its gradient, so that it can come back.
+        return (scale - (scale - MAX_LOGIT_SCALE).clamp(min=0).detach()).exp()
 
     def _logits(self, embeds: Tensor, image_embeds: Tensor) -> Tensor:
         with torch.autocast(embeds.device.type, enabled=False):
