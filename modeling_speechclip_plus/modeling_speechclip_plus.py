@@ -668,8 +668,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     def similarity_scale(self) -> Tensor:
         """The factor on similarities in losses and logits: `exp(logit_scale)`, at most 100 as in CLIP, float32."""
         scale = self.logit_scale.float()
-        # Beyond the bound it keeps its gradient, so that it can come back.
-        return (scale - (scale - MAX_LOGIT_SCALE).clamp(min=0).detach()).exp()
+        bounded = scale.detach().clamp(max=MAX_LOGIT_SCALE)
+        return (bounded + (scale - scale.detach())).exp()  # beyond the bound it keeps its gradient and can come back
 
     def _logits(self, embeds: Tensor, image_embeds: Tensor) -> Tensor:
         with torch.autocast(embeds.device.type, enabled=False):

@@ -44,19 +44,16 @@ class InputDataset(Dataset):
         kind: "audio", "images" or "text".
         items: Whatever has a length and can be indexed.
         name: What errors call the items; their kind if not given.
-        numbers: Which of them, in this order; all if not given.
     """
 
-    def __init__(self, kind: str, items: Any, name: str | None = None, numbers: Sequence[int] | None = None) -> None:
+    def __init__(self, kind: str, items: Any, name: str | None = None) -> None:
         self.kind, self.items, self.name = kind, items, name or kind
-        self.numbers = range(len(items)) if numbers is None else numbers
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> PipelineInput:
-        number = self.numbers[index]  # its IndexError is what ends a loop over a data set
-        return PipelineInput(self.kind, self.items[number], f"{self.name}[{number}]")
+        return PipelineInput(self.kind, self.items[index], f"{self.name}[{index}]")
 
 
 class SpeechClipPlusPipeline(ChunkPipeline):
@@ -118,7 +115,9 @@ class SpeechClipPlusPipeline(ChunkPipeline):
             yield {"is_last": True, **self.processor(text=[input_.item], return_tensors="pt")}
         else:
             windowing = self._windowing(chunk_length_s, stride_length_s)
-            recording, rate = recording_of(input_, SAMPLING_RATE)
+            recording, rate = input_.item, SAMPLING_RATE
+            if isinstance(recording, Mapping):  # "raw" is what transformers' audio pipelines call an array
+                recording, rate = {"array": recording.get("raw"), **recording}, None
             for window in read_windows(recording, windowing, rate, input_.name):
                 # The mask is what keeps the padding of a batch out of an utterance.
                 features = self.processor(
@@ -226,30 +225,6 @@ def is_batch(kind: str, given: Any) -> bool:
     if isinstance(given, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(given, Sequence):
         return False
     return not (kind == "audio" and len(given) and isinstance(given[0], Real) and not isinstance(given[0], bool))
-
-
-def recording_of(given: PipelineInput, sampling_rate: int) -> tuple[Any, int | None]:
-    """Read a recording as transformers' audio pipelines do.
-
-    Args:
-        given: What `load_audio` takes, or a dictionary with "raw" and "sampling_rate".
-        sampling_rate: That of an array which comes alone.
-
-    Returns:
-        What `load_audio` takes, and the sampling rate of an array without its own.
-
-    Raises:
-        ValueError: If a dictionary has an array and no sampling rate.
-    """
-    item = given.item
-    if not isinstance(item, Mapping):
-        return item, sampling_rate
-    array = item["raw"] if item.get("raw") is not None else item.get("array")
-    if array is None:
-        return item, None
-    if item.get("sampling_rate") is None:
-        raise ValueError(f'{given.name}: a dictionary with an array needs its "sampling_rate" (Hz) too.')
-    return {"array": array, "sampling_rate": item["sampling_rate"]}, None
 
 
 def _is_stream(given: Any) -> bool:

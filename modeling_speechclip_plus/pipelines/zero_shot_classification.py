@@ -32,8 +32,8 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
         """Sort recordings.
 
         Args:
-            audio: A path, bytes, a binary file object, an array at 16 kHz, or a dictionary with "raw" or "array" and
-                "sampling_rate" or with "bytes" or "path"; or a list, a column, a data set or a generator of them.
+            audio: What `load_audio` takes (arrays at 16 kHz), or a dictionary with "raw" and "sampling_rate"; or a
+                list, a column, a data set or a generator of them.
             candidate_labels: At least two different texts, here or when the pipeline is made.
             **kwargs: `hypothesis_template`: a text with `{}` where the label goes, or several, whose embeddings are
                 averaged; if not given, `("{}", "a photo of {}.", "a picture of {}.")`. `branch`: the one that embeds
