@@ -124,19 +124,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, remote_code: bool = IS_REMOTE, **kwargs: Any
     ) -> list[str]:
-        """Save the processor.
-
-        Args:
-            save_directory: Folder to write.
-            remote_code: Whether to write the Python files too by which `AutoProcessor.from_pretrained` loads it with
-                `trust_remote_code=True` where this package is not installed; by default if the processor itself was
-                loaded by such files. A push always has them.
-            **kwargs: See `transformers.ProcessorMixin.save_pretrained`. With `push_to_hub=True` the processor is then
-                pushed as by `push_to_hub`, which takes the arguments it knows.
-
-        Returns:
-            The configuration files written.
-        """
+        """Save the processor; see the model's `save_pretrained`. Returns the configuration files written."""
         pushing = pushing_options(kwargs, save_directory)
         files = super().save_pretrained(save_directory, **kwargs)
         write_code(save_directory, "processor_config.json", remote_code)
@@ -145,19 +133,9 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         return files
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **kwargs: Any) -> Any:
-        """Push the processor to the Hub with the code to load it, in one commit, beside what the repository holds.
+        """Push the processor to the Hub with the code to load it, beside what the repository holds.
 
-        Args:
-            repo_id: `owner/name`, or a name of your own.
-            commit_message: First line of the commit's message.
-            **kwargs: `private`, `token`, `revision`, `create_pr` and `commit_description` as
-                `transformers.ProcessorMixin.push_to_hub` has them.
-
-        Returns:
-            `huggingface_hub.CommitInfo`, the address of the commit.
-
-        Raises:
-            OSError: If the Hub refuses or does not answer.
+        Takes the arguments of the model's `push_to_hub`, and returns and raises what that does.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, remote_code=True)
@@ -227,11 +205,6 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             raise TypeError(
                 f"Unexpected argument {unknown[0]!r}: expected `audio`, `images`, `text`, `sampling_rate`, "
                 "`return_tensors`, or an option of transformers' processors."
-            )
-        if (kwargs.get("text_kwargs") or {}).get("return_attention_mask"):
-            raise ValueError(
-                "The text mask is not returned: `attention_mask` is the audio's, and CLIP's causal text tower does "
-                "not need one. Call `processor.tokenizer` to get it."
             )
 
     def _prepare_audio(

@@ -367,14 +367,6 @@ def test_hidden_states_and_attentions_are_returned_on_request():
     assert output.branch_attentions[0].shape == (3, 2, 9 + frames, 9 + frames)
 
 
-def test_one_hidden_state_can_be_picked():
-    model = make_model("parallel")
-    every = model(**make_inputs(), output_hidden_states=True).hidden_states
-    first, second, third = model(**make_inputs(), output_hidden_states=[0, -1]).hidden_states
-    assert second is None
-    torch.testing.assert_close((first, third), (every[0], every[2]))
-
-
 def test_attentions_under_sdpa_are_left_out_with_a_warning_that_says_how_to_get_them(monkeypatch):
     said = []
     monkeypatch.setattr(modeling.logger, "warning_once", said.append)

@@ -124,11 +124,10 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
             text: A text to search for, in place of `inputs`, or many of them.
             batch_size: Images, texts or windows that are embedded together; 1 if not given, and 16 for candidates.
             num_workers: As in all pipelines.
-            **kwargs: `candidate_images`, `candidate_audio` or `index`: what to search, in place of what the pipeline
-                was made with: a list or column of images or of recordings, or an `EmbeddingIndex`. `top_k`: how many to find, 5 if not given. `return_timestamps`: whether to tell which window of the
-                recording fits best. `branch`: the one that embeds speech, the configured `retrieval_branch` if not
-                given. `chunk_length_s`, `stride_length_s`: windows in which recordings are read, see
-                `SpeechKeywordExtractionPipeline`.
+            **kwargs: `candidate_images`, `candidate_audio` or `index`: a list or column of images or of recordings, or
+                an `EmbeddingIndex`, to search in place of what the pipeline was made with. `top_k`: how many to find,
+                5 if not given. `return_timestamps`: whether to tell which window of the recording fits best. `branch`,
+                `chunk_length_s`, `stride_length_s`: as in `SpeechFeatureExtractionPipeline`.
 
         Returns:
             For one input a list of dictionaries, best first: `score` (cosine similarity), `index` (of the candidate)
