@@ -68,10 +68,10 @@ def load_image(item: Any, name: str = "images") -> "Image":
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return _to_rgb(_from_array(item, name), name)
     with opened(item, name, _ACCEPTED_IMAGES) as (file, name):
-        return _to_rgb(_decoded(file, name), name)
+        return _to_rgb(_decoded_image(file, name), name)
 
 
-def _decoded(file: BinaryIO, name: str) -> "Image":
+def _decoded_image(file: BinaryIO, name: str) -> "Image":
     from PIL import Image
 
     try:
