@@ -40,10 +40,7 @@ class PipelineInput:
 class InputDataset(Dataset):
     """Inputs out of a list, a data set or a column of one, each read when its turn comes.
 
-    Args:
-        kind: "audio", "images" or "text".
-        items: Whatever has a length and can be indexed.
-        name: What errors call the items; their kind if not given.
+    `items` have a length and can be indexed; errors call them by `name`, or their kind.
     """
 
     def __init__(self, kind: str, items: Any, name: str | None = None) -> None:
@@ -150,12 +147,7 @@ class SpeechClipPlusPipeline(ChunkPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and processor, so that `pipeline(task, model=save_directory)` makes the same pipeline.
 
-        Args:
-            save_directory: Folder to write.
-            **kwargs: See the model's `save_pretrained`, for instance `save_backbones=False`.
-
-        Raises:
-            ValueError: If it is a file.
+        Takes what the model's `save_pretrained` takes. A file in the place of the folder is a ValueError.
         """
         if os.path.isfile(save_directory):
             raise ValueError(f"{os.fspath(save_directory)} is a file; name a folder.")
@@ -171,11 +163,7 @@ def window_parameters(chunk_length_s: float | None, stride_length_s: float | Seq
 
 
 def one_of(**given: Any) -> tuple[str, Any]:
-    """Name and value of the one argument that was given.
-
-    Raises:
-        TypeError: If there is none, or more than one.
-    """
+    """Name and value of the one argument that was given; a TypeError if there is none, or more than one."""
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
         what = " and ".join(chosen) if chosen else "nothing"
@@ -191,13 +179,9 @@ def waveforms(model_inputs: dict[str, Any]) -> dict[str, Tensor]:
 def pipeline_inputs(kind: str, given: Any) -> tuple[Any, bool]:
     """Bring what a pipeline is called with to what `transformers.Pipeline.__call__` takes.
 
-    Args:
-        kind: "audio", "images" or "text".
-        given: One input, or a list, a tuple, a column of a data set (all of which are answered by a list), or a data
-            set or a generator (answered by an iterator that reads as it goes).
-
     Returns:
-        A `PipelineInput`, a list or data set of them, or a generator; and whether the answer shall be a list.
+        A `PipelineInput`, a list or data set of them, or a generator; and whether the answer shall be a list: of a
+        list, a tuple or a column it is, of a data set or a generator it is an iterator that reads as it goes.
 
     Raises:
         ValueError: For an empty list.
