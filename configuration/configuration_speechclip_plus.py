@@ -1,48 +1,21 @@
 """Configuration of SpeechCLIP+ models (arXiv 2402.06959)."""
 
-from __future__ import annotations
-
 import difflib
-import math
 import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils.type_validators import interval, positive_int_field
 
 VARIANTS = ("parallel", "cascaded", "cascaded_plus", "hybrid", "hybrid_plus")
 FORMAT_VERSION = 1
 
-# What validate_architecture checks of single values.
-_CHOICES = {
-    "padding": ("invariant", "original"),
-    "branch_config.layer_type": ("attention_and_norm", "transformer_encoder"),
-    "cif_config.target_length": ("frames", "caption"),
-}
-_POSITIVE = (
-    "branch_config.num_layers",
-    "branch_config.num_attention_heads",
-    "branch_config.intermediate_size",
-    "branch_config.parallel_projection_hidden_size",
-    "cif_config.threshold",
-    "cif_config.conv_layers",
-    "cif_config.conv_width",
-    "cif_config.frames_per_keyword",
-    "cif_config.tail_threshold",
-    "keyword_config.temperature",
-    "keyword_config.batch_norm_scale",
-    "keyword_config.projection_hidden_size",
-    "loss_config.temperature",
-)
-_NOT_NEGATIVE = (
-    "cif_config.scale_until_step",
-    "loss_config.parallel_weight",
-    "loss_config.cascaded_weight",
-    "loss_config.quantity_weight",
-)
-_PROBABILITIES = ("branch_config.dropout", "cif_config.dropout", "keyword_config.projection_dropout")
+_positive = interval(min=0, exclude_min=True)
+_not_negative = interval(min=0)
+_probability = interval(min=0, max=1, exclude_max=True)
 
 
 @strict
@@ -79,13 +52,13 @@ class SpeechClipPlusBranchConfig(_BlockConfig):
     model_type = "speechclip_plus_branch"
     base_config_key = "branch_config"
 
-    layer_type: str = "attention_and_norm"
-    num_layers: int = 1
-    num_attention_heads: int = 8
-    intermediate_size: int = 3072
-    dropout: float | int = 0.1
+    layer_type: Literal["attention_and_norm", "transformer_encoder"] = "attention_and_norm"
+    num_layers: int = _positive(default=1)
+    num_attention_heads: int = _positive(default=8)
+    intermediate_size: int = _positive(default=3072)
+    dropout: float | int = _probability(default=0.1)
     layer_norm_eps: float = 1e-5
-    parallel_projection_hidden_size: int | None = None
+    parallel_projection_hidden_size: int | None = positive_int_field(default=None)
 
 
 @strict
@@ -108,14 +81,14 @@ class SpeechClipPlusCifConfig(_BlockConfig):
     model_type = "speechclip_plus_cif"
     base_config_key = "cif_config"
 
-    threshold: float | int = 1.0
-    conv_layers: int = 1
-    conv_width: int = 3
-    dropout: float | int = 0.5
-    scale_until_step: int = 5000
-    tail_threshold: float | int = 0.5
-    target_length: str = "frames"
-    frames_per_keyword: int = 20
+    threshold: float | int = _positive(default=1.0)
+    conv_layers: int = _positive(default=1)
+    conv_width: int = _positive(default=3)
+    dropout: float | int = _probability(default=0.5)
+    scale_until_step: int = _not_negative(default=5000)
+    tail_threshold: float | int = _positive(default=0.5)
+    target_length: Literal["frames", "caption"] = "frames"
+    frames_per_keyword: int = _positive(default=20)
 
 
 @strict
@@ -139,10 +112,10 @@ class SpeechClipPlusKeywordConfig(_BlockConfig):
     base_config_key = "keyword_config"
 
     num_keywords: int | None = None
-    projection_hidden_size: int | None = None
-    projection_dropout: float | int = 0.1
-    batch_norm_scale: float | int = 1.0
-    temperature: float | int = 0.1
+    projection_hidden_size: int | None = positive_int_field(default=None)
+    projection_dropout: float | int = _probability(default=0.1)
+    batch_norm_scale: float | int = _positive(default=1.0)
+    temperature: float | int = _positive(default=0.1)
     vocabulary_ids: list[int] | None = None
     excluded_ids: list[int] | None = None
 
@@ -162,10 +135,10 @@ class SpeechClipPlusLossConfig(_BlockConfig):
     model_type = "speechclip_plus_loss"
     base_config_key = "loss_config"
 
-    parallel_weight: float | int = 1.0
-    cascaded_weight: float | int = 1.0
-    quantity_weight: float | int = 0.25
-    temperature: float | int = 0.07
+    parallel_weight: float | int = _not_negative(default=1.0)
+    cascaded_weight: float | int = _not_negative(default=1.0)
+    quantity_weight: float | int = _not_negative(default=0.25)
+    temperature: float | int = _positive(default=0.07)
     train_temperature: bool = True
 
 
@@ -201,6 +174,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
 
     Raises:
         ValueError: If the combination is impossible; the message says what to change.
+        huggingface_hub.errors.StrictDataclassFieldValidationError: If a value has the wrong type or is out of range.
 
     Example:
     ```python
@@ -230,7 +204,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     loss_config: dict | PreTrainedConfig | None = None
     retrieval_branch: str | None = None
     normalize_hidden_states: bool = False
-    padding: str = "invariant"
+    padding: Literal["invariant", "original"] = "invariant"
     speech_encoder_dropout: bool = False
     train_speech_encoder: bool = False
     train_clip: bool = False
@@ -272,7 +246,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         self.validate_architecture()
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> SpeechClipPlusConfig:
+    def from_preset(cls, name: str, **overrides: Any) -> "SpeechClipPlusConfig":
         """Build the configuration of a published model (or a tiny one) by its name.
 
         Args:
@@ -340,7 +314,6 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             ValueError: Naming the keys and values that do not.
         """
         super().validate_architecture()
-        self._validate_values()
         branches = [
             name for name, built in (("parallel", self.has_parallel), ("cascaded", self.has_cascaded)) if built
         ]
@@ -375,25 +348,6 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be {{'repo_id': ..., 'revision': ...}}, but is {backbone!r}.")
             if backbone is None and not self.backbones_saved:
                 raise ValueError(f"backbones_saved is False, so {name} must say where its weights are.")
-
-    def _validate_values(self) -> None:
-        for name, choices in _CHOICES.items():
-            if (value := self._value(name)) is not None and value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}.")
-        for name in _POSITIVE:
-            if (value := self._value(name)) is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be above 0, but is {value}.")
-        for name in _NOT_NEGATIVE:
-            if (value := self._value(name)) is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number of at least 0, but is {value}.")
-        for name in _PROBABILITIES:
-            if (value := self._value(name)) is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} must be a probability from 0 to below 1, but is {value}.")
-
-    def _value(self, name: str) -> Any:
-        """Value of a key such as "cif_config.threshold"; `None` too where the model has no such block."""
-        block, _, key = name.rpartition(".")
-        return getattr(getattr(self, block) if block else self, key, None)
 
     def _validate_cif(self) -> None:
         cif = self.cif_config

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
-from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -35,7 +33,7 @@ def load_preset(name: str) -> dict[str, Any]:
     if name not in names:
         near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.3) or names
         raise ValueError(f"There is no preset {name!r}. Near to it: {', '.join(near)}; all: {', '.join(names)}.")
-    preset = copy.deepcopy(_read_preset(name))
+    preset = json.loads((resources.files(__package__) / "presets" / f"{name}.json").read_text(encoding="utf-8"))
     keyword = preset["config"].get("keyword_config")
     if keyword and isinstance(keyword.get("vocabulary_ids"), str):
         keyword["vocabulary_ids"] = load_vocabulary(keyword["vocabulary_ids"])
@@ -43,7 +41,7 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def load_vocabulary(name: str) -> list[int]:
-    """Read the CLIP subword ids that occur in a data set's captions, most frequent first.
+    """Read the CLIP token ids that occur in a data set's captions, most frequent first.
 
     Args:
         name: `"flickr8k"` (8,112 ids) or `"spokencoco"` (19,787 ids).
@@ -67,9 +65,3 @@ def published_results(preset: str) -> dict[str, Any]:
     """
     file = resources.files(__package__) / "published_results.json"
     return json.loads(file.read_text(encoding="utf-8")).get(preset, {})
-
-
-@cache
-def _read_preset(name: str) -> dict[str, Any]:
-    file = resources.files(__package__) / "presets" / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8"))

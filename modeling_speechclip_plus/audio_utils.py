@@ -5,11 +5,12 @@ soundfile decodes files and bytes, soxr resamples; both are imported when first 
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from numbers import Real
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -23,9 +24,14 @@ _LOST_FRAMES = 2_304  # two mp3 frames: what a lossy decoder may drop at an end
 _MAX_AMPLITUDE = 1e9  # beyond it float32 variances overflow; nothing recorded comes near
 _PCM = {"int8": 0, "int16": 0, "int32": 0, "uint8": 128, "uint16": 32_768}  # dtype -> the value of silence
 _ACCEPTED = (
-    "a numpy array, a list of floats, a torch tensor, a path, bytes, a binary file object, or a dictionary "
-    'with "array" and "sampling_rate" or with "bytes" and "path"'
+    "a numpy array, a list of floats, a torch tensor, a path, bytes, a binary file object, an AudioDecoder, or a "
+    'dictionary with "array" and "sampling_rate" or with "bytes" or "path"'
 )
+# libsndfile's log of a header that promises more bytes of audio than there are (wav, aiff, au, svx; w64 and rf64).
+_PROMISED_BYTES = re.compile(
+    r"^ *(?:data|SSND|Data Size|BODY|riff|Riff size) *: (\d+) \(should be (\d+)\)$", re.MULTILINE
+)
+_STREAMED_BYTES = 0x7FFF_0000  # sizes from here on stand for "unknown" in files that were written to a pipe
 
 
 def split_audio_batch(audio: Any) -> list[Any]:
@@ -56,9 +62,9 @@ def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio")
 
     Args:
         item: A numpy array, list of floats or torch tensor; a path (`str` or `Path`), the bytes of an audio file or a
-            binary file object (wav, flac, ogg, mp3 and what else libsndfile reads); or the dictionaries of `datasets`.
-        sampling_rate: Hz, required for arrays, lists and tensors. Files, and dictionaries that name one, have their
-            own.
+            binary file object (wav, flac, ogg, mp3 and what else libsndfile reads); or a value of a `datasets.Audio`
+            column: an `AudioDecoder` or a dictionary.
+        sampling_rate: Hz, required for arrays, lists and tensors. Files, and values that name one, have their own.
         name: What errors call the item, for instance "audio[3]".
 
     Returns:
@@ -66,80 +72,150 @@ def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio")
 
     Raises:
         TypeError: If `item` is of none of these types.
-        FileNotFoundError: If a path does not exist.
-        ValueError: If the audio is empty, shorter than 400 samples at 16 kHz, unreadable, has NaN or infinite samples,
-            a shape that is no waveform, or an unknown or impossible sampling rate.
+        OSError: If a path cannot be opened.
+        ValueError: If the audio is empty, shorter than 400 samples at 16 kHz, unreadable, cut off before the end that
+            its header tells, has NaN or infinite samples, a shape that is no waveform, or an impossible sampling rate.
     """
-    if isinstance(item, Mapping) and item.get("array") is not None:
-        own_rate = item.get("sampling_rate")
-        return load_audio(item["array"], sampling_rate if own_rate is None else own_rate, name)
-    if isinstance(item, (np.ndarray, torch.Tensor, list, tuple)):
-        samples, rate = _as_float(item, name), _check_rate(sampling_rate, name)
-        return _resample(_check_samples(_to_mono(samples, name), name), rate, name)
-    with _opened(*_file_of(item, name)) as (file, name):
-        samples = file.read(dtype="float32", always_2d=True)  # (samples, channels)
-        _check_whole(len(samples), file.frames, name)
-        rate = _check_rate(file.samplerate, name)
-    return _resample(_check_samples(samples.mean(axis=1), name), rate, name)
+    return np.concatenate(list(load_audio_blocks(item, sampling_rate, name)))
 
 
 def load_audio_blocks(
     item: Any, sampling_rate: int | None = None, name: str = "audio", seconds: float = 10.0
 ) -> Iterator[np.ndarray]:
-    """Load one utterance as 16 kHz mono piece by piece, so that a file of any length needs little memory.
+    """Load one utterance as `load_audio` does, piece by piece, so that a file of any length needs little memory.
 
     Args:
-        item: See `load_audio`. What is no file is in memory already, and comes in one piece.
+        item: See `load_audio`. What is no file comes in one piece.
         sampling_rate: See `load_audio`.
         name: See `load_audio`.
         seconds: Length of a piece, about.
 
     Yields:
-        Pieces of what `load_audio` returns, which are the same samples bit for bit.
+        Pieces of what `load_audio` returns.
 
     Raises:
         As `load_audio` does, but where the fault is: when its piece is asked for.
     """
-    if isinstance(item, (np.ndarray, torch.Tensor, list, tuple)) or (
-        isinstance(item, Mapping) and item.get("array") is not None
-    ):
-        yield load_audio(item, sampling_rate, name)
+    if hasattr(item, "get_all_samples"):  # torchcodec's AudioDecoder, which `datasets` returns
+        decoded = item.get_all_samples()
+        item = {"array": decoded.data.mean(dim=0), "sampling_rate": decoded.sample_rate}  # (channels, samples)
+    if isinstance(item, Mapping) and item.get("array") is not None:
+        sampling_rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
+        item = item["array"]
+    if isinstance(item, (np.ndarray, torch.Tensor, list, tuple)):
+        rate = _check_rate(sampling_rate, name)
+        yield from _resampled([_to_mono(_as_float(item, name), name)], rate, name)
         return
-    with _opened(*_file_of(item, name)) as (file, name):
+    with opened(item, name, _ACCEPTED) as (source, name), _decoded(source, name) as file:
         rate = _check_rate(file.samplerate, name)
-        resampler = None
-        if rate != SAMPLING_RATE:
-            soxr = _imported("soxr", f"{name}: resampling from {rate} Hz")
-            resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
-        size, read, loaded, last = max(1, round(seconds * rate)), 0, 0, False
-        while not last:
-            samples = file.read(size, dtype="float32", always_2d=True)  # (samples, channels)
-            last = len(samples) < size
-            mono = _check_samples(samples.mean(axis=1), name, first=read)
-            read += len(samples)
-            if last:
-                _check_whole(read, file.frames, name)
-            block = mono if resampler is None else resampler.resample_chunk(mono, last=last)
-            loaded += len(block)
-            if len(block):
-                yield block
-        _check_length(loaded, read, rate, name)
+        yield from _resampled(_read(file, source, max(1, round(seconds * rate)), name), rate, name)
 
 
-def _file_of(item: Any, name: str) -> tuple[Any, str]:
-    """The path, bytes or file object that holds the audio, and what errors call it."""
+@contextmanager
+def opened(item: Any, name: str, accepted: str) -> Iterator[tuple[BinaryIO, str]]:
+    """Open what holds an audio or image file: a path, bytes, a binary file object or a dictionary of `datasets`.
+
+    Args:
+        item: What was given.
+        name: What errors call the item, for instance "audio[3]".
+        accepted: What could have been given, for the error.
+
+    Yields:
+        A binary file, and the item's name with its path, if it has one.
+
+    Raises:
+        TypeError: If it is of another type.
+        OSError: If the path cannot be opened.
+        ValueError: If it is a URL, holds no bytes, or a dictionary has neither bytes nor a path.
+    """
     if isinstance(item, Mapping):
-        if item.get("bytes") is None and item.get("path") is None:
-            raise ValueError(
-                f'{name}: expected a dictionary with "array" and "sampling_rate" or with "bytes" or "path", '
-                f"got the keys {sorted(map(str, item))}."
-            )
-        if item.get("bytes") is None:
-            return item["path"], name
-        return item["bytes"], f"{name} ({item['path']})" if item.get("path") else name
-    if isinstance(item, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(item, "read"):
-        return item, name
-    raise TypeError(f"{name}: expected {_ACCEPTED}, got {type(item).__name__}.")
+        path, content = item.get("path"), item.get("bytes")
+        if content is None and path is None:
+            raise ValueError(f"{name}: expected {accepted}, got the keys {sorted(map(str, item))}.")
+        name = f"{name} ({path})" if path and content is not None else name
+        item = path if content is None else content
+    if isinstance(item, (str, os.PathLike)):
+        path = os.path.expanduser(item)
+        name = f"{name} ({path})"
+        if "://" in str(path):
+            raise ValueError(f"{name}: URLs are not fetched; download the file and pass its path or bytes.")
+        try:
+            file: Any = open(path, "rb")
+        except OSError as error:
+            raise type(error)(error.errno, f"{name}: {error.strerror}") from error
+        with file:
+            yield file, name
+        return
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        if len(item) == 0:
+            raise ValueError(f"{name}: empty file (0 bytes).")
+        item = io.BytesIO(item)
+    if isinstance(item, io.TextIOBase):
+        raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
+    if not hasattr(item, "read"):
+        raise TypeError(f"{name}: expected {accepted}, got {type(item).__name__}.")
+    yield item if hasattr(item, "seek") else io.BytesIO(item.read()), name  # decoders seek; a pipe cannot
+
+
+@contextmanager
+def _decoded(source: BinaryIO, name: str) -> Iterator[Any]:
+    """Decode a file by libsndfile, whose errors are given the item's name; gives a `soundfile.SoundFile`."""
+    soundfile = _imported("soundfile", f"{name}: reading audio files")
+    try:
+        with soundfile.SoundFile(source) as file:
+            yield file
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless raw audio
+        raise ValueError(
+            f"{name}: cannot be read as audio ({error}). Expected wav, flac, ogg, mp3 or another format of libsndfile."
+        ) from error
+
+
+def _read(file: Any, source: BinaryIO, size: int, name: str) -> Iterator[np.ndarray]:
+    """Read a `SoundFile` as mono in pieces of `size` samples, and check that they are the whole file."""
+    if file.frames >= _UNKNOWN_FRAMES:
+        raise ValueError(f"{name}: its header does not say how long it is (written to a pipe?); encode it again.")
+    read = 0
+    while True:
+        samples = file.read(size, dtype="float32", always_2d=True)  # (samples, channels)
+        read += len(samples)
+        yield samples.mean(axis=1)
+        if len(samples) < size:
+            break
+    promised = [(int(given), int(found)) for given, found in _PROMISED_BYTES.findall(file.extra_info)]
+    if any(found + 64 < given < _STREAMED_BYTES for given, found in promised) or "a truncated file" in file.extra_info:
+        raise ValueError(f"{name}: the file is truncated, its header tells of more than {read} samples.")
+    if read < file.frames - _LOST_FRAMES:
+        raise ValueError(f"{name}: the file is truncated, {read} of its {file.frames} samples can be read.")
+    # libsndfile guesses the length of an MP3 without a tag frame, and knows one of several streams in a file.
+    if file.format == "MP3" and (rest := source.read(2))[:1] == b"\xff" and rest[1:] >= b"\xe0":
+        raise ValueError(f"{name}: there is more audio behind the {read} samples that it tells of; encode it again.")
+    if read == 0:
+        raise ValueError(f"{name}: empty audio (0 samples).")
+
+
+def _resampled(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.ndarray]:
+    """Check mono blocks of a waveform and bring them to 16 kHz; what is resampled is the same however it is cut."""
+    given = made = 0
+    resampler: Any = None
+    if rate != SAMPLING_RATE:
+        soxr = _imported("soxr", f"{name}: resampling from {rate} Hz")
+        resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        _check_samples(block, given, name)
+        given += len(block)
+        block = block if resampler is None else resampler.resample_chunk(block)
+        made += len(block)
+        yield block
+    if resampler is not None:
+        block = resampler.resample_chunk(np.empty(0, np.float32), last=True)
+        made += len(block)
+        yield block
+    if made < MIN_SAMPLES:
+        origin = "" if rate == SAMPLING_RATE else f" (from {given} at {rate} Hz)"
+        raise ValueError(
+            f"{name}: too short, {made} samples at {SAMPLING_RATE} Hz{origin}; "
+            f"at least {MIN_SAMPLES} ({1000 * MIN_SAMPLES // SAMPLING_RATE} ms) are needed."
+        )
 
 
 def _imported(package: str, purpose: str) -> Any:
@@ -150,70 +226,7 @@ def _imported(package: str, purpose: str) -> Any:
         raise ImportError(f"{purpose} needs {package}: `pip install {package}`.") from error
 
 
-def checked_path(path: str | os.PathLike, name: str, kind: str) -> tuple[str, str]:
-    """Check that a path leads to a file, with the user's home expanded.
-
-    Args:
-        path: What was given.
-        name: What errors call the item, for instance "audio[3]".
-        kind: What the file should hold, for instance "an audio file".
-
-    Returns:
-        The path, and the item's name with the path in it.
-
-    Raises:
-        FileNotFoundError: If there is nothing.
-        ValueError: If it is a URL or a directory.
-    """
-    text = os.fspath(path)
-    name = f"{name} ({text})"
-    if isinstance(text, str) and "://" in text:
-        raise ValueError(f"{name}: URLs are not fetched; download the file and pass its path or bytes.")
-    text = os.path.expanduser(text)
-    if not os.path.exists(text):
-        raise FileNotFoundError(f"{name}: no such file.")
-    if os.path.isdir(text):
-        raise ValueError(f"{name}: this is a directory, expected {kind}.")
-    return text, name
-
-
-@contextmanager
-def _opened(source: Any, name: str) -> Iterator[tuple[Any, str]]:
-    """Open a path, bytes or a binary file object by libsndfile; gives the open file and what errors call it."""
-    soundfile = _imported("soundfile", f"{name}: reading audio files")
-    if isinstance(source, (str, os.PathLike)):
-        source, name = checked_path(source, name, "an audio file")
-    elif isinstance(source, io.TextIOBase):
-        raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
-    elif hasattr(source, "read") and not hasattr(source, "seek"):  # a pipe or a response: libsndfile has to jump about
-        source = source.read()
-        if not isinstance(source, bytes):
-            raise TypeError(f"{name}: the file object returns {type(source).__name__}; open it in binary mode.")
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        if len(source) == 0:
-            raise ValueError(f"{name}: empty audio (0 bytes).")
-        source = io.BytesIO(source)
-    try:
-        with soundfile.SoundFile(source) as file:
-            if file.frames >= _UNKNOWN_FRAMES:
-                raise ValueError(
-                    f"{name}: its header does not say how long it is (written to a pipe?); encode it again."
-                )
-            yield file, name
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless raw audio
-        raise ValueError(
-            f"{name}: cannot be read as audio ({error}). Expected wav, flac, ogg, mp3 or another format of libsndfile."
-        ) from error
-
-
-def _check_whole(read: int, expected: int, name: str) -> None:
-    if read < expected - _LOST_FRAMES:
-        raise ValueError(f"{name}: the file is truncated, {read} of its {expected} samples can be read.")
-    if read == 0:
-        raise ValueError(f"{name}: empty audio (0 samples).")
-
-
-def _as_float(item: np.ndarray | torch.Tensor | Sequence[Any], name: str) -> np.ndarray:
+def _as_float(item: Any, name: str) -> np.ndarray:
     if isinstance(item, torch.Tensor):
         item = item.detach().cpu()
         array = (item.float() if item.dtype == torch.bfloat16 else item).numpy()
@@ -267,30 +280,10 @@ def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:
     return samples.mean(axis=int(np.argmin(samples.shape)))
 
 
-def _check_samples(samples: np.ndarray, name: str, first: int = 0) -> np.ndarray:
-    finite = np.isfinite(samples)
-    if not finite.all():
-        wrong = first + np.flatnonzero(~finite)
-        raise ValueError(f"{name}: {len(wrong)} samples are NaN or infinite, the first at index {wrong[0]}.")
-    peak = float(np.abs(samples).max(initial=0))
-    if peak > _MAX_AMPLITUDE:
-        raise ValueError(f"{name}: samples reach {peak:.3g}; expected a waveform in about [-1, 1].")
-    return samples
-
-
-def _resample(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
-    given = len(samples)
-    if rate != SAMPLING_RATE:
-        soxr = _imported("soxr", f"{name}: resampling from {rate} Hz")
-        samples = soxr.resample(samples, rate, SAMPLING_RATE, quality="HQ")
-    _check_length(len(samples), given, rate, name)
-    return np.ascontiguousarray(samples, dtype=np.float32)
-
-
-def _check_length(samples: int, given: int, rate: int, name: str) -> None:
-    if samples < MIN_SAMPLES:
-        origin = "" if rate == SAMPLING_RATE else f" (from {given} at {rate} Hz)"
+def _check_samples(samples: np.ndarray, first: int, name: str) -> None:
+    wrong = np.flatnonzero(~(np.abs(samples) <= _MAX_AMPLITUDE))
+    if len(wrong):
         raise ValueError(
-            f"{name}: too short, {samples} samples at {SAMPLING_RATE} Hz{origin}; "
-            f"at least {MIN_SAMPLES} ({1000 * MIN_SAMPLES // SAMPLING_RATE} ms) are needed."
+            f"{name}: {len(wrong)} samples are NaN, infinite or far beyond [-1, 1], the first at index "
+            f"{first + wrong[0]} ({samples[wrong[0]]:.3g})."
         )

@@ -3,15 +3,12 @@
 PIL is imported when first needed.
 """
 
-import io
-import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 
-from .audio_utils import checked_path
+from .audio_utils import opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,40 +57,21 @@ def load_image(item: Any, name: str = "images") -> "Image":
 
     Raises:
         TypeError: If `item` is of none of these types.
-        FileNotFoundError: If a path does not exist.
+        OSError: If a path cannot be opened.
         ValueError: If the image has no pixels, cannot be read, is a URL, has values out of range, or is more than 200
             times as long as it is wide.
     """
     from PIL import Image
 
-    if isinstance(item, Mapping):
-        if item.get("bytes") is None and item.get("path") is None:
-            raise ValueError(
-                f'{name}: expected a dictionary with "bytes" or "path", got the keys {sorted(map(str, item))}.'
-            )
-        if item.get("bytes") is None:
-            return load_image(item["path"], name)
-        return load_image(item["bytes"], f"{name} ({item['path']})" if item.get("path") else name)
     if isinstance(item, Image.Image):
         return _to_rgb(item, name)
-    if isinstance(item, (str, os.PathLike)):
-        path, name = checked_path(item, name, "an image file")
-        with open(path, "rb") as file:
-            return _open(file, name)
-    if isinstance(item, (bytes, bytearray, memoryview)):
-        if len(item) == 0:
-            raise ValueError(f"{name}: empty image file (0 bytes).")
-        return _open(io.BytesIO(item), name)
-    if hasattr(item, "read"):
-        if isinstance(item, io.TextIOBase):
-            raise TypeError(f"{name}: the file object is open in text mode; open it in binary mode.")
-        return _open(item, name)
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return _to_rgb(_from_array(item, name), name)
-    raise TypeError(f"{name}: expected {_ACCEPTED_IMAGES}, got {type(item).__name__}.")
+    with opened(item, name, _ACCEPTED_IMAGES) as (file, name):
+        return _to_rgb(_decoded_image(file, name), name)
 
 
-def _open(file: Any, name: str) -> "Image":
+def _decoded_image(file: BinaryIO, name: str) -> "Image":
     from PIL import Image
 
     try:
@@ -103,7 +81,7 @@ def _open(file: Any, name: str) -> "Image":
         raise ValueError(f"{name}: cannot be read as an image; expected png, jpeg, webp, bmp, gif or tiff.") from error
     except Exception as error:  # on damaged files PIL's decoders raise anything from OSError to struct.error
         raise ValueError(f"{name}: cannot be read as an image ({error}).") from error
-    return _to_rgb(image, name)
+    return image
 
 
 def _to_rgb(image: "Image", name: str) -> "Image":
@@ -115,22 +93,32 @@ def _to_rgb(image: "Image", name: str) -> "Image":
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(f"{name}: {width} x {height} is more than {MAX_ASPECT_RATIO} to 1; crop the image first.")
     image = _upright(image)
+    if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these at 255 instead of scaling
+        image = _from_deep_grey(image, name)
     if image.mode == "La":  # premultiplied grey; PIL knows one way out of it
         image = image.convert("LA")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these at 255 instead of scaling
-        pixels = np.asarray(image)
-        if image.mode != "F":
-            if pixels.min() < 0 or pixels.max() > 65_535:
-                raise ValueError(f"{name}: expected 16-bit grey values, got {pixels.min()} to {pixels.max()}.")
-            pixels = pixels.astype(np.uint16)
-        image = _from_array(pixels, name)
     try:
         return image.convert("RGB")
     except ValueError as error:
         raise ValueError(f"{name}: {error}; convert the image to RGB first.") from error
+
+
+def _from_deep_grey(image: "Image", name: str) -> "Image":
+    """Scale grey of more than 8 bits down to 8, its transparent value to an alpha channel."""
+    from PIL import Image
+
+    pixels = np.asarray(image)
+    if image.mode == "F":
+        return _from_array(pixels, name)
+    if pixels.min() < 0 or pixels.max() > 65_535:
+        raise ValueError(f"{name}: expected 16-bit grey values, got {pixels.min()} to {pixels.max()}.")
+    grey = _from_array(pixels.astype(np.uint16), name)
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _upright(image: "Image") -> "Image":

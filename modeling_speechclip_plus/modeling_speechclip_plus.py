@@ -30,6 +30,7 @@ from .speech_encoder import SPEECH_ENCODERS, LayerWeightedSum, speech_encoder_ad
 
 logger = logging.get_logger(__name__)
 
+MAX_LOGIT_SCALE = math.log(100)  # CLIP's (arXiv 2103.00020, section 2.5)
 BACKBONES = {"speech_encoder": "speech_backbone", "clip": "clip_backbone"}
 _CAPTION_TARGETS = (
     "cif_config.target_length is 'caption': give target_lengths, for instance each caption's number of tokens."
@@ -110,7 +111,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         text_config = config.clip_config.text_config
         self.speech_adapter = speech_encoder_adapter(config.speech_config)
         self.speech_encoder = self.speech_adapter.build(config.padding)
-        self.clip = CLIPModel._from_config(config.clip_config)
+        # One precision for all parts, whatever precisions a saved configuration names.
+        self.clip = CLIPModel._from_config(config.clip_config, dtype=torch.get_default_dtype())
         self.layer_sum = LayerWeightedSum(config.speech_config.num_hidden_layers + 1, config.normalize_hidden_states)
         self.branch = BranchEncoder(config)
         if config.has_parallel:
@@ -144,6 +146,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             self.is_keyword = nn.Buffer(is_keyword, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.loss_config.temperature)))
         self.post_init()
+        self.float_statistics()
         self.set_trainable(speech_encoder=config.train_speech_encoder, clip=config.train_clip)
         if not config.backbones_saved:
             self._keys_to_ignore_on_load_missing |= {rf"^{name}\." for name in BACKBONES}
@@ -228,16 +231,10 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                     f"The backbone {source['repo_id']!r} does not hold the whole {name}: "
                     f"missing or misshapen are {sorted(map(str, [*missing, *report['mismatched_keys']]))[:5]}."
                 )
-            state = backbone.state_dict()
-            wrong = [
-                name for name, value in own.state_dict().items() if name in state and state[name].shape != value.shape
-            ]
-            if wrong:
-                raise ValueError(
-                    f"The backbone {source['repo_id']!r} has another size than this model's {name}, "
-                    f"first at {wrong[0]!r}."
-                )
-            own.load_state_dict(state)
+            try:
+                own.load_state_dict(backbone.state_dict())
+            except RuntimeError as error:
+                raise ValueError(f"The backbone {source['repo_id']!r} does not fit this model: {error}") from error
 
     def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
         """See `transformers.PreTrainedModel.set_attn_implementation`."""
@@ -320,11 +317,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             *args: See `transformers.PreTrainedModel.save_pretrained`.
             save_backbones: `False` saves the trained part alone (some MB), with the backbones' repositories and
                 revisions, from which `from_pretrained` restores them.
-            remote_code: Whether to write the Python files too by which `AutoModel.from_pretrained` loads the model
-                with `trust_remote_code=True` where this package is not installed; by default if the model itself was
-                loaded by such files. A push always has them.
-            **kwargs: See `transformers.PreTrainedModel.save_pretrained`. With `push_to_hub=True` the model is then
-                pushed as by `push_to_hub`, which takes the arguments it knows.
+            remote_code: Whether to write the Python files too by which `trust_remote_code=True` loads the model where
+                this package is not installed; by default if it was loaded by such files. A push always has them.
+            **kwargs: See `transformers.PreTrainedModel.save_pretrained`.
 
         Raises:
             ValueError: If the backbones shall be left out but were trained, or it is not known where they came from.
@@ -367,9 +362,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     ) -> Any:
         """Push the model to the Hub with the code to load it, in one commit.
 
-        A README.md that the repository has stays. Otherwise it gets a plain one of what the configuration says;
-        `speechclip-plus push` and the trainer send better ones. Folders of this machine, from which the backbones may
-        have been loaded, are left out of the published configuration.
+        A README.md that the repository has stays, with `tags` added. Otherwise it gets a plain one of what the
+        configuration says. Folders of this machine, from which the backbones may have been loaded, are left out of the
+        published configuration.
 
         Args:
             repo_id: `owner/name`, or a name of your own.
@@ -377,8 +372,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             max_shard_size: See `save_pretrained`.
             commit_message: First line of the commit's message.
             tags: Tags to add to the card's metadata.
-            **kwargs: `private`, `token`, `revision`, `create_pr` and `commit_description` as
-                `transformers.PreTrainedModel.push_to_hub` has them.
+            **kwargs: See [`push_saved`].
 
         Returns:
             `huggingface_hub.CommitInfo`, the address of the commit.
@@ -422,11 +416,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     def encode_speech_frames(
         self, input_values: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Run the speech encoder alone, to keep its hidden states while it is frozen.
-
-        Args:
-            input_values: See `encode_audio`.
-            attention_mask: See `encode_audio`.
+        """Run the speech encoder alone, to keep its hidden states while it is frozen; inputs as in `encode_audio`.
 
         Returns:
             All hidden states `(B, L + 1, T, D)` and the frames of each utterance `(B,)`; every other method takes
@@ -444,7 +434,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         target_lengths: Tensor | None = None,
         global_step: int | None = None,
         branches: tuple[str, ...] = ("parallel", "cascaded"),
-        output_hidden_states: bool | int | list[int] | None = None,
+        output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> SpeechClipPlusAudioOutput:
         """Compute what each utterance gives by itself: the first stage of `forward`, before the batch matters.
@@ -458,8 +448,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             target_lengths: `(B,)` int64, wanted numbers of keywords for CIF; those of the configuration if not given.
             global_step: Training step, against which `cif_config.scale_until_step` is held; 0 if not given.
             branches: Which of the model's branches to compute.
-            output_hidden_states: Whether to return the speech encoder's hidden states; an index or a list of them
-                returns those alone, with `None` in the places of the others.
+            output_hidden_states: Whether to return the speech encoder's hidden states.
             output_attentions: Whether to return attention weights; needs `attn_implementation="eager"`.
 
         Raises:
@@ -493,7 +482,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             output_hidden_states = config.output_hidden_states
         return SpeechClipPlusAudioOutput(
             **audio,
-            hidden_states=_selected(hidden_states, output_hidden_states),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=attentions or None,
             branch_attentions=branch_attentions if attentions else None,
         )
@@ -552,14 +541,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         speech_hidden_states: Tensor | None = None,
         frame_lengths: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Embed audio.
+        """Embed audio by a branch, `"parallel"` or `"cascaded"`; the configured `retrieval_branch` if not given.
 
-        Args:
-            input_values: See `encode_audio`.
-            attention_mask: See `encode_audio`; needed where utterances differ in length.
-            branch: `"parallel"` or `"cascaded"`; the configured `retrieval_branch` if not given.
-            speech_hidden_states: From `encode_speech_frames`, in place of `input_values`.
-            frame_lengths: The same.
+        Inputs are as in `encode_audio`. Where utterances differ in length they need their `attention_mask`.
 
         Returns:
             `pooler_output` `(B, P)`, the embedding at unit length, and `last_hidden_state` `(B, T, D)`, the last
@@ -577,7 +561,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             speech_hidden_states,
             frame_lengths,
             branches=(branch,),
-            output_hidden_states=-1,
+            output_hidden_states=True,
         )
         embeds = self.score(audio)[f"{branch}_embeds"]
         return BaseModelOutputWithPooling(last_hidden_state=audio.hidden_states[-1], pooler_output=embeds)
@@ -622,29 +606,17 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         frame_lengths: Tensor | None = None,
         image_embeds: Tensor | None = None,
         target_lengths: Tensor | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
+        output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> SpeechClipPlusOutput:
-        """Embed speech, and images if given, and compare them: `encode_audio`, then `score`.
+        """Embed speech, and images if given, and compare them: `encode_audio`, then `score`, whose arguments it takes.
 
-        Args:
-            input_values: See `encode_audio`.
-            attention_mask: See `encode_audio`.
-            pixel_values: See `score`.
-            image_ids: See `score`.
-            return_loss: See `score`.
-            global_step: See `encode_audio`.
-            speech_hidden_states: See `encode_audio`.
-            frame_lengths: See `encode_audio`.
-            image_embeds: See `score`.
-            target_lengths: See `encode_audio`.
-            output_hidden_states: See `encode_audio`.
-            output_attentions: See `encode_audio`.
-            **kwargs: `return_dict=False` for a tuple; anything else is an error.
+        `return_dict=False` gives a tuple.
 
         Raises:
             ValueError: If inputs are missing, of the wrong shape, or do not fit together.
+            TypeError: If an argument is unknown.
         """
         kwargs.pop("return_dict", None)
         if kwargs:
@@ -661,9 +633,16 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         )
         return self.score(audio, pixel_values, image_embeds, image_ids, return_loss)
 
+    @property
+    def similarity_scale(self) -> Tensor:
+        """The factor on similarities in losses and logits: `exp(logit_scale)`, at most 100 as in CLIP, float32."""
+        scale = self.logit_scale.float()
+        bounded = scale.detach().clamp(max=MAX_LOGIT_SCALE)
+        return (bounded + (scale - scale.detach())).exp()  # beyond the bound it keeps its gradient and can come back
+
     def _logits(self, embeds: Tensor, image_embeds: Tensor) -> Tensor:
         with torch.autocast(embeds.device.type, enabled=False):
-            return self.logit_scale.float().exp() * (embeds.float() @ image_embeds.float().T)
+            return self.similarity_scale * (embeds.float() @ image_embeds.float().T)
 
     def _losses(self, output: SpeechClipPlusOutput, image_ids: Tensor | None) -> dict[str, Tensor]:
         """Losses of the configured branches and their weighted sum (arXiv 2402.06959, section 2.3)."""
@@ -699,15 +678,10 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         speech_hidden_states: Tensor | None = None,
         frame_lengths: Tensor | None = None,
     ) -> list[list[Keyword]]:
-        """Read the keywords out of speech.
+        """Read the keywords out of speech, as in evaluation mode; inputs as in `encode_audio`.
 
-        Args:
-            input_values: See `encode_audio`.
-            attention_mask: See `encode_audio`.
-            tokenizer: CLIP's, or the processor that holds it; the keywords' texts are `None` without it.
-            top_k: Nearest tokens to return with each keyword.
-            speech_hidden_states: From `encode_speech_frames`, in place of `input_values`.
-            frame_lengths: The same.
+        The keywords' texts are `None` without CLIP's `tokenizer` or the processor that holds it. `top_k` nearest
+        tokens come with each keyword.
 
         Returns:
             Per utterance its keywords in spoken order.
@@ -719,15 +693,11 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             raise ValueError("The parallel variant has no keywords; use a cascaded or hybrid model.")
         if not 1 <= top_k <= int(self.is_keyword.sum()):
             raise ValueError(f"top_k must be between 1 and {int(self.is_keyword.sum())}, but is {top_k}.")
-        was_training = self.training
-        self.eval()
-        try:
-            audio = self.encode_audio(
-                input_values, attention_mask, speech_hidden_states, frame_lengths, branches=("cascaded",)
-            )
-            output: Any = self.score(audio)
-        finally:
-            self.train(was_training)
+        model: Any = _evaluation_view(self) if self.training else self
+        audio = model.encode_audio(
+            input_values, attention_mask, speech_hidden_states, frame_lengths, branches=("cascaded",)
+        )
+        output = model.score(audio)
         near = cosine_similarities(output.keyword_embeds, self._codebook()).masked_fill(~self.is_keyword, -torch.inf)
         nearest = near.topk(top_k, dim=-1)  # (B, N, k)
         near_ids, near_similarities = self.vocabulary_ids[nearest.indices].tolist(), nearest.values.tolist()
@@ -891,6 +861,15 @@ def is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
+def _evaluation_view(module: nn.Module) -> nn.Module:
+    """A module in evaluation mode with the weights of one that stays in its mode, for another thread perhaps."""
+    view = object.__new__(type(module))
+    view.__dict__ = {key: value.copy() if isinstance(value, dict) else value for key, value in vars(module).items()}
+    view.__dict__["training"] = False
+    view.__dict__["_modules"] = {name: child and _evaluation_view(child) for name, child in module._modules.items()}
+    return view
+
+
 def no_grad_if_frozen(module: nn.Module) -> AbstractContextManager:
     """Context without gradients for a frozen module, whose outputs could require one all the same.
 
@@ -905,13 +884,6 @@ def _vocabulary(config: SpeechClipPlusConfig) -> tuple[Tensor, Tensor]:
     ids = torch.arange(text_config.vocab_size) if ids is None else torch.tensor(ids)
     excluded = torch.tensor(sorted(config.excluded_token_ids), dtype=torch.long, device=ids.device)
     return ids, ~torch.isin(ids, excluded)
-
-
-def _selected(states: tuple[Tensor, ...], which: bool | int | list[int] | None) -> tuple[Tensor | None, ...] | None:
-    if which is None or isinstance(which, bool):
-        return tuple(states) if which else None
-    kept = {index % len(states) for index in ([which] if isinstance(which, int) else which)}
-    return tuple(state if index in kept else None for index, state in enumerate(states))
 
 
 def _commit(repo_id: str, revision: str | None, **kwargs: Any) -> str | None:

@@ -19,6 +19,7 @@ from .image_utils import load_image, split_image_batch
 from .saving import push_saved, pushing_options, write_code
 
 CLIP_MAX_TOKENS = 77  # start and end included
+_PADDING_ARGUMENTS = ("padding", "pad_to_multiple_of", "padding_side", "return_tensors")
 
 
 @contextmanager
@@ -81,6 +82,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
                 f"Expected a feature extractor for {SAMPLING_RATE} Hz that pads on the right, got "
                 f"{feature_extractor.sampling_rate} Hz and {feature_extractor.padding_side!r}."
             )
+        tokenizer("")  # ends truncation and padding that its file may have set; see `_prepare_text`
 
     @classmethod
     def from_backbones(
@@ -122,19 +124,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, remote_code: bool = IS_REMOTE, **kwargs: Any
     ) -> list[str]:
-        """Save the processor.
-
-        Args:
-            save_directory: Folder to write.
-            remote_code: Whether to write the Python files too by which `AutoProcessor.from_pretrained` loads it with
-                `trust_remote_code=True` where this package is not installed; by default if the processor itself was
-                loaded by such files. A push always has them.
-            **kwargs: See `transformers.ProcessorMixin.save_pretrained`. With `push_to_hub=True` the processor is then
-                pushed as by `push_to_hub`, which takes the arguments it knows.
-
-        Returns:
-            The configuration files written.
-        """
+        """Save the processor; see the model's `save_pretrained`. Returns the configuration files written."""
         pushing = pushing_options(kwargs, save_directory)
         files = super().save_pretrained(save_directory, **kwargs)
         write_code(save_directory, "processor_config.json", remote_code)
@@ -143,19 +133,9 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         return files
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **kwargs: Any) -> Any:
-        """Push the processor to the Hub with the code to load it, in one commit, beside what the repository holds.
+        """Push the processor to the Hub with the code to load it, beside what the repository holds.
 
-        Args:
-            repo_id: `owner/name`, or a name of your own.
-            commit_message: First line of the commit's message.
-            **kwargs: `private`, `token`, `revision`, `create_pr` and `commit_description` as
-                `transformers.ProcessorMixin.push_to_hub` has them.
-
-        Returns:
-            `huggingface_hub.CommitInfo`, the address of the commit.
-
-        Raises:
-            OSError: If the Hub refuses or does not answer.
+        Takes the arguments of the model's `push_to_hub`, and returns and raises what that does.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, remote_code=True)
@@ -194,18 +174,16 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             ValueError: If nothing is given, a batch is empty, or an item, named by its index and path, cannot be used.
         """
         self._check_arguments(images, text, audio, kwargs)
-        sampling_rate = self._pop_sampling_rate(kwargs)
-        # Defaults stored in the tokenizer (its max_length, say) are for text, not for the length of audio.
         merged = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
         data: dict[str, Any] = {}
         if audio is not None:
-            data |= self._prepare_audio(audio, sampling_rate, **merged["audio_kwargs"])
+            data |= self._prepare_audio(audio, **merged["audio_kwargs"])
         if images is not None:
-            data |= self._prepare_images(images, **merged["images_kwargs"])
+            loaded = [
+                load_image(item, name=f"images[{index}]") for index, item in enumerate(split_image_batch(images))
+            ]
+            data |= self.image_processor(loaded, **merged["images_kwargs"])
         if text is not None:
-            merged = self._merge_kwargs(
-                self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
-            )
             data |= self._prepare_text(text, **merged["text_kwargs"])
         return BatchFeature(data)
 
@@ -228,25 +206,9 @@ class SpeechClipPlusProcessor(ProcessorMixin):
                 f"Unexpected argument {unknown[0]!r}: expected `audio`, `images`, `text`, `sampling_rate`, "
                 "`return_tensors`, or an option of transformers' processors."
             )
-        if (kwargs.get("text_kwargs") or {}).get("return_attention_mask"):
-            raise ValueError(
-                "The text mask is not returned: `attention_mask` is the audio's, and CLIP's causal text tower does "
-                "not need one. Call `processor.tokenizer` to get it."
-            )
-
-    @staticmethod
-    def _pop_sampling_rate(kwargs: dict[str, Any]) -> Any:
-        audio_kwargs = dict(kwargs.get("audio_kwargs") or {})
-        nested = audio_kwargs.pop("sampling_rate", None)
-        plain = kwargs.pop("sampling_rate", None)
-        if "audio_kwargs" in kwargs:
-            kwargs["audio_kwargs"] = audio_kwargs
-        if nested is not None and plain is not None and nested != plain:
-            raise ValueError(f"Two sampling rates were given, {plain} and, in `audio_kwargs`, {nested}; pass one.")
-        return plain if nested is None else nested
 
     def _prepare_audio(
-        self, audio: Any, sampling_rate: Any, return_tensors: Any = None, **kwargs: Any
+        self, audio: Any, sampling_rate: Any = None, return_tensors: Any = None, **kwargs: Any
     ) -> BatchFeature:
         max_length = kwargs.get("max_length")
         if kwargs.get("truncation") and max_length is not None and max_length < MIN_SAMPLES:
@@ -282,11 +244,9 @@ class SpeechClipPlusProcessor(ProcessorMixin):
                 )
         return {**kwargs, "padding": "max_length"}
 
-    def _prepare_images(self, images: Any, **kwargs: Any) -> BatchFeature:
-        loaded = [load_image(item, name=f"images[{index}]") for index, item in enumerate(split_image_batch(images))]
-        return self.image_processor(loaded, **kwargs)
-
-    def _prepare_text(self, text: Any, **kwargs: Any) -> dict[str, Any]:
+    def _prepare_text(
+        self, text: Any, truncation: Any = True, max_length: int | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)):
             raise TypeError(f"text: expected a string or a list of strings, got {type(text).__name__}.")
@@ -295,27 +255,24 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         for index, item in enumerate(texts):
             if not isinstance(item, str):
                 raise TypeError(f"text[{index}]: expected a string, got {type(item).__name__}.")
-        if kwargs.get("max_length") is None:
-            kwargs["max_length"] = min(self.tokenizer.model_max_length, CLIP_MAX_TOKENS)
-        if kwargs.get("truncation"):
-            self._warn_of_cuts(texts, kwargs["max_length"])
-        kwargs["return_attention_mask"] = False  # a plain `return_attention_mask=True` is the audio's
-        encoding = self.tokenizer(text if isinstance(text, str) else list(texts), **kwargs)
-        return {"input_ids": encoding["input_ids"]}
-
-    def _warn_of_cuts(self, texts: list[str] | tuple[str, ...], max_length: int) -> None:
-        # A byte is at most one token, so short texts need no second look.
-        long = [item for item in texts if len(item.encode("utf-8", "replace")) + 2 > max_length]
-        if not long:
-            return
-        lengths = [len(ids) for ids in self.tokenizer(long, verbose=False, return_attention_mask=False)["input_ids"]]
+        max_length = max_length or min(self.tokenizer.model_max_length, CLIP_MAX_TOKENS)
+        # Truncated and padded here: in a fast tokenizer both are state, which threads would change for each other.
+        padding = {key: kwargs.pop(key) for key in _PADDING_ARGUMENTS if key in kwargs}
+        kwargs |= {"return_attention_mask": False, "verbose": False}
+        ids = self.tokenizer(list(texts), **kwargs)["input_ids"]
+        lengths = [len(row) for row in ids]
         cut = sum(length > max_length for length in lengths)
-        if cut:
+        if cut and truncation not in (False, "do_not_truncate"):
             warnings.warn(
                 f"{cut} of {len(texts)} texts {'is' if cut == 1 else 'are'} longer than {max_length} tokens (start "
                 f"and end included, the longest has {max(lengths)}) and {'was' if cut == 1 else 'were'} cut.",
-                stacklevel=4,
+                stacklevel=3,
             )
+            ids = [row if len(row) <= max_length else [*row[: max_length - 1], row[-1]] for row in ids]
+        if padding.get("padding") == "max_length":
+            padding["max_length"] = max_length
+        padded = self.tokenizer.pad({"input_ids": ids}, return_attention_mask=False, **padding)
+        return {"input_ids": padded["input_ids"]}
 
 
 __all__ = ["SpeechClipPlusProcessor"]

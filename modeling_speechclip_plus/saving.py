@@ -79,19 +79,12 @@ def push_saved(
     commit_message: str | None = None,
     commit_description: str | None = None,
 ) -> Any:
-    """Push what `save_pretrained` wrote, in one commit.
+    """Push what `save_pretrained` wrote to `folder`, in one commit.
 
-    Args:
-        folder: Where it wrote to. Folders of this machine are taken out of its `config.json`.
-        repo_id: `owner/name`, or a name of your own; the repository is made if it is not there.
-        config: The configuration of a model, for its card; None of what has none.
-        tags: Tags to add to the card's metadata.
-        private: Whether a new repository is private; `None`: as the owner's settings say.
-        token: `None` takes the one of `hf auth login` or `HF_TOKEN`.
-        revision: Branch, made if it is not there.
-        create_pr: Open a pull request instead.
-        commit_message: First line of the commit's message.
-        commit_description: The rest of it.
+    `repo_id` is `owner/name`, or a name of your own; the repository is made if it is not there, and so is the branch
+    `revision`. `config` is that of a model, for its card, to which `tags` are added; folders of this machine are taken
+    out of its `config.json`. `private` (of a new repository), `token`, `create_pr`, `commit_message` and
+    `commit_description` are those of `huggingface_hub.HfApi`.
 
     Returns:
         `huggingface_hub.CommitInfo`, the address of the commit.

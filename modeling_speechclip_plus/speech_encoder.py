@@ -44,7 +44,7 @@ class SpeechEncoderAdapter:
 
     def build(self, padding: str) -> PreTrainedModel:
         """Build the encoder with new weights; `padding` as in [`SpeechClipPlusConfig`]."""
-        return AutoModel.from_config(self.config)
+        return AutoModel.from_config(self.config, dtype=torch.get_default_dtype())
 
     def load(self, source: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Load the encoder by `from_pretrained`, with the report that `output_loading_info=True` gives."""
@@ -103,11 +103,17 @@ class SpeechEncoderAdapter:
             The L + 1 hidden states `(B, T, D)` (what enters the first layer, then each layer's output, before any
             final norm), the frames of each utterance `(B,)` int64, and the attention weights or `None`.
         """
-        frame_lengths = self.frame_lengths(inputs, attention_mask)
+        inputs, attention_mask, frame_lengths = self.prepare(encoder, inputs, attention_mask, padding)
         outputs = encoder(
             inputs, attention_mask=attention_mask, output_hidden_states=True, output_attentions=output_attentions
         )
         return outputs.hidden_states, frame_lengths, outputs.attentions if output_attentions else None
+
+    def prepare(
+        self, encoder: PreTrainedModel, inputs: Tensor, attention_mask: Tensor | None, padding: str
+    ) -> tuple[Any, Tensor | None, Tensor]:
+        """Return the input and the mask of the encoder's forward, and the frames of each utterance `(B,)` int64."""
+        return inputs, attention_mask, self.frame_lengths(inputs, attention_mask)
 
     def frame_lengths(self, inputs: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Frames of each utterance, `(B,)` int64, of which one and more are valid."""
@@ -171,42 +177,28 @@ class WaveformEncoderAdapter(SpeechEncoderAdapter):
             lengths = (lengths - kernel) // stride + 1
         return lengths
 
-    def encode(
-        self,
-        encoder: PreTrainedModel,
-        inputs: Tensor,
-        attention_mask: Tensor | None,
-        *,
-        padding: str,
-        output_attentions: bool = False,
-    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
+    def prepare(
+        self, encoder: PreTrainedModel, inputs: Tensor, attention_mask: Tensor | None, padding: str
+    ) -> tuple[Any, Tensor | None, Tensor]:
         """See the base class."""
         total = inputs.shape[1]
         num_frames = self.convolution_lengths(total)
-        waveforms: Tensor | tuple[Tensor, Tensor] = inputs
-        sample_mask = attention_mask
         if attention_mask is None:
-            frame_lengths = torch.full((inputs.shape[0],), num_frames, device=inputs.device)
-        else:
-            sample_lengths = attention_mask.sum(dim=1)
-            if padding == "invariant":
-                frame_lengths = self.convolution_lengths(sample_lengths)
-                if isinstance(encoder.feature_extractor, LengthAwareFeatureEncoder):
-                    waveforms = (inputs, sample_lengths)
-            else:
-                # The original counts frames by rounding, while its encoder's mask cuts the padded length into T equal
-                # chunks and keeps each that holds a sample; its mask can so be a frame or two longer.
-                frame_lengths = torch.round(sample_lengths / self.samples_per_frame).long().clamp(1, num_frames)
-                chunk = total // num_frames
-                kept = (sample_lengths + chunk - 1) // chunk
-                # The library counts in its own way: give it a sample mask from which it derives these frames.
-                samples = (kept.clamp(max=num_frames) - 1) * self.samples_per_frame + self.minimum_samples
-                sample_mask = (torch.arange(total, device=samples.device) < samples[:, None]).long()
+            return inputs, None, torch.full((inputs.shape[0],), num_frames, device=inputs.device)
+        sample_lengths = attention_mask.sum(dim=1)
+        if padding == "invariant":
+            frame_lengths = self.convolution_lengths(sample_lengths)
             self.check_frame_lengths(frame_lengths)
-        outputs = encoder(
-            waveforms, attention_mask=sample_mask, output_hidden_states=True, output_attentions=output_attentions
-        )
-        return outputs.hidden_states, frame_lengths, outputs.attentions if output_attentions else None
+            length_aware = isinstance(encoder.feature_extractor, LengthAwareFeatureEncoder)
+            return (inputs, sample_lengths) if length_aware else inputs, attention_mask, frame_lengths
+        # The original counts frames by rounding, while its encoder's mask cuts the padded length into T equal
+        # chunks and keeps each that holds a sample; its mask can so be a frame or two longer.
+        frame_lengths = torch.round(sample_lengths / self.samples_per_frame).long().clamp(1, num_frames)
+        chunk = total // num_frames
+        kept = (sample_lengths + chunk - 1) // chunk
+        # The library counts in its own way: give it a sample mask from which it derives these frames.
+        samples = (kept.clamp(max=num_frames) - 1) * self.samples_per_frame + self.minimum_samples
+        return inputs, (torch.arange(total, device=samples.device) < samples[:, None]).long(), frame_lengths
 
 
 class Wav2Vec2BertAdapter(SpeechEncoderAdapter):
@@ -231,7 +223,7 @@ class WhisperAdapter(SpeechEncoderAdapter):
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
         self.config.tie_last_hidden_states = False  # the last hidden state is wanted before the final norm
-        return WhisperEncoder._from_config(self.config)
+        return WhisperEncoder._from_config(self.config, dtype=torch.get_default_dtype())
 
     def load(self, source: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         """See the base class."""

@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, CLIPConfig, PreTrainedConfig, WavLMConfig
 
 from speechclip_plus import SpeechClipPlusConfig, load_preset, preset_names
@@ -117,9 +118,9 @@ def test_showing_a_configuration_shortens_its_vocabulary():
         ({"variant": "parallel", "cif_config": {}}, "has no CIF.*choose cascaded_plus or hybrid_plus"),
         ({"variant": "parallel", "keyword_config": {}}, "has no keywords"),
         ({"branch_config": {"num_attention_heads": 7}}, r"\(7\) does not divide.*\(768\)"),
-        ({"branch_config": {"layer_type": "lstm"}}, "attention_and_norm, transformer_encoder"),
-        ({"branch_config": {"dropout": 1.0}}, "probability"),
-        ({"cif_config": {"threshold": 0}}, "threshold must be above 0"),
+        ({"branch_config": {"layer_type": "lstm"}}, "layer_type.*'attention_and_norm', 'transformer_encoder'"),
+        ({"branch_config": {"dropout": 1.0}}, "dropout.*smaller than 1, got 1.0"),
+        ({"cif_config": {"threshold": 0}}, "threshold.*greater than 0, got 0"),
         ({"cif_config": {"conv_width": 4}}, "must be odd"),
         ({"cif_config": {"tail_threshold": 1.5}}, "no remainder could ever reach it"),
         ({"cif_config": {"treshold": 1}}, "does not know 'treshold'; it has.*threshold"),
@@ -128,10 +129,10 @@ def test_showing_a_configuration_shortens_its_vocabulary():
         ({"keyword_config": {"vocabulary_ids": [1, 1]}}, "repeated ids"),
         ({"keyword_config": {"vocabulary_ids": [5, 50_000]}}, "the id 50000, outside CLIP's 49408"),
         ({"keyword_config": {"vocabulary_ids": [0]}}, "no token that may become a keyword"),
-        ({"keyword_config": {"temperature": 0}}, "temperature must be above 0"),
-        ({"loss_config": {"cascaded_weight": -1}}, "at least 0"),
+        ({"keyword_config": {"temperature": 0}}, "temperature.*greater than 0"),
+        ({"loss_config": {"cascaded_weight": -1}}, "cascaded_weight.*greater or equal to 0"),
         ({"variant": "cascaded", "retrieval_branch": "parallel"}, "has only: cascaded"),
-        ({"padding": "none"}, "invariant, original"),
+        ({"padding": "none"}, "padding.*'invariant', 'original'"),
         ({"format_version": 99}, "saved by a newer version. Upgrade"),
         ({"varient": "hybrid"}, "did you mean 'variant'"),
         ({"backbones_saved": False}, "speech_backbone must say where"),
@@ -140,7 +141,7 @@ def test_showing_a_configuration_shortens_its_vocabulary():
     ],
 )  # fmt: skip
 def test_an_impossible_configuration_says_what_to_change(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, StrictDataclassFieldValidationError), match=rf"(?s){message}"):
         SpeechClipPlusConfig(**changes)
 
 

@@ -320,6 +320,31 @@ def test_half_precision_keeps_statistics_and_temperature_in_float32(dtype, tmp_p
     assert output.loss.isfinite()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_configuration_of_a_model_in_half_precision_builds_one_in_float32(dtype, tmp_path):
+    make_model().save_pretrained(tmp_path / "float32")
+    SpeechClipPlusModel.from_pretrained(tmp_path / "float32", dtype=dtype).save_pretrained(tmp_path / "half")
+    for config in (SpeechClipPlusConfig.from_pretrained(tmp_path / "half"), make_config(dtype=dtype)):
+        config.clip_config.dtype = config.speech_config.dtype = dtype
+        model = SpeechClipPlusModel(config).eval()
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert model(**make_pairs(), return_loss=True).loss.isfinite()
+    half = AutoModel.from_config(make_config(dtype=dtype)).eval()
+    assert half.dtype == half.clip.dtype == dtype and half.keyword_norm.running_var.dtype == torch.float32
+    assert half(**make_pairs(), return_loss=True).loss.isfinite()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_scale_of_similarities_is_at_most_100(variant):
+    model = make_model(variant).train()
+    model.logit_scale.data.fill_(200.0)
+    output = model(**make_pairs(), return_loss=True)
+    output.loss.backward()
+    assert output.loss.isfinite() and model.similarity_scale.item() == pytest.approx(100)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert model.logit_scale.grad  # it can come back
+
+
 def test_autocast_gives_a_finite_loss_with_float32_parts():
     model = make_model().train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -340,14 +365,6 @@ def test_hidden_states_and_attentions_are_returned_on_request():
     assert len(output.hidden_states) == 3
     assert [attention.shape for attention in output.attentions] == [(3, 2, frames, frames)] * 2
     assert output.branch_attentions[0].shape == (3, 2, 9 + frames, 9 + frames)
-
-
-def test_one_hidden_state_can_be_picked():
-    model = make_model("parallel")
-    every = model(**make_inputs(), output_hidden_states=True).hidden_states
-    first, second, third = model(**make_inputs(), output_hidden_states=[0, -1]).hidden_states
-    assert second is None
-    torch.testing.assert_close((first, third), (every[0], every[2]))
 
 
 def test_attentions_under_sdpa_are_left_out_with_a_warning_that_says_how_to_get_them(monkeypatch):
@@ -402,6 +419,17 @@ def test_keywords_come_with_text_similarity_neighbours_and_times():
         ends = [keyword.end for keyword in row]
         assert [keyword.start for keyword in row] == [0.0, *ends[:-1]]
         assert ends == sorted(ends) and ends[-1] <= duration
+
+
+def test_keywords_are_those_of_evaluation_mode_while_the_model_stays_in_training_mode():
+    model, modes = make_model(), []
+    expected = model.extract_keywords(**make_inputs())
+    model.train()
+    model.layer_sum.register_forward_hook(lambda *_: modes.append((model.training, model.branch.training)))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert model.extract_keywords(**make_inputs()) == expected
+    assert modes == [(True, True)] and not model.clip.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_a_fixed_number_of_keywords_has_no_times():

@@ -40,23 +40,17 @@ class PipelineInput:
 class InputDataset(Dataset):
     """Inputs out of a list, a data set or a column of one, each read when its turn comes.
 
-    Args:
-        kind: "audio", "images" or "text".
-        items: Whatever has a length and can be indexed.
-        name: What errors call the items; their kind if not given.
-        numbers: Which of them, in this order; all if not given.
+    `items` have a length and can be indexed; errors call them by `name`, or their kind.
     """
 
-    def __init__(self, kind: str, items: Any, name: str | None = None, numbers: Sequence[int] | None = None) -> None:
+    def __init__(self, kind: str, items: Any, name: str | None = None) -> None:
         self.kind, self.items, self.name = kind, items, name or kind
-        self.numbers = range(len(items)) if numbers is None else numbers
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> PipelineInput:
-        number = self.numbers[index]  # its IndexError is what ends a loop over a data set
-        return PipelineInput(self.kind, self.items[number], f"{self.name}[{number}]")
+        return PipelineInput(self.kind, self.items[index], f"{self.name}[{index}]")
 
 
 class SpeechClipPlusPipeline(ChunkPipeline):
@@ -118,7 +112,9 @@ class SpeechClipPlusPipeline(ChunkPipeline):
             yield {"is_last": True, **self.processor(text=[input_.item], return_tensors="pt")}
         else:
             windowing = self._windowing(chunk_length_s, stride_length_s)
-            recording, rate = recording_of(input_, SAMPLING_RATE)
+            recording, rate = input_.item, SAMPLING_RATE
+            if isinstance(recording, Mapping):  # "raw" is what transformers' audio pipelines call an array
+                recording, rate = {"array": recording.get("raw"), **recording}, None
             for window in read_windows(recording, windowing, rate, input_.name):
                 # The mask is what keeps the padding of a batch out of an utterance.
                 features = self.processor(
@@ -151,12 +147,7 @@ class SpeechClipPlusPipeline(ChunkPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and processor, so that `pipeline(task, model=save_directory)` makes the same pipeline.
 
-        Args:
-            save_directory: Folder to write.
-            **kwargs: See the model's `save_pretrained`, for instance `save_backbones=False`.
-
-        Raises:
-            ValueError: If it is a file.
+        Takes what the model's `save_pretrained` takes. A file in the place of the folder is a ValueError.
         """
         if os.path.isfile(save_directory):
             raise ValueError(f"{os.fspath(save_directory)} is a file; name a folder.")
@@ -172,11 +163,7 @@ def window_parameters(chunk_length_s: float | None, stride_length_s: float | Seq
 
 
 def one_of(**given: Any) -> tuple[str, Any]:
-    """Name and value of the one argument that was given.
-
-    Raises:
-        TypeError: If there is none, or more than one.
-    """
+    """Name and value of the one argument that was given; a TypeError if there is none, or more than one."""
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
         what = " and ".join(chosen) if chosen else "nothing"
@@ -192,13 +179,9 @@ def waveforms(model_inputs: dict[str, Any]) -> dict[str, Tensor]:
 def pipeline_inputs(kind: str, given: Any) -> tuple[Any, bool]:
     """Bring what a pipeline is called with to what `transformers.Pipeline.__call__` takes.
 
-    Args:
-        kind: "audio", "images" or "text".
-        given: One input, or a list, a tuple, a column of a data set (all of which are answered by a list), or a data
-            set or a generator (answered by an iterator that reads as it goes).
-
     Returns:
-        A `PipelineInput`, a list or data set of them, or a generator; and whether the answer shall be a list.
+        A `PipelineInput`, a list or data set of them, or a generator; and whether the answer shall be a list: of a
+        list, a tuple or a column it is, of a data set or a generator it is an iterator that reads as it goes.
 
     Raises:
         ValueError: For an empty list.
@@ -226,30 +209,6 @@ def is_batch(kind: str, given: Any) -> bool:
     if isinstance(given, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(given, Sequence):
         return False
     return not (kind == "audio" and len(given) and isinstance(given[0], Real) and not isinstance(given[0], bool))
-
-
-def recording_of(given: PipelineInput, sampling_rate: int) -> tuple[Any, int | None]:
-    """Read a recording as transformers' audio pipelines do.
-
-    Args:
-        given: What `load_audio` takes, or a dictionary with "raw" and "sampling_rate".
-        sampling_rate: That of an array which comes alone.
-
-    Returns:
-        What `load_audio` takes, and the sampling rate of an array without its own.
-
-    Raises:
-        ValueError: If a dictionary has an array and no sampling rate.
-    """
-    item = given.item
-    if not isinstance(item, Mapping):
-        return item, sampling_rate
-    array = item["raw"] if item.get("raw") is not None else item.get("array")
-    if array is None:
-        return item, None
-    if item.get("sampling_rate") is None:
-        raise ValueError(f'{given.name}: a dictionary with an array needs its "sampling_rate" (Hz) too.')
-    return {"array": array, "sampling_rate": item["sampling_rate"]}, None
 
 
 def _is_stream(given: Any) -> bool:

@@ -30,8 +30,8 @@ class SpeechFeatureExtractionPipeline(SpeechClipPlusPipeline):
         """Extract features of recordings, images or texts.
 
         Args:
-            audio: A path, bytes, a binary file object, an array at 16 kHz, or a dictionary with "raw" or "array" and
-                "sampling_rate" or with "bytes" or "path"; or a list, a column, a data set or a generator of them.
+            audio: What `load_audio` takes (arrays at 16 kHz), or a dictionary with "raw" and "sampling_rate"; or a
+                list, a column, a data set or a generator of them.
             images: In place of `audio`: what the processor takes as an image, or many of them.
             text: In place of `audio`: a string, or many of them.
             **kwargs: `pool`: whether to give one embedding of a recording in place of its frames; that of a recording

@@ -1,19 +1,15 @@
 """Retrieval of images by speech, of recordings by images, and of either by text."""
 
-import hashlib
-import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..audio_utils import SAMPLING_RATE
-from ..image_utils import load_image
 from .base import InputDataset, SpeechClipPlusPipeline, is_batch, one_of, window_parameters
 
 CANDIDATE_BATCH_SIZE = 16
@@ -82,11 +78,11 @@ class IndexCandidates:
 class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
     """Rank images by how well they fit speech, or recordings by how well they fit an image.
 
-    Task "speech-image-retrieval". What is searched is given when the pipeline is made or with a call; it is embedded
-    once and kept. Speech, images and texts are all embedded in CLIP's space, so any of them may search.
+    Task "speech-image-retrieval". What is searched is given when the pipeline is made, embedded once and kept, or with
+    a call. Speech, images and texts are all embedded in CLIP's space, so any of them may search.
 
     A recording longer than a window has an embedding for each window, and its best one counts: an hour of speech
-    fits the picture of what is said in any minute of it. `return_timestamps=True` tells where.
+    fits the image of what is said in any minute of it. `return_timestamps=True` tells where.
 
     Example:
     ```python
@@ -104,7 +100,6 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._own: tuple[Hashable, Candidates] | None = None  # those that the pipeline was made with
-        self._known: dict[Hashable, tuple[Tensor, list[Any]]] = {}  # embeddings and spans of those of the last call
         self._checked: tuple[Any, Hashable] | None = None
         super().__init__(*args, **kwargs)
 
@@ -123,20 +118,16 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
 
         Args:
             inputs: What to search for: speech where images are searched, images where recordings are.
-            audio: Speech to search for, in place of `inputs`: a path, bytes, a binary file object, an array at 16 kHz,
-                or a dictionary with "raw" or "array" and "sampling_rate" or with "bytes" or "path"; or a list, a
-                column, a data set or a generator of them.
+            audio: Speech to search for, in place of `inputs`: what `load_audio` takes (arrays at 16 kHz), or a
+                dictionary with "raw" and "sampling_rate"; or a list, a column, a data set or a generator of them.
             images: Images to search for, in place of `inputs`: what the processor takes, or many of them.
             text: A text to search for, in place of `inputs`, or many of them.
             batch_size: Images, texts or windows that are embedded together; 1 if not given, and 16 for candidates.
             num_workers: As in all pipelines.
-            **kwargs: `candidate_images`, `candidate_audio` or `index`: what to search, in place of what the pipeline
-                was made with: a list or column of images or of recordings, or an
-                `EmbeddingIndex`.
-                `top_k`: how many to find, 5 if not given. `return_timestamps`: whether to tell which window of the
-                recording fits best. `branch`: the one that embeds speech, the configured `retrieval_branch` if not
-                given. `chunk_length_s`, `stride_length_s`: windows in which recordings are read, see
-                `SpeechKeywordExtractionPipeline`.
+            **kwargs: `candidate_images`, `candidate_audio` or `index`: a list or column of images or of recordings, or
+                an `EmbeddingIndex`, to search in place of what the pipeline was made with. `top_k`: how many to find,
+                5 if not given. `return_timestamps`: whether to tell which window of the recording fits best. `branch`,
+                `chunk_length_s`, `stride_length_s`: as in `SpeechFeatureExtractionPipeline`.
 
         Returns:
             For one input a list of dictionaries, best first: `score` (cosine similarity), `index` (of the candidate)
@@ -211,14 +202,14 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         weights = self._weights_state()
         if name == "index":
             return self._index_candidates(items, weights)
-        audio = name == "candidate_audio"
-        settings = (weights, forward.get("branch"), self._windowing(**preprocess)) if audio else weights
-        arguments = (name, items, settings, preprocess, forward, batch_size)
-        if source is not self._postprocess_params.get("candidates"):
-            return self._embed_candidates(self._known, *arguments)
-        if self._own is None or self._own[0] != settings:
-            self._own = settings, self._embed_candidates({}, *arguments)
-        return self._own[1]
+        own = source is self._postprocess_params.get("candidates")
+        settings = weights, forward.get("branch"), self._windowing(**preprocess)
+        if own and self._own is not None and self._own[0] == settings:
+            return self._own[1]
+        candidates = self._embed_candidates(name, items, preprocess, forward, batch_size)
+        if own:
+            self._own = settings, candidates
+        return candidates
 
     def _weights_state(self) -> Hashable:
         """Another one when a weight was changed in place or replaced: what was embedded before counts no longer."""
@@ -234,16 +225,8 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         return IndexCandidates(index)
 
     def _embed_candidates(
-        self,
-        known: dict[Hashable, tuple[Tensor, list[Any]]],
-        name: str,
-        items: Any,
-        settings: Hashable,
-        preprocess: dict[str, Any],
-        forward: dict[str, Any],
-        batch_size: int,
+        self, name: str, items: Any, preprocess: dict[str, Any], forward: dict[str, Any], batch_size: int
     ) -> Candidates:
-        """Embed the candidates that are not known, and forget what is known of others."""
         kind = name.removeprefix("candidate_")
         if not is_batch(kind, items) and not isinstance(items, Dataset):
             raise TypeError(f"{name}: expected a list or a column, got {type(items).__name__}.")
@@ -251,18 +234,7 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
             raise ValueError(f"{name} is empty: there is nothing to search.")
         if isinstance(items, (list, tuple)):
             items = list(items)  # theirs may change later
-        keys: list[Hashable] = [
-            (settings, kind, _content_key(kind, items[i], f"{name}[{i}]")) for i in range(len(items))
-        ]
-        first = {key: number for number, key in reversed(list(enumerate(keys)))}
-        new = sorted(number for key, number in first.items() if key not in known)
-        inputs = InputDataset(kind, items, name, new)
-        embedded = list(self.get_iterator(inputs, 0, batch_size, preprocess, forward, {})) if new else []
-        kept = {key: known[key] for key in first if key in known}
-        kept |= dict(zip([keys[number] for number in new], embedded, strict=True))
-        known.clear()
-        known.update(kept)
-        parts = [kept[key] for key in keys]
+        parts = list(self.get_iterator(InputDataset(kind, items, name), 0, batch_size, preprocess, forward, {}))
         owners = torch.arange(len(items)).repeat_interleave(torch.tensor([len(embeds) for embeds, _ in parts]))
         spans = [span for _, own in parts for span in own]
         return Candidates(kind, items, torch.cat([embeds for embeds, _ in parts]), owners, spans)
@@ -304,26 +276,3 @@ def _check_timestamps(kind: str, candidates: Candidates | IndexCandidates) -> No
             "return_timestamps: an index keeps one embedding for a recording, not when it is what fits; give the "
             "recordings as candidate_audio."
         )
-
-
-def _content_key(kind: str, item: Any, name: str) -> Hashable:
-    """What tells a candidate from others: of a file name, time and size, otherwise what the processor sees of it."""
-    if isinstance(item, (str, os.PathLike)):
-        path = os.path.abspath(os.path.expanduser(item))
-        facts = os.stat(path) if os.path.isfile(path) else None
-        return (path, facts.st_mtime_ns, facts.st_size) if facts else os.fspath(item)
-    if isinstance(item, Mapping):
-        return tuple(sorted((str(key), _content_key("audio", value, name)) for key, value in item.items()))
-    if isinstance(item, (bytes, bytearray, memoryview)):
-        return hashlib.sha256(item).hexdigest()
-    if hasattr(item, "read"):
-        return item
-    if kind == "images":  # not its raw pixels: palette, orientation and transparency count as well
-        image = load_image(item, name)
-        return image.size, hashlib.sha256(image.tobytes()).hexdigest()
-    if isinstance(item, torch.Tensor):
-        item = item.detach().cpu().double().numpy()
-    if isinstance(item, (np.ndarray, list, tuple)):
-        array = np.ascontiguousarray(item)
-        return array.dtype.str, array.shape, hashlib.sha256(array.data).hexdigest()
-    return repr(item)

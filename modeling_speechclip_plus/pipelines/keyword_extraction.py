@@ -43,8 +43,8 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
         """Extract keywords.
 
         Args:
-            audio: A path, bytes, a binary file object, an array at 16 kHz, or a dictionary with "raw" or "array" and
-                "sampling_rate" or with "bytes" or "path"; or a list, a column, a data set or a generator of them.
+            audio: What `load_audio` takes (arrays at 16 kHz), or a dictionary with "raw" and "sampling_rate"; or a
+                list, a column, a data set or a generator of them.
             **kwargs: `top_k`: how many nearest tokens to tell with each keyword; none if not given.
                 `return_timestamps`: whether to tell from when to when each keyword is said, in seconds.
                 `chunk_length_s`: length of the windows in which recordings are read, 15 s if not given; 0 reads them

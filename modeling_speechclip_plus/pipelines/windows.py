@@ -69,9 +69,9 @@ class Windowing:
         Raises:
             ValueError: If they are no lengths, or the overlaps leave nothing of a window.
         """
-        strides = chunk_length_s / 6 if stride_length_s is None and _is_length(chunk_length_s) else stride_length_s
-        pair = (strides, strides) if not isinstance(strides, (list, tuple)) else tuple(strides)
-        if not _is_length(chunk_length_s) or len(pair) != 2 or not all(_is_length(side) for side in pair):
+        strides = chunk_length_s / 6 if stride_length_s is None else stride_length_s
+        pair = tuple(strides) if isinstance(strides, (list, tuple)) else (strides, strides)
+        if len(pair) != 2 or not all(0 <= seconds < float("inf") for seconds in (chunk_length_s, *pair)):
             raise ValueError(
                 "Expected chunk_length_s in seconds (0 for recordings as a whole) and stride_length_s in seconds or "
                 f"as (left, right), got {chunk_length_s!r} and {stride_length_s!r}."
@@ -121,7 +121,3 @@ def read_windows(
             start += windowing.step
     end = start + len(kept)
     yield Window(kept.copy(), (start, end), (start + windowing.left if start else 0, end), True)
-
-
-def _is_length(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")

@@ -32,8 +32,8 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
         """Sort recordings.
 
         Args:
-            audio: A path, bytes, a binary file object, an array at 16 kHz, or a dictionary with "raw" or "array" and
-                "sampling_rate" or with "bytes" or "path"; or a list, a column, a data set or a generator of them.
+            audio: What `load_audio` takes (arrays at 16 kHz), or a dictionary with "raw" and "sampling_rate"; or a
+                list, a column, a data set or a generator of them.
             candidate_labels: At least two different texts, here or when the pipeline is made.
             **kwargs: `hypothesis_template`: a text with `{}` where the label goes, or several, whose embeddings are
                 averaged; if not given, `("{}", "a photo of {}.", "a picture of {}.")`. `branch`: the one that embeds
@@ -43,7 +43,7 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
 
         Returns:
             For one recording a dictionary for each label, best first: `score`, the softmax over the labels of the
-            cosine similarities times the model's `exp(logit_scale)`, and `label`. For a list of recordings a list of
+            cosine similarities times the model's `similarity_scale`, and `label`. For a list of recordings a list of
             such lists; for a data set or a generator an iterator.
 
         Raises:
@@ -93,7 +93,7 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
     ) -> list[dict[str, Any]]:
         """Compare a recording with the labels."""
         embeds = mean_embedding(torch.cat([output["embeds"] for output in model_outputs]))  # (1, P)
-        logits = self.model.logit_scale.float().exp().cpu() * (embeds @ class_embeds.T)[0]
+        logits = self.model.similarity_scale.cpu() * (embeds @ class_embeds.T)[0]
         scores = logits.softmax(dim=0)
         order = scores.argsort(descending=True, stable=True).tolist()
         return [{"score": scores[place].item(), "label": candidate_labels[place]} for place in order]
