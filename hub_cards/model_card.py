@@ -215,7 +215,7 @@ class ModelCardFacts:
 def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
     """Write the card, README.md, and its picture into a folder, which may hold the saved model already."""
     folder = Path(folder)
-    chart = training_chart(facts.curves, units={"Recall on the validation split": "%"})
+    chart = training_chart(facts.curves)
     if chart is not None:
         write_bytes(folder / CHART, chart)
     write_text(folder / CARD, render_model_card(facts))

@@ -117,7 +117,7 @@ def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_
     losses = {title: _curve(history, name) for name, title in _LOSSES.items()}
     losses["validation"] = _curve(history, f"{prefix}loss")
     recalls = {title: _curve(history, f"{prefix}{name}") for name, title in _RECALLS.items()}
-    panels = {"Loss": losses, "Recall on the validation split": recalls}
+    panels = {"Loss": losses, "Recall on the validation split, %": recalls}
     return {title: {name: curve for name, curve in curves.items() if curve[0]} for title, curves in panels.items()}
 
 
@@ -267,7 +267,7 @@ def keyword_examples(trainer: Any, data: Any, count: int = EXAMPLES) -> list[Key
         examples = []
         for row in data.select(range(min(count, len(data)))):
             waveform = load_audio(row["audio"], name=f"audio of {row.get('caption_id', 'a recording')}")
-            keywords, _ = spoken_keywords(model, processor, waveform, None)
+            keywords, _ = spoken_keywords(model, processor, waveform)
             said = [(keyword.text, keyword.start, keyword.end) for keyword in keywords]
             examples.append(KeywordExample(row.get("text") or "", said))
         return examples
