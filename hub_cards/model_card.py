@@ -116,19 +116,6 @@ class SplitSize:
 
 
 @dataclass(frozen=True)
-class KeywordExample:
-    """What the model read out of an utterance.
-
-    Attributes:
-        caption: what is said in it; "" if that is not written down.
-        keywords: each with its text and its start and end in seconds, or None where the model does not say.
-    """
-
-    caption: str
-    keywords: Sequence[tuple[str, float | None, float | None]]
-
-
-@dataclass(frozen=True)
 class ConvertedCheckpoint:
     """The checkpoint of the original code that a model was converted from.
 
@@ -172,10 +159,9 @@ class ModelCardFacts:
         curves: panels of the chart, by title: name to (steps, values).
         hardware: what it was trained on.
         seconds: how long the training took.
-        energy_kwh: what it used, if that was measured.
-        energy_source: how it was measured.
         results: what was measured, a section each.
-        examples: keywords of a few utterances.
+        examples: keywords of a few utterances: what is said ("" if that is not written down), and the text, start and
+            end of each keyword, in seconds or None.
         examples_split: the split that they are of.
         limits: what the model is not for, beside what holds for all.
         license: the Hub's name for the weights' licence; None leaves it open.
@@ -200,10 +186,8 @@ class ModelCardFacts:
     curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
     hardware: str = ""
     seconds: float | None = None
-    energy_kwh: float | None = None
-    energy_source: str = ""
     results: Sequence[Results] = ()
-    examples: Sequence[KeywordExample] = ()
+    examples: Sequence[tuple[str, Sequence[tuple[str, float | None, float | None]]]] = ()
     examples_split: str = ""
     limits: str = ""
     license: str | None = None
@@ -213,7 +197,7 @@ class ModelCardFacts:
 
 
 def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
-    """Write the card, README.md, and its picture into a folder, which may hold the saved model already."""
+    """Write the card, README.md, and its chart into a folder, which may hold the saved model already."""
     folder = Path(folder)
     chart = training_chart(facts.curves)
     if chart is not None:
@@ -261,7 +245,7 @@ def _metadata(facts: ModelCardFacts) -> ModelCardData:
 
 
 def config_backbones(config: Any) -> dict[str, Source]:
-    """What is known of the backbones that a configuration names. Folders keep their paths to themselves."""
+    """What is known of the backbones that a configuration names; paths of folders are not told."""
     found = {}
     for title, source in (("speech encoder", config.speech_backbone), ("CLIP", config.clip_backbone)):
         name = source["repo_id"] if source else None
