@@ -27,7 +27,7 @@ SPACE = Path(_hub_cards).resolve().parent / "space"
 SCENES = "drawn scenes"
 NUM_SCENES = 48
 SPACE_SCENES = 24
-PICTURE_SIZE = 256  # pixels: larger than what the model sees, for people
+IMAGE_SIZE = 256  # pixels: larger than what the model sees, for people
 _MODEL_LINE = 'MODEL_ID = ""'
 _SCENE_SEED = 1  # not the quickstart's own scenes
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="DIR",
-        help="folders of pictures and recordings to search (default: drawn scenes, described by espeak-ng)",
+        help="folders of images and recordings to search (default: drawn scenes, described by espeak-ng)",
     )
     parser.add_argument("--port", type=int, help="port to serve on (default: the first free one from 7860)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
@@ -127,7 +127,7 @@ def write_scenes(folder: Path, count: int) -> Path:
 
     Args:
         folder: To make; returned.
-        count: Of pictures, and of recordings.
+        count: Of images, and of recordings.
 
     Raises:
         SpeechSynthesisError: If espeak-ng is not installed.
@@ -138,13 +138,13 @@ def write_scenes(folder: Path, count: int) -> Path:
     from speechclip_plus.trainer.spoken_scenes.espeak import SAMPLING_RATE, TEST_VOICES, synthesise
     from speechclip_plus.trainer.spoken_scenes.scenes import sample_scenes
 
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     (folder / "recordings").mkdir()
     rng = np.random.default_rng(_SCENE_SEED)
     for scene in sample_scenes("test", count, seed=_SCENE_SEED):
         caption = scene.caption(rng)
         voice = random_voice(TEST_VOICES[int(rng.integers(len(TEST_VOICES)))], rng)
-        scene.draw(PICTURE_SIZE).save(folder / "pictures" / f"{caption}.png")
+        scene.draw(IMAGE_SIZE).save(folder / "images" / f"{caption}.png")
         soundfile.write(folder / "recordings" / f"{caption}.flac", synthesise(caption, voice), SAMPLING_RATE)
     return folder
 
@@ -155,7 +155,7 @@ def write_space(folder: Path, model: str, galleries: Sequence[Path] = (), *, for
     Args:
         folder: To make.
         model: The model's repository, with the code that `push` adds to it.
-        galleries: Folders of pictures and recordings, copied into it; none: drawn scenes.
+        galleries: Folders of images and recordings, copied into it; none: drawn scenes.
         force: Replace `folder` if it exists.
 
     Raises:
