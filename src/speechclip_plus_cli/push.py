@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
         sizes = {file.relative_to(prepared).as_posix(): file.stat().st_size for file in files}
         width = max(map(len, sizes))
         for name, size in sizes.items():
-            print(f"{name.ljust(width)}  {_size(size):>9}")
-        print(f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes.values()))}")
+            print(f"{name.ljust(width)}  {size:>13,} B")
+        print(f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {sum(sizes.values()):,} B")
     if args.dry_run:
         print("nothing was sent (--dry-run)")
         return 0
@@ -47,7 +47,3 @@ def run(args: argparse.Namespace) -> int:
     )
     print(pushed.pr_url if args.create_pr else pushed.repo_url)
     return 0
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
