@@ -187,7 +187,7 @@ def scatter_chart(groups: Mapping[str, np.ndarray], axis_labels: tuple[str, str]
     figure, (axes,) = _figure(5.4, 3.6)
     for order, (name, points) in enumerate(groups.items()):
         colour = COLOURS[order % len(COLOURS)]
-        axes.scatter(points[:, 0], points[:, 1], 7, colour, alpha=0.55, linewidths=0, label=name, clip_on=False)
+        axes.scatter(points[:, 0], points[:, 1], 14, colour, alpha=0.55, linewidths=0, label=name, clip_on=False)
     axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1], xticks=[], yticks=[])
     _legend(axes)
     return _svg(figure, ", ".join(f"{len(points)} points of {name}" for name, points in groups.items()))

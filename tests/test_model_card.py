@@ -74,7 +74,7 @@ def facts():
         ],
         curves={
             "Loss": {"total": ([5, 10], [3.0, 2.0])},
-            "Recall on the validation split, %": {"parallel, R@10": ([10, 20], [41.26, 52.37])},
+            "Validation recall, %": {"parallel, R@10": ([10, 20], [41.26, 52.37])},
         },
         hardware="CPU: a processor, 2 threads",
         seconds=754.0,

@@ -132,7 +132,7 @@ def test_there_are_as_many_players_and_pictures_as_recordings_and_hits(page):
 
 def test_what_is_wider_than_a_phone_scrolls_and_the_keyboard_reaches_it(page):
     places = page.of("div", "scroll")
-    assert len(places) == 1 + 1 + 1  # results, waveform, keywords
+    assert len(places) == 1 + 1 + 1 + 1  # results, chart, waveform, keywords
     assert all(place["tabindex"] == "0" and place["role"] == "region" and place["aria-label"] for place in places)
 
 

@@ -116,7 +116,7 @@ def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_
     losses = {title: _curve(history, name) for name, title in _LOSSES.items()}
     losses["validation"] = _curve(history, f"{prefix}loss")
     recalls = {title: _curve(history, f"{prefix}{name}") for name, title in _RECALLS.items()}
-    panels = {"Loss": losses, "Recall on the validation split, %": recalls}
+    panels = {"Loss": losses, "Validation recall, %": recalls}
     return {title: {name: curve for name, curve in curves.items() if curve[0]} for title, curves in panels.items()}
 
 
