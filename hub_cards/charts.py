@@ -118,11 +118,10 @@ def speech_chart(
     for keyword in keywords:
         if keyword.start is not None and keyword.end is not None:
             _draw_keyword(axes, keyword, seconds, keyword.id in said)
-    edges = np.linspace(0, len(waveform), min(_WAVE_COLUMNS, len(waveform)) + 1).astype(int)
-    columns = [waveform[start:stop] for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    starts = np.linspace(0, len(waveform), min(_WAVE_COLUMNS, len(waveform)), endpoint=False).astype(int)
     peak = max(float(np.abs(waveform).max()), 1e-4)
-    times = (edges[:-1] + edges[1:]) / 2 / 16_000
-    low, high = ([float(pick(column)) / peak for column in columns] for pick in (np.min, np.max))
+    low, high = np.minimum.reduceat(waveform, starts) / peak, np.maximum.reduceat(waveform, starts) / peak
+    times = (starts + len(waveform) / len(starts) / 2) / 16_000
     axes.fill_between(times, low, high, color=_THEME["wave"], linewidth=0.5, gid="wave", clip_on=False)
     if weights is not None and len(weights):
         heights = np.asarray(weights, dtype=float) / max(float(np.max(weights)), 1e-3)

@@ -58,10 +58,8 @@ BACKBONES = {
     "facebook/hubert-large-ll60k": Source("HuBERT large", "Apache 2.0", _HUBERT),
     "openai/clip-vit-base-patch32": Source("OpenAI's CLIP ViT-B/32", "MIT", "https://github.com/openai/CLIP"),
     "openai/clip-vit-large-patch14": Source("OpenAI's CLIP ViT-L/14", "MIT", "https://github.com/openai/CLIP"),
-}
-TINY_BACKBONES = {
-    "speech": Source("the tiny HuBERT that ships with speechclip-plus", "MIT"),
-    "clip": Source("the tiny CLIP that ships with speechclip-plus", "MIT"),
+    "tiny_backbones/hubert": Source("the tiny HuBERT that ships with speechclip-plus", "MIT"),
+    "tiny_backbones/clip": Source("the tiny CLIP that ships with speechclip-plus", "MIT"),
 }
 DATASETS = {
     "flickr8k": Source(
@@ -146,7 +144,6 @@ class ModelCardFacts:
         name: the model's name: its repository, or its folder.
         config: its `SpeechClipPlusConfig`.
         parameters: how many are "trained" and "frozen".
-        backbones: the speech encoder and CLIP; by default those that the configuration names.
         dataset: name of the data set it was trained on, or its repository on the Hub.
         dataset_text: sentences about it; by default what is known of it by its name.
         splits: sizes by split.
@@ -173,7 +170,6 @@ class ModelCardFacts:
     name: str
     config: Any
     parameters: Mapping[str, int] = field(default_factory=dict)
-    backbones: Mapping[str, Source] = field(default_factory=dict)
     dataset: str = ""
     dataset_text: str = ""
     splits: Mapping[str, SplitSize] = field(default_factory=dict)
@@ -211,7 +207,7 @@ def render_model_card(facts: ModelCardFacts) -> str:
         "model_card.md.jinja",
         facts=facts,
         config=facts.config,
-        backbones=dict(facts.backbones) or config_backbones(facts.config),
+        backbones=config_backbones(facts.config),
         data=DATASETS.get(facts.dataset),
         results=[render_results(results) for results in facts.results],
         progress=_thinned(facts.progress, facts.best_step),
@@ -248,9 +244,11 @@ def config_backbones(config: Any) -> dict[str, Source]:
     """What is known of the backbones that a configuration names; paths of folders are not told."""
     found = {}
     for title, source in (("speech encoder", config.speech_backbone), ("CLIP", config.clip_backbone)):
-        name = source["repo_id"] if source else None
-        if name and not is_local_path(name):
-            found[title] = BACKBONES.get(name) or Source(name, "see there", f"https://huggingface.co/{name}")
+        name = source["repo_id"] if source else ""
+        if known := BACKBONES.get("/".join(Path(name).parts[-2:])):
+            found[title] = known
+        elif name and not is_local_path(name):
+            found[title] = Source(name, "see there", f"https://huggingface.co/{name}")
         else:
             found[title] = Source("a model that is not on the Hub", "not known here")
     return found

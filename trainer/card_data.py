@@ -13,18 +13,14 @@ import torch
 from ..hub_cards.charts import Series
 from ..hub_cards.model_card import (
     DATASETS,
-    TINY_BACKBONES,
     ModelCardFacts,
-    Source,
     SplitSize,
-    config_backbones,
 )
 from ..hub_cards.results import Results
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from .evaluation.evaluate import SplitOutputs, evaluate
 from .evaluation.retrieval_metrics import chance_recall
 from .sampler import utterance_lengths
-from .tiny_backbones import tiny_backbone
 
 EXAMPLES = 5
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Z]{2})?")
@@ -76,7 +72,6 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad),
         },
-        backbones=_backbones(model.config),
         dataset=name,
         languages=spoken_languages(name, splits["train"]),
         hyperparameters=_hyperparameters(trainer),
@@ -120,17 +115,6 @@ def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_
     return {title: {name: curve for name, curve in curves.items() if curve[0]} for title, curves in panels.items()}
 
 
-def _backbones(config: Any) -> dict[str, Source]:
-    found = config_backbones(config)
-    for title, source, name, kind in (
-        ("speech encoder", config.speech_backbone, "hubert", "speech"),
-        ("CLIP", config.clip_backbone, "clip", "clip"),
-    ):
-        if source and Path(source["repo_id"]) == Path(tiny_backbone(name)):
-            found[title] = TINY_BACKBONES[kind]
-    return found
-
-
 def _hyperparameters(trainer: Any) -> dict[str, Any]:
     args, state = trainer.args, trainer.state
     total = state.max_steps if state.max_steps > 0 else args.max_steps
@@ -167,17 +151,14 @@ def _steps_of_weights(trainer: Any) -> int | None:
 
 
 def _progress(history: Sequence[Mapping[str, float]], prefix: str) -> list[dict[str, Any]]:
-    rows: dict[float, dict[str, Any]] = {}
-    for entry in history:
-        found = {title: entry[prefix + name] for name, title in _PROGRESS.items() if prefix + name in entry}
-        # What is evaluated again after training stands in the log under the last step, whatever was loaded meanwhile.
-        if found and entry["step"] not in rows:
-            rows[entry["step"]] = {"step": entry["step"], **found}
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    return [row for row in rows.values() if list(row) == columns]
+    curves = {title: dict(zip(*_curve(history, prefix + name), strict=True)) for name, title in _PROGRESS.items()}
+    found = {title: curve for title, curve in curves.items() if curve}
+    steps = sorted(set.intersection(*map(set, found.values()))) if found else []
+    return [{"step": step, **{title: curve[step] for title, curve in found.items()}} for step in steps]
 
 
 def _curve(history: Sequence[Mapping[str, float]], name: str) -> Series:
+    # What is evaluated again after training stands in the log under the last step, whatever was loaded meanwhile.
     found: dict[int, float] = {}
     for entry in history:
         if name in entry:
