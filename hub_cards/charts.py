@@ -34,7 +34,7 @@ _THEME = {
     "wave": "#86929b",
     **{f"curve-{number}": colour for number, colour in enumerate(COLOURS)},
 }
-_RC = {
+_RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "speechclip-plus",
     "font.size": 9,

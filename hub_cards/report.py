@@ -63,7 +63,7 @@ class Answer:
     found: Sequence[FoundItem]
     detail: str = ""
     image: str = ""
-    waveform: np.ndarray | None = None
+    waveform: Any = None
     keywords: Sequence[Any] = ()
     said: Collection[int] | None = None
     weights: np.ndarray | None = None

@@ -191,7 +191,7 @@ class Searcher:
         return self.load_image(content, name=label)
 
 
-def read_recording(file: Path, label: str = "The recording") -> tuple[np.ndarray, int]:
+def read_recording(file: Path | io.BytesIO, label: str = "The recording") -> tuple[np.ndarray, int]:
     """Read a recording: mono samples (S,) float32 in about [-1, 1], and their rate in Hz.
 
     Raises:
