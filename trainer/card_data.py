@@ -102,7 +102,7 @@ def _training_seconds(history: Sequence[Mapping[str, float]]) -> float | None:
 
 
 def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_") -> dict[str, dict[str, Series]]:
-    """Losses and recalls over the steps, for the card's picture.
+    """Losses and recalls over the steps, for the card's chart.
 
     Args:
         history: the trainer's log.
@@ -247,7 +247,7 @@ def dataset_name(data: Any) -> str | None:
 
 
 def has_audio(data: Any) -> bool:
-    """Whether rows hold recordings that can be read again."""
+    """Whether rows hold audio that can be read again."""
     return isinstance(data, datasets.Dataset) and "audio" in data.column_names
 
 
