@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +34,7 @@ _THEME = {
     "wave": "#86929b",
     **{f"curve-{number}": colour for number, colour in enumerate(COLOURS)},
 }
-_RC = {
+_RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "speechclip-plus",
     "font.size": 9,
@@ -59,48 +59,50 @@ _SMALLEST, _LARGEST = 0.8, 2.6  # letters of the keyword cloud, in rem
 _WAVE_COLUMNS = 380
 
 
-def line_chart(curves: Mapping[str, Series], unit: str, top: float | None = None, x_label: str = "step") -> Markup:
+def line_chart(curves: Mapping[str, Series], y_label: str, x_label: str = "step") -> Markup:
     """Draw named curves as SVG; an empty string where there is nothing to draw.
 
     Args:
         curves: Name to (x, y); values that are not finite are left out.
-        unit: Written behind the numbers of the vertical axis, which starts at 0.
-        top: End of the vertical axis.
+        y_label: Label of the vertical axis, which starts at 0; if it ends with "%", the axis ends at 100.
         x_label: Label of the horizontal axis.
     """
     points = _finite(curves)
     if not points:
         return Markup("")
-    figure, (axes,) = _figure(5.4, 2.6)
-    _draw_curves(axes, points, unit, top, x_label)
-    return _svg(figure, ", ".join(f"{name}: {y[-1]:.3g}{unit} at the end" for name, (_, y) in points.items()))
+    figure, (axes,) = _figure(5.4, 2.8)
+    _draw_curves(axes, points, y_label, x_label)
+    return _svg(
+        figure, f"{y_label}; " + ", ".join(f"{name}: {y[-1]:.3g} at the end" for name, (_, y) in points.items())
+    )
 
 
-def training_chart(panels: Mapping[str, Mapping[str, Series]], units: Mapping[str, str]) -> bytes | None:
+def training_chart(panels: Mapping[str, Mapping[str, Series]]) -> bytes | None:
     """Draw panels of curves over training steps side by side, as a PNG for cards.
 
     Args:
-        panels: By title, the curves of each panel; panels without finite values are not drawn.
-        units: By title, what is written behind the numbers. A panel in "%" goes up to 100.
+        panels: By the label of its vertical axis, the curves of each panel; see `line_chart`.
 
     Returns:
         The PNG file; `None` if there is nothing to draw.
     """
-    shown = {title: points for title, curves in panels.items() if (points := _finite(curves))}
+    shown = {y_label: points for y_label, curves in panels.items() if (points := _finite(curves))}
     if not shown:
         return None
     figure, all_axes = _figure(5.2 * len(shown), 3.0, len(shown))
-    for axes, (title, points) in zip(all_axes, shown.items(), strict=True):
-        unit = units.get(title, "")
-        _draw_curves(axes, points, unit, 100.0 if unit == "%" else None, "step")
-        axes.set_title(title, loc="left", pad=22)
+    for axes, (y_label, points) in zip(all_axes, shown.items(), strict=True):
+        _draw_curves(axes, points, y_label, "step")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
     return file.getvalue()
 
 
 def speech_chart(
-    waveform: np.ndarray, weights: np.ndarray | None, frame_seconds: float, keywords: Sequence[Any]
+    waveform: np.ndarray,
+    weights: np.ndarray | None,
+    frame_seconds: float,
+    keywords: Sequence[Any],
+    said: Collection[int] = (),
 ) -> Markup:
     """Draw keywords over the waveform, with CIF's weights under it, all on one time axis.
 
@@ -108,18 +110,18 @@ def speech_chart(
         waveform: `(S,)` samples at 16 kHz.
         weights: `(T,)` CIF's weight of each frame; `None` leaves them out.
         frame_seconds: Seconds from one frame to the next.
-        keywords: With `text`, `start`, `end` (seconds; `None`: the keyword is not drawn) and `in_caption`.
+        keywords: As `model.extract_keywords` gives them; those without times are not drawn.
+        said: Ids of the tokens in the caption: keywords among them get a colour of their own.
     """
     seconds = len(waveform) / 16_000
     figure, (axes,) = _figure(7.6, 1.8)
     for keyword in keywords:
         if keyword.start is not None and keyword.end is not None:
-            _draw_keyword(axes, keyword, seconds)
-    edges = np.linspace(0, len(waveform), min(_WAVE_COLUMNS, len(waveform)) + 1).astype(int)
-    columns = [waveform[start:stop] for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+            _draw_keyword(axes, keyword, seconds, keyword.id in said)
+    starts = np.linspace(0, len(waveform), min(_WAVE_COLUMNS, len(waveform)), endpoint=False).astype(int)
     peak = max(float(np.abs(waveform).max()), 1e-4)
-    times = (edges[:-1] + edges[1:]) / 2 / 16_000
-    low, high = ([float(pick(column)) / peak for column in columns] for pick in (np.min, np.max))
+    low, high = np.minimum.reduceat(waveform, starts) / peak, np.maximum.reduceat(waveform, starts) / peak
+    times = (starts + len(waveform) / len(starts) / 2) / 16_000
     axes.fill_between(times, low, high, color=_THEME["wave"], linewidth=0.5, gid="wave", clip_on=False)
     if weights is not None and len(weights):
         heights = np.asarray(weights, dtype=float) / max(float(np.max(weights)), 1e-3)
@@ -134,18 +136,16 @@ def speech_chart(
     return _svg(figure, f"Waveform of {seconds:.1f} seconds; keywords: {words}", "speech")
 
 
-def bar_chart(
-    labels: Sequence[str], groups: Mapping[str, Sequence[float]], unit: str = "", x_label: str = ""
-) -> Markup:
+def bar_chart(labels: Sequence[str], groups: Mapping[str, Sequence[float]], y_label: str, x_label: str) -> Markup:
     """Draw bars side by side for each label, as SVG.
 
     Args:
         labels: Under the bars.
         groups: Name to one value, at least 0, per label.
-        unit: Written behind the numbers of the vertical axis.
+        y_label: Label of the vertical axis.
         x_label: Label of the horizontal axis.
     """
-    figure, (axes,) = _figure(5.4, 2.6)
+    figure, (axes,) = _figure(5.4, 2.8)
     width = 0.8 / len(groups)
     for order, (name, values) in enumerate(groups.items()):
         places = np.arange(len(labels)) + (order - (len(groups) - 1) / 2) * width
@@ -155,15 +155,14 @@ def bar_chart(
     every = math.ceil(max(map(len, labels)) * len(labels) / 60)  # labels must not run into each other
     axes.set_xticks(range(0, len(labels), every), labels[::every])
     axes.grid(False, axis="x")
-    axes.set_xlabel(x_label)
-    axes.yaxis.set_major_formatter(f"{{x:g}}{unit}")
+    axes.set(xlabel=x_label, ylabel=y_label)
     if len(groups) > 1:
         _legend(axes)
-    described = "; ".join(
-        f"{name}: " + ", ".join(f"{label} {value:.3g}{unit}" for label, value in zip(labels, values, strict=True))
+    described = (
+        f"{name}: " + ", ".join(f"{label} {value:.3g}" for label, value in zip(labels, values, strict=True))
         for name, values in groups.items()
     )
-    return _svg(figure, described)
+    return _svg(figure, "; ".join([y_label, *described]))
 
 
 def rank_histogram(ranks: Mapping[str, Any]) -> Markup:
@@ -179,7 +178,7 @@ def rank_histogram(ranks: Mapping[str, Any]) -> Markup:
         name: (100.0 * np.histogram(group, [*edges, np.inf])[0] / len(group)).tolist()
         for name, group in values.items()
     }
-    return bar_chart(labels, shares, "%", "rank of the right answer")
+    return bar_chart(labels, shares, "queries, %", "rank of the right answer")
 
 
 def scatter_chart(groups: Mapping[str, np.ndarray], axis_labels: tuple[str, str]) -> Markup:
@@ -187,7 +186,7 @@ def scatter_chart(groups: Mapping[str, np.ndarray], axis_labels: tuple[str, str]
     figure, (axes,) = _figure(5.4, 3.6)
     for order, (name, points) in enumerate(groups.items()):
         colour = COLOURS[order % len(COLOURS)]
-        axes.scatter(points[:, 0], points[:, 1], 7, colour, alpha=0.55, linewidths=0, label=name, clip_on=False)
+        axes.scatter(points[:, 0], points[:, 1], 14, colour, alpha=0.55, linewidths=0, label=name, clip_on=False)
     axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1], xticks=[], yticks=[])
     _legend(axes)
     return _svg(figure, ", ".join(f"{len(points)} points of {name}" for name, points in groups.items()))
@@ -202,16 +201,14 @@ def principal_components(groups: Mapping[str, Any]) -> tuple[dict[str, np.ndarra
     Returns:
         Coordinates `(n, 2)` by name, and the share of the variance in percent of each direction.
     """
-    values = {name: np.asarray(group, dtype=np.float64) for name, group in groups.items()}
-    together = np.concatenate(list(values.values()))
-    mean = together.mean(0)
-    _, sizes, directions = np.linalg.svd(together - mean, full_matrices=False)
-    total = max(float((sizes**2).sum()), 1e-30)
-    axes = np.zeros((together.shape[1], 2))
-    axes[:, : len(directions[:2])] = directions[:2].T
-    axes *= np.where(axes.sum(0) < 0, -1.0, 1.0)  # a direction's sign means nothing: make it always the same
-    shares = [*(100.0 * sizes[:2] ** 2 / total).tolist(), 0.0][:2]
-    return {name: (group - mean) @ axes for name, group in values.items()}, shares
+    values = np.concatenate([np.asarray(group, dtype=np.float64) for group in groups.values()])
+    values -= values.mean(0)
+    _, sizes, directions = np.linalg.svd(values, full_matrices=False)
+    points = np.zeros((len(values), 2))
+    points[:, : len(sizes[:2])] = values @ directions[:2].T
+    shares = [*(100.0 * sizes[:2] ** 2 / max(float((sizes**2).sum()), 1e-30)).tolist(), 0.0][:2]
+    ends = np.cumsum([len(group) for group in groups.values()])[:-1]
+    return dict(zip(groups, np.split(points, ends), strict=True)), shares
 
 
 def keyword_cloud(counts: Mapping[str, int], kind: str) -> Markup:
@@ -249,15 +246,14 @@ def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[
 
 
 def _draw_curves(
-    axes: Axes, points: Mapping[str, tuple[list[float], list[float]]], unit: str, top: float | None, x_label: str
+    axes: Axes, points: Mapping[str, tuple[list[float], list[float]]], y_label: str, x_label: str
 ) -> None:
     for order, (name, (x, y)) in enumerate(points.items()):
         marker = "o" if len(x) == 1 else None
         axes.plot(x, y, marker=marker, label=name, color=COLOURS[order % len(COLOURS)], clip_on=False)
-    axes.set_ylim(0, top or max(1e-9, *(max(y) for _, y in points.values())) * 1.05)
+    highest = 100.0 if y_label.endswith("%") else max(1e-9, *(max(y) for _, y in points.values()))
+    axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.05 * highest))
     axes.set_xlim(left=0)
-    axes.set_xlabel(x_label)
-    axes.yaxis.set_major_formatter(f"{{x:g}}{unit}")
     _legend(axes)
 
 
@@ -267,15 +263,15 @@ def _legend(axes: Axes) -> None:
     )
 
 
-def _draw_keyword(axes: Axes, keyword: Any, seconds: float) -> None:
-    soft = _THEME["hit-soft" if keyword.in_caption else "miss-soft"]
+def _draw_keyword(axes: Axes, keyword: Any, seconds: float, is_said: bool) -> None:
+    soft = _THEME["hit-soft" if is_said else "miss-soft"]
     start, end = max(keyword.start, 0.0), min(keyword.end, seconds)
     width = max(end - start, seconds / 500)
     axes.axvspan(start, start + width, color=soft, alpha=0.55, linewidth=0, clip_on=False)
     axes.fill_between([start, start + width], 1.2, 2.0, color=soft, linewidth=0, gid="keyword", clip_on=False)
     # A narrow span gets smaller letters; the text never runs into its neighbour.
     size = min(9.0, max(4.0, 760 * width / seconds / max(len(keyword.text), 1)))
-    colour = _THEME["hit" if keyword.in_caption else "soft"]
+    colour = _THEME["hit" if is_said else "soft"]
     text = keyword.text.replace("$", r"\$")
     axes.text(start + width / 2, 1.58, text, size=size, color=colour, weight="bold", ha="center", va="center")
 

@@ -58,10 +58,8 @@ BACKBONES = {
     "facebook/hubert-large-ll60k": Source("HuBERT large", "Apache 2.0", _HUBERT),
     "openai/clip-vit-base-patch32": Source("OpenAI's CLIP ViT-B/32", "MIT", "https://github.com/openai/CLIP"),
     "openai/clip-vit-large-patch14": Source("OpenAI's CLIP ViT-L/14", "MIT", "https://github.com/openai/CLIP"),
-}
-TINY_BACKBONES = {
-    "speech": Source("the tiny HuBERT that ships with speechclip-plus", "MIT"),
-    "clip": Source("the tiny CLIP that ships with speechclip-plus", "MIT"),
+    "tiny_backbones/hubert": Source("the tiny HuBERT that ships with speechclip-plus", "MIT"),
+    "tiny_backbones/clip": Source("the tiny CLIP that ships with speechclip-plus", "MIT"),
 }
 DATASETS = {
     "flickr8k": Source(
@@ -116,19 +114,6 @@ class SplitSize:
 
 
 @dataclass(frozen=True)
-class KeywordExample:
-    """What the model read out of an utterance.
-
-    Attributes:
-        caption: what is said in it; "" if that is not written down.
-        keywords: each with its text and its start and end in seconds, or None where the model does not say.
-    """
-
-    caption: str
-    keywords: Sequence[tuple[str, float | None, float | None]]
-
-
-@dataclass(frozen=True)
 class ConvertedCheckpoint:
     """The checkpoint of the original code that a model was converted from.
 
@@ -159,7 +144,6 @@ class ModelCardFacts:
         name: the model's name: its repository, or its folder.
         config: its `SpeechClipPlusConfig`.
         parameters: how many are "trained" and "frozen".
-        backbones: the speech encoder and CLIP; by default those that the configuration names.
         dataset: name of the data set it was trained on, or its repository on the Hub.
         dataset_text: sentences about it; by default what is known of it by its name.
         splits: sizes by split.
@@ -172,10 +156,9 @@ class ModelCardFacts:
         curves: panels of the chart, by title: name to (steps, values).
         hardware: what it was trained on.
         seconds: how long the training took.
-        energy_kwh: what it used, if that was measured.
-        energy_source: how it was measured.
         results: what was measured, a section each.
-        examples: keywords of a few utterances.
+        examples: keywords of a few utterances: what is said ("" if that is not written down), and the text, start and
+            end of each keyword, in seconds or None.
         examples_split: the split that they are of.
         limits: what the model is not for, beside what holds for all.
         license: the Hub's name for the weights' licence; None leaves it open.
@@ -187,7 +170,6 @@ class ModelCardFacts:
     name: str
     config: Any
     parameters: Mapping[str, int] = field(default_factory=dict)
-    backbones: Mapping[str, Source] = field(default_factory=dict)
     dataset: str = ""
     dataset_text: str = ""
     splits: Mapping[str, SplitSize] = field(default_factory=dict)
@@ -200,10 +182,8 @@ class ModelCardFacts:
     curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
     hardware: str = ""
     seconds: float | None = None
-    energy_kwh: float | None = None
-    energy_source: str = ""
     results: Sequence[Results] = ()
-    examples: Sequence[KeywordExample] = ()
+    examples: Sequence[tuple[str, Sequence[tuple[str, float | None, float | None]]]] = ()
     examples_split: str = ""
     limits: str = ""
     license: str | None = None
@@ -213,9 +193,9 @@ class ModelCardFacts:
 
 
 def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
-    """Write the card, README.md, and its picture into a folder, which may hold the saved model already."""
+    """Write the card, README.md, and its chart into a folder, which may hold the saved model already."""
     folder = Path(folder)
-    chart = training_chart(facts.curves, units={"Recall on the validation split": "%"})
+    chart = training_chart(facts.curves)
     if chart is not None:
         write_bytes(folder / CHART, chart)
     write_text(folder / CARD, render_model_card(facts))
@@ -227,7 +207,7 @@ def render_model_card(facts: ModelCardFacts) -> str:
         "model_card.md.jinja",
         facts=facts,
         config=facts.config,
-        backbones=dict(facts.backbones) or config_backbones(facts.config),
+        backbones=config_backbones(facts.config),
         data=DATASETS.get(facts.dataset),
         results=[render_results(results) for results in facts.results],
         progress=_thinned(facts.progress, facts.best_step),
@@ -261,12 +241,14 @@ def _metadata(facts: ModelCardFacts) -> ModelCardData:
 
 
 def config_backbones(config: Any) -> dict[str, Source]:
-    """What is known of the backbones that a configuration names. Folders keep their paths to themselves."""
+    """What is known of the backbones that a configuration names; paths of folders are not told."""
     found = {}
     for title, source in (("speech encoder", config.speech_backbone), ("CLIP", config.clip_backbone)):
-        name = source["repo_id"] if source else None
-        if name and not is_local_path(name):
-            found[title] = BACKBONES.get(name) or Source(name, "see there", f"https://huggingface.co/{name}")
+        name = source["repo_id"] if source else ""
+        if known := BACKBONES.get("/".join(Path(name).parts[-2:])):
+            found[title] = known
+        elif name and not is_local_path(name):
+            found[title] = Source(name, "see there", f"https://huggingface.co/{name}")
         else:
             found[title] = Source("a model that is not on the Hub", "not known here")
     return found

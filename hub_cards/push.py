@@ -1,10 +1,11 @@
-"""Folders to the Hub: checked first, then sent in one commit."""
+"""Pushes of folders to the Hub: checked for pickles, secrets and local paths, then sent in one commit."""
 
 import json
 import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -18,10 +19,26 @@ from huggingface_hub.utils import validate_repo_id
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..configuration.publication import WEIGHT_FILES, is_generated, portable_config, render_readme
 from ..remote_code import add_remote_code
-from .push_checks import NotPublishableError, check_file
 
 REPO_TYPES = ("model", "dataset", "space")
 CARD = "README.md"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
+_SECRET_FILES = (
+    *(".env", ".env.*", ".netrc", ".npmrc", ".pypirc", ".git-credentials", "credentials", "credentials.json"),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "stored_tokens"),
+)
+_SECRETS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})",
+    "an API key": r"\bsk-[A-Za-z0-9_-]{32,}|\bxox[abprs]-[A-Za-z0-9-]{20,}|\bAIza[0-9A-Za-z_-]{35}",
+    "a secret": r"\b(?:\w+_(?:API|SECRET|ACCESS)_KEY|\w+_PASSWORD|HF_TOKEN)\b[\"']?\s*[=:]\s*[\"']?[\w/+-]{16,}",
+}
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
+_PATH = re.compile(r"(?<![\w:/.~$<-])~?/[\w.+@-]+(?:/[\w.+@-]+)+|\b[A-Za-z]:\\{1,2}Users\\[^\s\"']+")
+_SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "etc", "dev", "proc", "sys", "boot", "opt", "var")
+_READ = 20_000_000  # bytes up to which texts are looked through
 _NEVER = (".git", ".git/*", ".cache/*", "*__pycache__/*", "*.pyc", "*.DS_Store", ".*.tmp", "*/.*.tmp", ".unfinished/*")
 
 
@@ -64,24 +81,45 @@ def push_folder(
         `huggingface_hub.CommitInfo`: the address of the commit, with `repo_url` and `oid`.
 
     Raises:
-        NotPublishableError: If the folder holds what must not be published.
-        ValueError: If a private repository is wanted and there is a public one, the tag exists, or the Hub does not
-            take the card's metadata.
+        ValueError: If the folder holds what must not be published, a private repository is wanted and there is a
+            public one, the tag exists, or the Hub does not take the card's metadata.
         OSError: If the Hub refuses or does not answer.
     """
+    if create_pr and (tag or revision):
+        raise ValueError("A pull request goes to the main branch and has no tag: leave revision and tag out.")
+    api = HfApi(token=token)
     with prepared_folder(folder, repo_id, repo_type, ignore_patterns) as prepared:
-        return send_prepared(
-            prepared,
-            repo_id,
-            repo_type=repo_type,
-            private=private,
-            revision=revision,
-            tag=tag,
-            token=token,
-            commit_message=commit_message,
+        card = RepoCard.load(prepared / CARD) if (prepared / CARD).is_file() else None
+        if card is not None:
+            card.validate(repo_type)  # by the Hub's own rules, before there is a repository
+        sdk = card.data.to_dict().get("sdk") if card is not None and repo_type == "space" else None
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk).repo_id
+        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+            raise ValueError(
+                f"The repository {repo_id} exists and is public, and a private one was asked for: nothing was sent. "
+                "Make it private in its settings, or push to another repository."
+            )
+        if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}:
+            raise ValueError(f"{repo_id} has a tag {tag!r} already: nothing was sent. Name another.")
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+        if card is not None:
+            if is_generated(card.content) and _has_own_card(api, where):
+                (prepared / CARD).unlink()
+            elif repo_type == "model":
+                (prepared / CARD).write_text(card_for_repository(card.content, repo_id), encoding="utf-8")
+        has_weights = repo_type == "model" and any(any(prepared.glob(pattern)) for pattern in WEIGHT_FILES)
+        done = api.upload_folder(
+            folder_path=prepared,
+            commit_message=commit_message or f"Upload {repo_type}",
             create_pr=create_pr,
-            delete_patterns=delete_patterns,
+            delete_patterns=[*delete_patterns, *(WEIGHT_FILES if has_weights else ())] or None,
+            **where,
         )
+        if tag is not None:
+            api.create_tag(repo_id, tag=tag, revision=done.oid, repo_type=repo_type)
+        return done
 
 
 @contextmanager
@@ -94,8 +132,8 @@ def prepared_folder(
     of this machine that its configuration does not depend on are left out.
 
     Raises:
-        NotPublishableError: If a file must not be published; it names the file.
-        ValueError: If the type is unknown, no repository can be called so, or there is no such folder.
+        ValueError: If a file must not be published (it is named), the type is unknown, no repository can be called so,
+            or there is no such folder.
     """
     root = Path(folder).expanduser()
     if repo_type not in REPO_TYPES:
@@ -115,56 +153,6 @@ def prepared_folder(
             if file.is_file():
                 check_file(file.relative_to(prepared).as_posix(), file)
         yield prepared
-
-
-def send_prepared(
-    prepared: Path,
-    repo_id: str,
-    *,
-    repo_type: str = "model",
-    private: bool | None = None,
-    revision: str | None = None,
-    tag: str | None = None,
-    token: str | bool | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    delete_patterns: Sequence[str] = (),
-) -> Any:
-    """Send what `prepared_folder` gave; see `push_folder`."""
-    if create_pr and (tag or revision):
-        raise ValueError("A pull request goes to the main branch and has no tag: leave revision and tag out.")
-    api = HfApi(token=token)
-    card = RepoCard.load(prepared / CARD) if (prepared / CARD).is_file() else None
-    if card is not None:
-        card.validate(repo_type)  # by the Hub's own rules, before there is a repository
-    sdk = card.data.to_dict().get("sdk") if card is not None and repo_type == "space" else None
-    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk).repo_id
-    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
-        raise ValueError(
-            f"The repository {repo_id} exists and is public, and a private one was asked for: nothing was sent. Make "
-            "it private in its settings, or push to another repository."
-        )
-    if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}:
-        raise ValueError(f"{repo_id} has a tag {tag!r} already: nothing was sent. Name another.")
-    if revision is not None and not revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-    where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
-    if card is not None:
-        if is_generated(card.content) and _has_own_card(api, where):
-            (prepared / CARD).unlink()
-        elif repo_type == "model":
-            (prepared / CARD).write_text(card_for_repository(card.content, repo_id), encoding="utf-8")
-    has_weights = repo_type == "model" and any(any(prepared.glob(pattern)) for pattern in WEIGHT_FILES)
-    done = api.upload_folder(
-        folder_path=prepared,
-        commit_message=commit_message or f"Upload {repo_type}",
-        create_pr=create_pr,
-        delete_patterns=[*delete_patterns, *(WEIGHT_FILES if has_weights else ())] or None,
-        **where,
-    )
-    if tag is not None:
-        api.create_tag(repo_id, tag=tag, revision=done.oid, repo_type=repo_type)
-    return done
 
 
 def _has_own_card(api: HfApi, where: dict[str, Any]) -> bool:
@@ -188,7 +176,7 @@ def _files(root: Path, ignore_patterns: Sequence[str]) -> Iterator[Path]:
         if any(fnmatch(name, pattern) or fnmatch(name, f"{pattern}/*") for pattern in patterns):
             continue
         if file.is_symlink() and not file.resolve().is_relative_to(root.resolve()):
-            raise NotPublishableError(f"{name} is a link out of the folder: put a copy in its place.")
+            raise ValueError(f"{name} is a link out of the folder: put a copy in its place.")
         if file.is_file():
             yield file
 
@@ -206,14 +194,14 @@ def prepare_model(folder: Path, repo_id: str) -> None:
     """Make a saved model's folder one to publish: no folders of this machine, the code, and a card.
 
     Raises:
-        NotPublishableError: If a model without its backbones would look for them in a folder of this machine.
+        ValueError: If a model without its backbones would look for them in a folder of this machine.
     """
     file, card = folder / "config.json", folder / CARD
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         changed = portable_config(values)
     except ValueError as error:
-        raise NotPublishableError(f"config.json: {error}") from error
+        raise ValueError(f"config.json: {error}") from error
     if changed != values:
         file.write_text(json.dumps(changed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if values.get("model_type") == SpeechClipPlusConfig.model_type:
@@ -221,3 +209,50 @@ def prepare_model(folder: Path, repo_id: str) -> None:
         if not card.is_file():
             name = repo_id.split("/")[-1]
             card.write_text(render_readme(SpeechClipPlusConfig.from_dict(changed), name), encoding="utf-8")
+
+
+def check_file(name: str, path: Path) -> None:
+    """Check a file that is about to be published.
+
+    Args:
+        name: Its path in the repository, for the error.
+        path: Where it is.
+
+    Raises:
+        ValueError: If it is a pickle, holds a secret, or names a folder of this machine.
+    """
+    base = path.name
+    if any(fnmatch(base.lower(), pattern) for pattern in _SECRET_FILES):
+        raise ValueError(f"{name} holds secrets, by its name: take it out of the folder.")
+    if base.lower().endswith(_PICKLES) or _is_pickle(path):
+        raise ValueError(
+            f"{name} is a pickle, which runs code when it is loaded: save it as safetensors, or leave it out "
+            "(ignore_patterns, --exclude)."
+        )
+    if path.stat().st_size > _READ or b"\0" in (content := path.read_bytes()):
+        return
+    text = content.decode("utf-8", errors="replace")
+    for what, pattern in _SECRETS.items():
+        if match := re.search(pattern, text):
+            line = text.count("\n", 0, match.start()) + 1
+            raise ValueError(f"{name}, line {line}, holds {what} ({match[0][:6]}...): remove it, and revoke it.")
+    if base not in _VOCABULARIES and (local := sorted(filter(_is_local, _PATH.findall(text)))):
+        raise ValueError(f"{name} names {local[0]}, a folder of this machine: take it out.")
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as stream:
+        start = stream.read(128)
+    if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
+        return any(name.endswith((".pkl", ".pickle")) for name in zipfile.ZipFile(path).namelist())
+    is_object_array = start.startswith(b"\x93NUMPY") and re.search(rb"'\|?O'", start)
+    return bool(re.match(rb"\x80[\x02-\x05]", start) or is_object_array)
+
+
+def _is_local(path: str) -> bool:
+    if re.match(r"(~/|/((home|Users)/[^/]+|root/)|[A-Za-z]:\\)", path):
+        return True
+    places = [Path.home(), Path.cwd(), Path(tempfile.gettempdir())]
+    if any(len(place.parts) > 1 and Path(path).is_relative_to(place) for place in places):
+        return True
+    return path.split("/")[1] not in _SYSTEM and os.path.exists(path)

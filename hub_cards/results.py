@@ -16,21 +16,22 @@ ITEMS = {"image": "images", "text": "texts"}
 _RECALLS = ("R@1", "R@5", "R@10")
 _RETRIEVAL_COLUMNS = (*_RECALLS, "mAP", "median_rank", "mean_rank")
 _KEYWORD_UNITS = {
-    "subword": "as subwords",
-    "content_subword": "as subwords, without stop words",
+    "subword": "as tokens",
+    "content_subword": "as tokens, without stop words",
     "word": "as words",
     "content_word": "as words, without stop words",
 }
 _USAGE = {
     "keywords_per_utterance": "keywords per utterance",
-    "distinct_keywords": "different subwords in the split",
+    "distinct_keywords": "different tokens in the split",
     "keyword_duplicates": "repeated keywords within an utterance, %",
-    "vocabulary_coverage": "usable subwords that ever occur, %",
-    "caption_coverage": "subwords of the captions that ever occur, %",
-    "semantic_similarity": "cosine with the nearest subword of the caption",
+    "vocabulary_coverage": "usable tokens that ever occur, %",
+    "caption_coverage": "tokens of the captions that ever occur, %",
+    "semantic_similarity": "cosine with the nearest token of the caption",
     "semantic_similarity_shuffled": "the same with other utterances' captions",
     "cif_length_error": "CIF's length against its target, keywords",
 }
+_THREE_DIGITS = ("semantic_similarity", "semantic_similarity_shuffled", "cif_length_error")
 _END = "<!-- /measured -->"
 
 
@@ -230,33 +231,28 @@ def _retrieval_rows(results: Results, branch: str, item: str) -> list[ScoreRow]:
     ):
         names = [f"{direction}_{name}" for name in _RETRIEVAL_COLUMNS]
         rows.append(_row(results, f"{branch} branch, {title}", [f"{branch}_{name}" for name in names]))
-        if f"{branch}_{direction}_mteb_R@1" in results.metrics:
-            shares = [f"{branch}_{direction}_mteb_{name}" for name in _RETRIEVAL_COLUMNS]
-            rows.append(_row(results, "the same, share of all right utterances (MTEB's recall)", shares))
         for source, values in (("published", published), ("chance", results.chance)):
             if any(name in values for name in names):
                 rows.append(ScoreRow(source, [_figure(name, values) for name in names], is_baseline=True))
+        if f"{branch}_{direction}_mteb_R@1" in results.metrics:
+            shares = [f"{branch}_{direction}_mteb_{name}" for name in _RETRIEVAL_COLUMNS]
+            rows.append(_row(results, f"{title}, share of all right utterances (MTEB's recall)", shares))
     return rows
 
 
 def _keyword_tables(results: Results) -> list[ScoreTable]:
     metrics, tables = results.metrics, []
-    rates = [name for name in metrics if name.startswith("keyword_hit_rate")]
-    if rates:
-        rows = []
-        for name in rates:
-            k = name.partition("@")[2]
-            kind = (
-                "start, end and padding count, as in the original code"
-                if "original" in name
-                else "start, end and padding never count"
-            )
-            values = [_figure(name, source) for source in (metrics, results.published, results.chance)]
-            row = _row(results, f"k = {k}, {kind}", [name])
-            rows.append(ScoreRow(row.name, values, [*row.chance, "", ""]))
-        if "keyword_hit_rate_most_common@1" in results.chance:
-            common = _figure("keyword_hit_rate_most_common@1", results.chance)
-            rows.append(ScoreRow("always the commonest subword", ["", "", common], is_baseline=True))
+    rows = []
+    for name in (name for name in metrics if name.startswith("keyword_hit_rate")):
+        k = name.partition("@")[2]
+        never = "count, as in the original code" if "original" in name else "never count"
+        row = _row(results, f"k = {k}, start, end and padding {never}", [name])
+        values = [_figure(name, source) for source in (metrics, results.published, results.chance)]
+        rows.append(ScoreRow(row.name, values, [*row.chance, "", ""]))
+        common = _figure(f"keyword_hit_rate_most_common@{k}", results.chance)
+        if common and "original" not in name:
+            rows.append(ScoreRow(f"k = {k}, always the commonest token", ["", "", common], is_baseline=True))
+    if rows:
         columns = ["measured", "published", "chance"]
         tables.append(_without_empty_columns(ScoreTable("Keyword hit rate (percent)", columns, rows)))
     if "subword_f1" in metrics:
@@ -266,11 +262,7 @@ def _keyword_tables(results: Results) -> list[ScoreTable]:
             if f"{unit}_f1" in metrics
         ]
         tables.append(ScoreTable("Keywords against captions (percent)", ["precision", "recall", "F1"], rows))
-    rows = [
-        _row(results, title, [name], digits=1 if title.endswith("%") else 3)
-        for name, title in _USAGE.items()
-        if name in metrics
-    ]
+    rows = [_row(results, title, [name]) for name, title in _USAGE.items() if name in metrics]
     if rows:
         tables.append(ScoreTable("Use of keywords", ["value"], rows))
     return tables
@@ -284,34 +276,28 @@ def _boundary_tables(results: Results) -> list[ScoreTable]:
     for tolerance in tolerances:
         names = [f"boundary_{name}@{tolerance}" for name in ("precision", "recall", "f1", "r_value")]
         rows.append(_row(results, f"within {tolerance.removesuffix('ms')} ms", names))
-        guess = [_figure(name, results.chance) for name in names]
-        rows.append(ScoreRow("as many boundaries, evenly spaced", guess, is_baseline=True))
+        chance = [_figure(name, results.chance) for name in names]
+        rows.append(ScoreRow("as many boundaries, evenly spaced", chance, is_baseline=True))
     count = int(results.metrics["aligned_utterances"])
     caption = f"Where CIF fires against word boundaries ({count} utterances; percent)"
     return [ScoreTable(caption, ["precision", "recall", "F1", "R-value"], rows)]
 
 
-def _row(results: Results, title: str, names: Sequence[str], digits: int = 1) -> ScoreRow:
+def _row(results: Results, title: str, names: Sequence[str]) -> ScoreRow:
     """The line of some metrics, each with its interval; empty where there is no such metric."""
-    return ScoreRow(
-        title,
-        [_figure(name, results.metrics, digits) for name in names],
-        [_interval(name, results.intervals, digits) for name in names],
-    )
+    intervals = [
+        " to ".join(_figure(name, {name: float(end)}) for end in results.intervals.get(name, ())) for name in names
+    ]
+    return ScoreRow(title, [_figure(name, results.metrics) for name in names], intervals)
 
 
-def _figure(name: str, values: Mapping[str, Any], digits: int = 1) -> str:
+def _figure(name: str, values: Mapping[str, Any]) -> str:
     value = values.get(name)
     if value is None:
         return ""
-    return f"{value:g}" if name.endswith("median_rank") or isinstance(value, int) else f"{value:.{digits}f}"
-
-
-def _interval(name: str, intervals: Mapping[str, Sequence[float]], digits: int) -> str:
-    if name not in intervals:
-        return ""
-    low, high = (_figure(name, {name: float(end)}, digits) for end in intervals[name])
-    return f"{low} to {high}"
+    if name.endswith("median_rank") or isinstance(value, int):
+        return f"{value:g}"
+    return f"{value:.{3 if name in _THREE_DIGITS else 1}f}"
 
 
 # Model cards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,17 @@ from torch import Tensor, nn
 
 from .cif import accumulation_dtype
 from .losses import sum_over_processes
+
+
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """Text of one token of CLIP's BPE; what is no printable text by itself, as the tokenizer writes its bytes.
+
+    A token may be a part of a character: "ðŁ" is half of most emoji.
+    """
+    text = tokenizer.decode([token_id]).strip()
+    if text and text.isprintable() and "\ufffd" not in text:
+        return text
+    return (tokenizer.convert_ids_to_tokens(token_id) or f"#{token_id}").removesuffix("</w>")
 
 
 def projection_head(in_size: int, out_size: int, hidden_size: int | None, dropout: float) -> nn.Module:

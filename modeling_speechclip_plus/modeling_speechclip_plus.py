@@ -22,7 +22,7 @@ from ..remote_code import IS_REMOTE
 from .audio_utils import SAMPLING_RATE
 from .branches import BranchEncoder
 from .cif import ContinuousIntegrateAndFire, keyword_times
-from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords
+from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords, token_text
 from .losses import all_gather_rows, contrastive_loss, quantity_loss, several_processes
 from .outputs import Keyword, Neighbour, SpeechClipPlusAudioOutput, SpeechClipPlusOutput
 from .saving import push_saved, pushing_options, write_model_files
@@ -901,8 +901,7 @@ def _texts(tokenizer: Any, ids: set[int]) -> dict[int, str]:
     if tokenizer is None:
         return {}
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    ordered = sorted(i for i in ids if i >= 0)
-    return {i: tokenizer.decode([i]).strip() for i in ordered}
+    return {i: token_text(tokenizer, i) for i in ids if i >= 0}
 
 
 __all__ = ["SpeechClipPlusModel", "SpeechClipPlusPreTrainedModel"]

@@ -105,27 +105,30 @@ def wait_for(check, seconds=PATIENCE):
         time.sleep(0.1)
 
 
+def ask(demo, kind, read, value, choice="six scenes", visitor=VISITOR):
+    return demo.search(kind, choice, visitor, read, value)
+
+
 # What is searched
 
 
-def test_a_recording_finds_pictures_in_the_order_of_the_models_own_similarities(demo, query, gallery, tmp_path):
+def test_a_recording_finds_images_in_the_order_of_the_models_own_similarities(demo, query, gallery, tmp_path):
     (value,) = upload_of(query, folder=tmp_path)
-    cleared, answer = demo.ask(value, "six scenes", VISITOR)
-    files = sorted((gallery / "pictures").iterdir())
+    answer = ask(demo, "images", demo.recording, value)
+    files = sorted((gallery / "images").iterdir())
     model, processor = demo.searcher.model, demo.searcher.processor
     with torch.no_grad():
         speech = model.get_audio_features(**processor(audio=query)).pooler_output
         images = model.get_image_features(**processor(images=files)).pooler_output
     expected = (speech @ images.T)[0]
     names, scores = names_in(answer)
-    assert cleared is None
     assert names == [files[index].stem for index in expected.argsort(descending=True)]
     assert scores == pytest.approx(expected.sort(descending=True).values.tolist(), abs=2e-3)
 
 
 def test_the_keywords_are_the_models_with_their_times(demo, query, tmp_path):
     (value,) = upload_of(query, folder=tmp_path)
-    _, answer = demo.ask(value, "six scenes", VISITOR)
+    answer = ask(demo, "images", demo.recording, value)
     processor = demo.searcher.processor
     keywords = demo.searcher.model.extract_keywords(**processor(audio=query), tokenizer=processor)[0]
     shown = re.findall(r'data-start="([\d.]+)" data-end="([\d.]+)" title="(.*?), ', answer)
@@ -138,47 +141,47 @@ def test_the_keywords_are_the_models_with_their_times(demo, query, tmp_path):
 @pytest.mark.parametrize("variant, told", [("hybrid", "does not tell when"), ("parallel", "without keywords")])
 def test_models_without_times_or_without_keywords_say_so(variant, told, query, tmp_path):
     searcher = app.Searcher(str(save_model(tmp_path / variant, variant)))
-    card = app.speech_card(searcher.listen(*app.read_recording(query)))
+    card = searcher.listen(*app.read_recording(query)).shown
     assert told in card and "<path" in card and "data-start" not in card
 
 
-def test_words_and_pictures_find_recordings_in_the_order_of_the_models_own_similarities(demo, gallery, tmp_path):
+def test_words_and_images_find_recordings_in_the_order_of_the_models_own_similarities(demo, gallery, tmp_path):
     files = sorted((gallery / "recordings").iterdir())
-    picture = sorted((gallery / "pictures").iterdir())[2]
+    file = sorted((gallery / "images").iterdir())[2]
     model, processor = demo.searcher.model, demo.searcher.processor
     with torch.no_grad():
         speech = model.get_audio_features(**processor(audio=files)).pooler_output
         text = model.get_text_features(**processor(text="a red star")).pooler_output
-        image = model.get_image_features(**processor(images=picture)).pooler_output
-    (value,) = upload_of(picture, folder=tmp_path)
+        image = model.get_image_features(**processor(images=file)).pooler_output
+    (value,) = upload_of(file, folder=tmp_path)
     for query, answer in (
-        (text, demo.find_by_text(" a red  star ", "six scenes", VISITOR)),
-        (image, demo.find_by_picture(value, "six scenes", VISITOR)),
-        (image, demo.find_by_offered("six scenes", types.SimpleNamespace(index=2), VISITOR)),
+        (text, ask(demo, "recordings", demo.text, " a red  star ")),
+        (image, ask(demo, "recordings", demo.image, value)),
+        (image, ask(demo, "recordings", demo.offered_image, 2)),
     ):
         order = (query @ speech.T)[0].argsort(descending=True)[: app.NUM_FOUND["recordings"]]
         assert names_in(answer)[0] == [files[index].stem for index in order]
 
 
-def test_own_pictures_are_put_in_order_for_what_was_said_before_and_can_be_left_again(demo, query, tmp_path):
+def test_own_images_are_put_in_order_for_what_was_said_before_and_can_be_left_again(demo, query, tmp_path):
     for name in ("red", "blue"):
         Image.new("RGB", (90, 60), name).save(tmp_path / f"all_{name}.png")
     (value,) = upload_of(query, folder=tmp_path / "speech")
-    _, first = demo.ask(value, "six scenes", VISITOR)
+    first = ask(demo, "images", demo.recording, value)
     own = upload_of(tmp_path / "all_red.png", tmp_path / "all_blue.png", folder=tmp_path / "own")
-    update, answer = demo.upload("pictures", own, "six scenes", VISITOR)
+    update, answer = demo.upload("images", own, "six scenes", VISITOR)
     assert update["value"] == "yours" and ("Yours (2)", "yours") in update["choices"]
     assert sorted(names_in(answer)[0]) == ["all blue", "all red"]
-    assert demo.choose("pictures", "six scenes", VISITOR) == first
+    assert ask(demo, "images", demo.last, None) == first
 
 
 def test_names_of_files_are_text_and_not_markup(demo, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     own = upload_of(tmp_path / "x.png", folder=tmp_path / "own")
     own[0]["orig_name"] = "<script>alert(1)</script>.png"
-    demo.find_by_offered("six scenes", types.SimpleNamespace(index=0), VISITOR)
-    _, answer = demo.upload("pictures", own, "six scenes", VISITOR)
-    asked = demo.find_by_text("<b>bold</b>", "six scenes", VISITOR)
+    ask(demo, "images", demo.offered_recording, 0)
+    _, answer = demo.upload("images", own, "six scenes", VISITOR)
+    asked = ask(demo, "recordings", demo.text, "<b>bold</b>")
     assert "<script>" not in answer and "<b>bold" not in asked and "&lt;b&gt;bold" in asked
 
 
@@ -191,24 +194,42 @@ def test_an_upload_is_deleted_soon_after_it_was_read_even_if_it_cannot_be(demo, 
     for number, file in enumerate((query, tmp_path / "broken.wav")):
         folder = tmp_path / str(number)
         (value,) = upload_of(file, folder=folder)
-        demo.ask(value, "six scenes", VISITOR)
+        ask(demo, "images", demo.recording, value)
         wait_for(lambda folder=folder: not any(folder.iterdir()))
 
 
 def test_a_closed_page_is_forgotten(demo, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    demo.upload("pictures", upload_of(tmp_path / "x.png", folder=tmp_path / "own"), "six scenes", VISITOR)
-    assert "no longer here" not in demo.choose("pictures", "yours", VISITOR)
+    demo.upload("images", upload_of(tmp_path / "x.png", folder=tmp_path / "own"), "six scenes", VISITOR)
+    assert "no longer here" not in ask(demo, "images", demo.last, None, "yours")
     demo.forget(VISITOR)
     assert not demo.visits
-    assert "no longer here" in demo.choose("pictures", "yours", VISITOR)
+    assert "no longer here" in ask(demo, "images", demo.last, None, "yours")
 
 
 def test_only_so_many_pages_are_remembered_and_the_quietest_goes_first(demo, monkeypatch):
     monkeypatch.setattr(app, "MAX_VISITS", 2)
     for name in ("a", "b", "a", "c"):
-        demo.choose("pictures", "six scenes", types.SimpleNamespace(session_hash=name))
+        ask(demo, "images", demo.last, None, visitor=types.SimpleNamespace(session_hash=name))
     assert list(demo.visits) == ["a", "c"]
+
+
+def test_without_a_session_nothing_is_taken_and_nothing_is_remembered(demo, query, tmp_path):
+    stranger = types.SimpleNamespace(session_hash=None)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    own = upload_of(tmp_path / "x.png", folder=tmp_path / "own")
+    update, answer = demo.upload("images", own, "six scenes", stranger)
+    assert "needs a session" in answer and "value" not in update
+    (value,) = upload_of(query, folder=tmp_path / "speech")
+    assert "needs a session" in ask(demo, "images", demo.recording, value, visitor=stranger)
+    assert not demo.visits
+
+
+def test_one_page_does_not_see_what_another_uploaded(demo, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    demo.upload("images", upload_of(tmp_path / "x.png", folder=tmp_path / "own"), "six scenes", VISITOR)
+    other = types.SimpleNamespace(session_hash="another visitor")
+    assert "no longer here" in ask(demo, "images", demo.last, None, "yours", visitor=other)
 
 
 # What is refused
@@ -230,25 +251,34 @@ def test_a_recording_of_exactly_the_longest_length_is_taken(tmp_path):
     assert samples.shape == (30 * 8_000,) and rate == 8_000
 
 
-def test_what_is_no_recording_or_no_picture_or_too_large_is_refused(tmp_path, monkeypatch):
+def test_what_is_no_recording_or_no_image_or_too_large_is_refused(searcher, tmp_path, monkeypatch):
     (tmp_path / "a.wav").write_text("nothing")
     with pytest.raises(ValueError, match="WAV, FLAC, OGG and MP3"):
         app.read_recording(tmp_path / "a.wav")
-    with pytest.raises(ValueError, match="PNG, JPEG"):
-        app.read_picture(tmp_path / "a.wav")
+    with pytest.raises(ValueError, match="The image: cannot be read as an image; expected png, jpeg"):
+        searcher.read_image(tmp_path / "a.wav")
     Image.new("L", (1200, 1000)).save(tmp_path / "a.png")
     monkeypatch.setattr(app, "MAX_MEGAPIXELS", 1)
     with pytest.raises(ValueError, match="more than 1 million pixels"):
-        app.read_picture(tmp_path / "a.png")
+        searcher.read_image(tmp_path / "a.png")
 
 
-def test_too_many_pictures_too_much_text_and_no_text_are_refused_and_change_nothing(demo, tmp_path):
+def test_images_are_read_as_the_processor_reads_them(searcher, tmp_path):
+    grey = np.linspace(0, 65_535, 64 * 48, dtype=np.uint16).reshape(48, 64)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    read = searcher.read_image(tmp_path / "grey.png")
+    expected = searcher.processor(images=tmp_path / "grey.png")["pixel_values"]
+    torch.testing.assert_close(searcher.processor(images=read)["pixel_values"], expected)
+    assert read.mode == "RGB" and read.getpixel((63, 47)) == (255, 255, 255)
+
+
+def test_too_many_images_too_much_text_and_no_text_are_refused_and_change_nothing(demo, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     many = upload_of(*[tmp_path / "x.png"] * 201, folder=tmp_path / "own")
-    update, answer = demo.upload("pictures", many, "six scenes", VISITOR)
-    assert "201 pictures are too many: at most 200" in answer and "value" not in update
-    assert "301 characters" in demo.find_by_text("x" * 301, "six scenes", VISITOR)
-    assert "no words" in demo.find_by_text("  ", "six scenes", VISITOR)
+    update, answer = demo.upload("images", many, "six scenes", VISITOR)
+    assert "201 images are too many: at most 200" in answer and "value" not in update
+    assert "301 characters" in ask(demo, "recordings", demo.text, "x" * 301)
+    assert "no words" in ask(demo, "recordings", demo.text, "  ")
     assert not demo.visit(VISITOR).uploads and not demo.visit(VISITOR).queries
 
 
@@ -270,15 +300,15 @@ def test_without_a_model_it_says_how_to_get_one(capsys, tmp_path, monkeypatch):
 
 
 def test_folders_that_are_none_or_hold_nothing_to_search_are_named(capsys, tmp_path, model_folder):
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "x.png")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "x.png")
     assert f"{tmp_path / 'none'} is no folder" in failing(
         capsys, "--model", model_folder, "--gallery", tmp_path / "none"
     )
-    told = failing(capsys, "--model", model_folder, "--gallery", tmp_path / "pictures")
-    assert f"no recordings to search in {tmp_path / 'pictures'}" in told
-    (tmp_path / "pictures" / "broken.png").write_text("no picture")
-    assert "broken cannot be read" in failing(capsys, "--model", model_folder, "--gallery", tmp_path / "pictures")
+    told = failing(capsys, "--model", model_folder, "--gallery", tmp_path / "images")
+    assert f"no recordings to search in {tmp_path / 'images'}" in told
+    (tmp_path / "images" / "broken.png").write_text("no image")
+    assert "broken: cannot be read" in failing(capsys, "--model", model_folder, "--gallery", tmp_path / "images")
 
 
 def test_without_gradio_it_says_what_to_install(capsys, model_folder, monkeypatch):
@@ -431,17 +461,17 @@ def uploads_left(places):
     return [path for path in places["temporary"].rglob("*") if path.is_file() and "speechclip-plus-demo" in str(path)]
 
 
-def test_an_uploaded_recording_shows_ranked_pictures_and_keywords_and_leaves_no_file(open_page, server, query):
+def test_an_uploaded_recording_shows_ranked_images_and_keywords_and_leaves_no_file(open_page, server, query):
     page = open_page()
     upload_recording(page, query)
-    page.wait_for_selector("#pictures-found ol.found")
-    scores = [float(text) for text in page.locator("#pictures-found ol.found .score b").all_inner_texts()]
+    page.wait_for_selector("#images-found ol.found")
+    scores = [float(text) for text in page.locator("#images-found ol.found .score b").all_inner_texts()]
     assert len(scores) == 6 and scores == sorted(scores, reverse=True)
-    assert page.locator("#pictures-found ol.found img").evaluate_all("all => all.every(i => i.naturalWidth > 0)")
-    assert page.locator("#pictures-found .chip").count() > 1
+    assert page.locator("#images-found ol.found img").evaluate_all("all => all.every(i => i.naturalWidth > 0)")
+    assert page.locator("#images-found .chip").count() > 1
     wait_for(lambda: not uploads_left(server[1]))
     # A keyword plays its own moment and stops there.
-    chip = page.locator("#pictures-found .chip").nth(1)
+    chip = page.locator("#images-found .chip").nth(1)
     end = float(chip.get_attribute("data-end"))
     chip.click()
     page.wait_for_function(f"document.querySelector('.speech audio').currentTime >= {end}")
@@ -454,8 +484,8 @@ def test_what_the_microphone_hears_is_answered(open_page):
     page.locator("#recorder .record-button").click()
     page.wait_for_timeout(1500)
     page.locator("#recorder button:visible", has_text="Stop").click()
-    page.wait_for_selector("#pictures-found ol.found")
-    assert page.locator("#pictures-found .speech audio").evaluate("audio => audio.duration > 0.5")
+    page.wait_for_selector("#images-found ol.found")
+    assert page.locator("#images-found .speech audio").evaluate("audio => audio.duration > 0.5")
 
 
 def test_a_recording_that_is_too_long_or_too_large_is_refused_in_words(open_page, server, tmp_path):
@@ -463,14 +493,14 @@ def test_a_recording_that_is_too_long_or_too_large_is_refused_in_words(open_page
     soundfile.write(tmp_path / "large.wav", np.zeros((11_000_000, 1)), 48_000)  # 22 MB
     page = open_page()
     upload_recording(page, tmp_path / "long.flac")
-    page.wait_for_selector("#pictures-found [role=alert]")
-    assert "longer than 30 seconds" in page.inner_text("#pictures-found")
+    page.wait_for_selector("#images-found [role=alert]")
+    assert "longer than 30 seconds" in page.inner_text("#images-found")
     page.set_input_files("#recorder input[type=file]", tmp_path / "large.wav")
     page.get_by_text("maximum allowed size of 20").wait_for()
     wait_for(lambda: not uploads_left(server[1]))
 
 
-def test_text_and_pictures_find_recordings(open_page):
+def test_text_and_images_find_recordings(open_page):
     page = open_page()
     page.get_by_role("tab", name="Find recordings").click()
     page.get_by_role("textbox", name="In words").fill("a red star")
@@ -478,20 +508,20 @@ def test_text_and_pictures_find_recordings(open_page):
     page.wait_for_selector("#recordings-found ol.found")
     assert "“a red star”" in page.inner_text("#recordings-found")
     assert page.locator("#recordings-found ol.found audio").count() == 5
-    page.locator(".offered.pictures button").first.click()
+    page.locator(".offered.images button").first.click()
     page.wait_for_selector("#recordings-found .asked img")
     assert "a red star”" not in page.inner_text("#recordings-found")
 
 
-def test_own_pictures_are_searched_and_leave_no_file(open_page, server, gallery):
+def test_own_images_are_searched_and_leave_no_file(open_page, server, gallery):
     page = open_page()
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Search your own pictures").click()
-    chooser.value.set_files(sorted((gallery / "pictures").iterdir())[:2])
+        page.get_by_role("button", name="Search your own images").click()
+    chooser.value.set_files(sorted((gallery / "images").iterdir())[:2])
     page.get_by_text("Yours (2)").wait_for()
     page.locator(".offered.recordings button").first.click()
-    page.wait_for_selector("#pictures-found ol.found")
-    assert page.locator("#pictures-found ol.found li").count() == 2
+    page.wait_for_selector("#images-found ol.found")
+    assert page.locator("#images-found ol.found li").count() == 2
     wait_for(lambda: not uploads_left(server[1]))
 
 
@@ -500,13 +530,13 @@ def test_a_phone_shows_everything_without_scrolling_sideways(open_page):
     widths = "[document.documentElement.scrollWidth, window.innerWidth]"
     assert page.evaluate(widths) == [390, 390]
     page.locator(".offered.recordings button").first.click()
-    page.wait_for_selector("#pictures-found ol.found")
+    page.wait_for_selector("#images-found ol.found")
     assert page.evaluate(widths) == [390, 390]
-    page.wait_for_function("document.querySelector('#pictures-found').getBoundingClientRect().top < innerHeight / 2")
+    page.wait_for_function("document.querySelector('#images-found').getBoundingClientRect().top < innerHeight / 2")
     tab = page.get_by_role("tab", name="Find recordings")
     assert tab.is_visible()  # and not in a menu
     tab.click()
-    page.locator(".offered.pictures button").first.click()
+    page.locator(".offered.images button").first.click()
     page.wait_for_selector("#recordings-found ol.found")
     assert page.evaluate(widths) == [390, 390]
 
@@ -518,18 +548,18 @@ def test_the_keyboard_alone_reaches_and_works_the_main_controls(open_page):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("(document.activeElement.innerText || document.activeElement.type || '').trim()"))
     everything = " ".join(reached)
-    for control in ("Privacy", "Find pictures", "Record", "radio", "Search your own pictures"):
+    for control in ("Privacy", "Find images", "Record", "radio", "Search your own images"):
         assert control in everything
     page.locator(".offered.recordings button").first.focus()
     page.keyboard.press("Enter")
-    page.wait_for_selector("#pictures-found ol.found")
+    page.wait_for_selector("#images-found ol.found")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_letters_stand_out_from_what_is_behind_them(open_page, scheme):
     page = open_page(color_scheme=scheme)
     page.locator(".offered.recordings button").first.click()
-    page.wait_for_selector("#pictures-found ol.found")
+    page.wait_for_selector("#images-found ol.found")
     ratios = page.evaluate(CONTRAST, [".lead", ".hint", ".note", ".chip", ".name", ".place", ".score", "summary"])
     assert min(ratios.values()) >= 4.5, ratios  # WCAG 2, level AA
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")

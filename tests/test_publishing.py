@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 
 from speechclip_plus.configuration.publication import GENERATED
 from speechclip_plus.hub_cards.push import prepared_folder, push_folder
-from speechclip_plus.hub_cards.push_checks import NotPublishableError
 from speechclip_plus_cli import main as cli
 
 CARD = "---\nlicense: mit\n---\n\n# A model\n"
@@ -54,7 +53,7 @@ def published(hub, repo_id, **where):
 
 
 def refusal(folder, repo_type="model", **options):
-    with pytest.raises(NotPublishableError) as refused, prepared_folder(folder, "ann/x", repo_type, **options):
+    with pytest.raises(ValueError) as refused, prepared_folder(folder, "ann/x", repo_type, **options):
         pass
     return str(refused.value)
 

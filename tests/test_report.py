@@ -12,18 +12,17 @@ from PIL import Image
 
 from speechclip_plus.hub_cards.charts import bar_chart, line_chart, principal_components, rank_histogram, speech_chart
 from speechclip_plus.hub_cards.report import (
-    FoundImage,
-    FoundSpeech,
-    ImageQuery,
+    Answer,
+    Figure,
+    FoundItem,
     Report,
-    SpeechQuery,
-    SpokenKeyword,
     audio_data_uri,
     image_data_uri,
     render_report,
     write_report,
 )
 from speechclip_plus.hub_cards.results import ScoreRow, ScoreTable
+from speechclip_plus.modeling_speechclip_plus.outputs import Keyword, Neighbour
 
 
 class Page(HTMLParser):
@@ -62,34 +61,36 @@ def waveform():
 def report(waveform):
     audio = audio_data_uri(waveform)
     colours = [image_data_uri(Image.new("RGB", (8, 8), (value, 0, 0))) for value in (10, 20, 30)]
-    query = SpeechQuery(
+    query = Answer(
         title="a <red> ship & co",
-        audio=audio,
+        kind="images",
+        found=[
+            FoundItem(colours[0], 0.9, right=False),
+            FoundItem(colours[1], 0.8, right=True),
+            FoundItem(colours[2], 0.7, right=False),
+        ],
+        detail="voice m3",
         waveform=waveform,
-        images=[
-            FoundImage(colours[0], 0.9, False),
-            FoundImage(colours[1], 0.8, True),
-            FoundImage(colours[2], 0.7, False),
-        ],
         keywords=[
-            SpokenKeyword("red", 0.5, 0.0, 0.5, True, ["<b>pink</b>"]),
-            SpokenKeyword("ship", 0.4, 0.5, 2.0, False),
+            Keyword("red", 1, 0.5, 0.0, 0.5, (Neighbour("red", 1, 0.5), Neighbour("<b>pink</b>", 2, 0.4))),
+            Keyword("ship", 3, 0.4, 0.5, 2.0, ()),
         ],
+        said={1},
         weights=np.full(100, 0.25),
-        speaker="voice m3",
         rank=2,
         searched=500,
     )
-    speech = [FoundSpeech(audio, "first", 0.9, False), FoundSpeech(audio, "second", 0.8, True)]
+    speech = [FoundItem(audio, 0.9, "first", right=False), FoundItem(audio, 0.8, "second", right=True)]
     return Report(
         title="A title",
         summary=["A sentence."],
         facts=[("seed", "7")],
         tables=[ScoreTable("Scores", ["R@1", "R@10"], [ScoreRow("parallel", ["61.2", "95.1"], ["0.2", "2.0"])])],
-        speech_queries=[query],
-        image_queries=[ImageQuery(colours[0], speech, 2, 500)],
-        losses={"total": ([1, 2, 3], [3.0, 2.0, 1.0])},
-        recalls={"parallel": ([1, 3], [10.0, 60.0])},
+        figures=[Figure("Loss", line_chart({"total": ([1, 2, 3], [3.0, 2.0, 1.0])}, "loss"))],
+        answers=[
+            (("From speech", ""), [query]),
+            (("From images", "A sentence."), [Answer("", "utterances", speech, image=colours[0], rank=2, searched=9)]),
+        ],
         notes=["A note."],
     )
 
@@ -120,7 +121,7 @@ def test_what_comes_from_data_is_escaped(report):
 def test_the_right_picture_and_no_other_is_marked(page, report):
     right = [index for index, (tag, a) in enumerate(page.elements) if tag == "li" and a.get("class") == "right"]
     sources = [page.elements[index + 1][1]["src"] for index in right if page.elements[index + 1][0] == "img"]
-    assert sources == [report.speech_queries[0].images[1].source]
+    assert sources == [report.answers[0][1][0].found[1].source]
 
 
 def test_there_are_as_many_players_and_pictures_as_recordings_and_hits(page):
@@ -129,14 +130,26 @@ def test_there_are_as_many_players_and_pictures_as_recordings_and_hits(page):
     assert all("alt" in attributes for attributes in page.of("img"))
 
 
+def test_what_is_wider_than_a_phone_scrolls_and_the_keyboard_reaches_it(page):
+    places = page.of("div", "scroll")
+    assert len(places) == 1 + 1 + 1 + 1  # results, chart, waveform, keywords
+    assert all(place["tabindex"] == "0" and place["role"] == "region" and place["aria-label"] for place in places)
+
+
+def test_a_chart_of_an_utterance_has_a_legend(page):
+    text = " ".join(" ".join(page.text).split())
+    for part in ("keyword that was said", "other keyword", "waveform", "CIF weight of each frame (highest 0.25)"):
+        assert part in text
+
+
 def test_figures_stand_beside_chance(page):
     text = " ".join(" ".join(page.text).split())
     assert "parallel 61.2 0.2 95.1 2.0" in text
-    assert "right picture in place 2 of 500" in text
+    assert "right one in place 2 of 500" in text
 
 
 def test_the_audio_in_the_page_is_the_recording(report, waveform):
-    kind, content = report.speech_queries[0].audio.split(",", 1)
+    kind, content = report.answers[0][1][0].audio.split(",", 1)
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(content)))
     assert (kind, rate) == ("data:audio/flac;base64", 16_000)
     np.testing.assert_allclose(samples, waveform, atol=1e-4)
@@ -157,7 +170,7 @@ def paths_of(chart, kind):
 
 
 def test_keywords_stand_over_their_moments(waveform):
-    keywords = [SpokenKeyword("red", 0.5, 0.5, 1.0, True), SpokenKeyword("nowhere", 0.5, None, None)]
+    keywords = [Keyword("red", 1, 0.5, 0.5, 1.0, ()), Keyword("nowhere", 2, 0.5, None, None, ())]
     chart = speech_chart(waveform, np.full(100, 0.5), 0.02, keywords)
     (wave,), (span,) = paths_of(chart, "wave"), paths_of(chart, "keyword")
     left, width = wave[:, 0].min(), np.ptp(wave[:, 0])
@@ -176,7 +189,7 @@ def test_weights_are_drawn_to_scale_up_to_the_highest(waveform):
 
 
 def test_a_curve_falls_on_the_chart_where_its_values_fall():
-    chart = str(line_chart({"loss": ([0, 50, 100], [4.0, 2.0, float("nan")]), "none": ([], [])}, unit=""))
+    chart = str(line_chart({"loss": ([0, 50, 100], [4.0, 2.0, float("nan")]), "none": ([], [])}, "loss"))
     curve = re.search(
         r'<path d="M ([-\d.]+) ([-\d.]+) \nL ([-\d.]+) ([-\d.]+) \n" style="[^"]*var\(--curve-0\)', chart
     )
@@ -187,11 +200,11 @@ def test_a_curve_falls_on_the_chart_where_its_values_fall():
 
 def test_the_rank_histogram_adds_up():
     chart = str(rank_histogram({"a": np.array([1, 1, 2, 4, 30])}))
-    assert "1 40%" in chart and "3-5 20%" in chart and "21+ 20%" in chart
+    assert "queries, %" in chart and "1 40" in chart and "3-5 20" in chart and "21+ 20" in chart
 
 
 def test_bars_are_as_high_as_their_values():
-    chart = str(bar_chart(["0", "1"], {"weight": [0.25, 0.75]}))
+    chart = str(bar_chart(["0", "1"], {"weight": [0.25, 0.75]}, "weight", "layer"))
     heights = [np.ptp(path[:, 1]) for path in paths_of(chart, "bar")]
     assert heights[0] / heights[1] == pytest.approx(1 / 3, abs=0.01)
 
@@ -205,7 +218,7 @@ def test_principal_components_are_the_directions_of_most_variance():
 
 
 def test_nothing_to_draw_is_an_empty_chart():
-    assert str(line_chart({"loss": ([], [])}, unit="")) == ""
+    assert str(line_chart({"loss": ([], [])}, "loss")) == ""
 
 
 def test_silence_is_drawn(waveform):
@@ -213,8 +226,8 @@ def test_silence_is_drawn(waveform):
 
 
 def test_a_report_without_training_or_answers_known_renders(waveform):
-    query = SpeechQuery("my.wav", audio_data_uri(waveform), waveform, [FoundImage("data:,", 0.5, None, "my cat.jpg")])
-    page = Page(render_report(Report(title="Answers", speech_queries=[query])))
+    query = Answer("my.wav", "images", [FoundItem("data:,", 0.5, "my cat.jpg")], waveform=waveform)
+    page = Page(render_report(Report(title="Answers", answers=[(("", ""), [query])])))
     assert "my cat.jpg" in " ".join(page.text)
     assert not page.of("li", "right") and not page.of("table")
 

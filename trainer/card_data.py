@@ -13,19 +13,14 @@ import torch
 from ..hub_cards.charts import Series
 from ..hub_cards.model_card import (
     DATASETS,
-    TINY_BACKBONES,
-    KeywordExample,
     ModelCardFacts,
-    Source,
     SplitSize,
-    config_backbones,
 )
 from ..hub_cards.results import Results
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
-from .evaluation.evaluate import SplitOutputs, evaluate, spoken_keywords
+from .evaluation.evaluate import SplitOutputs, evaluate
 from .evaluation.retrieval_metrics import chance_recall
 from .sampler import stored_column, utterance_lengths
-from .tiny_backbones import tiny_backbone
 
 EXAMPLES = 5
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Z]{2})?")
@@ -47,7 +42,7 @@ _PROGRESS = {
     "cascaded_mean_R@1": "cascaded R@1",
     "cascaded_mean_R@10": "cascaded R@10",
     "keyword_hit_rate@1": "keyword hit rate",
-    "keywords_per_utterance": "keywords per recording",
+    "keywords_per_utterance": "keywords per utterance",
 }
 
 
@@ -77,7 +72,6 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad),
         },
-        backbones=_backbones(model.config),
         dataset=name,
         languages=spoken_languages(name, splits["train"]),
         hyperparameters=_hyperparameters(trainer),
@@ -108,7 +102,7 @@ def _training_seconds(history: Sequence[Mapping[str, float]]) -> float | None:
 
 
 def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_") -> dict[str, dict[str, Series]]:
-    """Losses and recalls over the steps, for the card's picture.
+    """Losses and recalls over the steps, for the card's chart.
 
     Args:
         history: the trainer's log.
@@ -117,76 +111,35 @@ def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_
     losses = {title: _curve(history, name) for name, title in _LOSSES.items()}
     losses["validation"] = _curve(history, f"{prefix}loss")
     recalls = {title: _curve(history, f"{prefix}{name}") for name, title in _RECALLS.items()}
-    panels = {"Loss": losses, "Recall on the validation split": recalls}
+    panels = {"Loss": losses, "Validation recall, %": recalls}
     return {title: {name: curve for name, curve in curves.items() if curve[0]} for title, curves in panels.items()}
-
-
-def _backbones(config: Any) -> dict[str, Source]:
-    found = config_backbones(config)
-    for title, source, name, kind in (
-        ("speech encoder", config.speech_backbone, "hubert", "speech"),
-        ("CLIP", config.clip_backbone, "clip", "clip"),
-    ):
-        if source and Path(source["repo_id"]) == Path(tiny_backbone(name)):
-            found[title] = TINY_BACKBONES[kind]
-    return found
 
 
 def _hyperparameters(trainer: Any) -> dict[str, Any]:
     args, state = trainer.args, trainer.state
     total = state.max_steps if state.max_steps > 0 else args.max_steps
-    processes, accumulated = args.world_size, args.gradient_accumulation_steps
-    pairs = args.train_batch_size * processes
-    batch = f"{pairs} pairs, all negatives of each other"
-    if processes > 1:
-        batch += f" ({args.train_batch_size} on each of {processes} processes)"
-    if accumulated > 1:
-        batch += f"; {accumulated} such batches a step"
-    if args.optimizer == "adam":
-        optimizer = f"Adam, betas {args.adam_beta1:g} and {args.adam_beta2:g}, L2 {args.weight_decay:g}"
-    else:
-        optimizer = f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}"
-    if args.schedule == "warmup_decay":
-        schedule = f"linear to {args.final_learning_rate:g}"
-    else:
-        schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    found = {"batch": batch}
-    if state.global_step:
-        found["steps"] = f"{state.global_step:,} of {total:,}" if state.global_step < total else f"{total:,}"
-        if state.epoch is not None:
-            found["epochs"] = f"{state.epoch:.2f}"
-    elif total > 0:
-        found["steps"] = f"none yet of {total:,}"
+    batch = f"{args.train_batch_size * args.world_size} pairs, all negatives of each other"
+    if args.gradient_accumulation_steps > 1:
+        batch += f"; {args.gradient_accumulation_steps} such batches a step"
+    optimizer = "Adam, L2" if args.optimizer == "adam" else f"{getattr(args.optim, 'value', args.optim)}, weight decay"
+    schedule = args.schedule if args.schedule == "warmup_decay" else args.lr_scheduler_type
     warmup = args.get_warmup_steps(total) if total > 0 else args.warmup_steps
-    found |= {
-        "optimiser": optimizer,
-        "learning rate": f"{args.learning_rate:g}, warm-up {warmup:g} steps, then {schedule}",
-        "gradients clipped to": f"norm {args.max_grad_norm:g}",
-        "longest utterance": (
-            "not cropped"
-            if args.max_audio_samples is None
-            else f"{args.max_audio_samples / SAMPLING_RATE:g} s, longer ones cropped at a random place"
-        ),
+    return {
+        "batch": batch,
+        "steps": f"{state.global_step:,}" if state.global_step == total else f"{state.global_step:,} of {total:,}",
+        "optimiser": f"{optimizer} {args.weight_decay:g}",
+        "learning rate": f"{args.learning_rate:g}, warm-up {warmup:g} steps, {getattr(schedule, 'value', schedule)}",
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }
-    if isinstance(trainer.train_dataset, datasets.Dataset) and not has_audio(trainer.train_dataset):
-        found["frozen encoders"] = "run once before the training, which read what they gave (never cropped)"
-        del found["longest utterance"]
-    return found
 
 
 def _hardware(args: Any) -> str:
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:  # no Linux
-        found = None
-    processor = found[1].strip() if found else platform.processor() or platform.machine()
-    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    several = f" in each of {args.world_size} processes" if args.world_size > 1 else ""
-    return f"{args.device.type.upper()}: {processor}, {threads}{several}"
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return f"{args.device.type.upper()}: {found[1] if found else platform.machine()}"
 
 
 def _steps_of_weights(trainer: Any) -> int | None:
@@ -198,17 +151,14 @@ def _steps_of_weights(trainer: Any) -> int | None:
 
 
 def _progress(history: Sequence[Mapping[str, float]], prefix: str) -> list[dict[str, Any]]:
-    rows: dict[float, dict[str, Any]] = {}
-    for entry in history:
-        found = {title: entry[prefix + name] for name, title in _PROGRESS.items() if prefix + name in entry}
-        # What is evaluated again after training stands in the log under the last step, whatever was loaded meanwhile.
-        if found and entry["step"] not in rows:
-            rows[entry["step"]] = {"step": entry["step"], **found}
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    return [row for row in rows.values() if list(row) == columns]
+    curves = {title: dict(zip(*_curve(history, prefix + name), strict=True)) for name, title in _PROGRESS.items()}
+    found = {title: curve for title, curve in curves.items() if curve}
+    steps = sorted(set.intersection(*map(set, found.values()))) if found else []
+    return [{"step": step, **{title: curve[step] for title, curve in found.items()}} for step in steps]
 
 
 def _curve(history: Sequence[Mapping[str, float]], name: str) -> Series:
+    # What is evaluated again after training stands in the log under the last step, whatever was loaded meanwhile.
     found: dict[int, float] = {}
     for entry in history:
         if name in entry:
@@ -255,24 +205,21 @@ def history_results(trainer: Any, dataset: str, steps: int | None) -> list[Resul
     return results
 
 
-def keyword_examples(trainer: Any, data: Any, count: int = EXAMPLES) -> list[KeywordExample]:
-    """Read the keywords out of a split's first recordings; none if the model has none."""
+def keyword_examples(
+    trainer: Any, data: Any, count: int = EXAMPLES
+) -> list[tuple[str, list[tuple[str, float | None, float | None]]]]:
+    """Read the keywords out of a split's first utterances, for `ModelCardFacts`; none if the model has none."""
     model = trainer.speech_clip
     if not model.config.has_cascaded:
         return []
     processor = getattr(trainer.data_collator, "processor", None) or trainer.processing_class
-    was_training = model.training
-    model.eval()
-    try:
-        examples = []
-        for row in data.select(range(min(count, len(data)))):
-            waveform = load_audio(row["audio"], name=f"audio of {row.get('caption_id', 'a recording')}")
-            keywords, _ = spoken_keywords(model, processor, waveform, None)
-            said = [(keyword.text, keyword.start, keyword.end) for keyword in keywords]
-            examples.append(KeywordExample(row.get("text") or "", said))
-        return examples
-    finally:
-        model.train(was_training)
+    examples = []
+    for row in data.select(range(min(count, len(data)))):
+        waveform = load_audio(row["audio"], name=f"audio of {row.get('caption_id', 'an utterance')}")
+        inputs = processor(audio=waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt").to(model.device)
+        keywords = model.extract_keywords(**inputs, tokenizer=processor, top_k=1)[0]
+        examples.append((row.get("text") or "", [(keyword.text, keyword.start, keyword.end) for keyword in keywords]))
+    return examples
 
 
 def named_splits(trainer: Any) -> dict[str, tuple[str, Any]]:
@@ -300,7 +247,7 @@ def dataset_name(data: Any) -> str | None:
 
 
 def has_audio(data: Any) -> bool:
-    """Whether rows hold recordings that can be read again."""
+    """Whether rows hold audio that can be read again."""
     return isinstance(data, datasets.Dataset) and "audio" in data.column_names
 
 

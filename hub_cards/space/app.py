@@ -1,4 +1,4 @@
-"""Speech finds pictures, and pictures and words find speech: a Gradio app for a SpeechCLIP+ model.
+"""Speech finds images, and images and words find speech: a Gradio app for a SpeechCLIP+ model.
 
 On the Hub this folder is a Space by itself: `MODEL_ID` below, or the environment variable of that name, is the model's
 repository, whose own code is loaded with it. `speechclip-plus demo` runs the same app with a model on this machine.
@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,32 +30,34 @@ import jinja2  # noqa: E402
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image, ImageOps  # noqa: E402
+from PIL import Image  # noqa: E402
 from transformers import AutoModel, AutoProcessor  # noqa: E402
 
 MODEL_ID = ""  # a repository on the Hub
 HERE = Path(__file__).parent
-GALLERIES = HERE / "galleries"  # one folder each, of pictures and recordings
+GALLERIES = HERE / "galleries"  # one folder each, of images and recordings
 
 MAX_SECONDS = 30  # of a recording
 MAX_MEGABYTES = 20  # of a file
-MAX_MEGAPIXELS = 50  # of a picture
-MAX_FILES = {"pictures": 200, "recordings": 50}  # that a visitor may upload to be searched
+MAX_MEGAPIXELS = 50  # of an image
+MAX_FILES = {"images": 200, "recordings": 50}  # that a visitor may upload to be searched
 MAX_CHANNELS = 8
 MIN_SECONDS = 0.1
 MAX_TEXT = 300  # characters
 DELETE_AFTER = 2.0  # seconds from an upload's being read
 MAX_VISITS = 64  # that are remembered at a time; the one that was quiet for longest is forgotten first
 
-NUM_FOUND = {"pictures": 8, "recordings": 5}
-NUM_OFFERED = {"pictures": 12, "recordings": 3}  # to ask with, for visitors who have none
-NUM_WAITING = 24  # pictures shown before anything was asked
+NUM_FOUND = {"images": 8, "recordings": 5}
+NUM_OFFERED = {"images": 12, "recordings": 3}  # to ask with, for visitors who have none
+NUM_WAITING = 24  # images shown before anything was asked
 SAMPLING_RATE = 16_000  # Hz: what the model hears
 BATCH_SIZE = 16
 THUMBNAIL = 320  # pixels
 YOURS = "yours"
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = {
+    "images": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    "recordings": (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif"),
+}
 
 # Listeners on the element itself, which stays when its content is replaced.
 CHOOSE = """element.addEventListener('click', (event) => {
@@ -70,15 +72,12 @@ PAGE: Any = (
 )
 
 
-# What is searched
-
-
 @dataclass
 class SearchIndex:
-    """Pictures or recordings that can be found.
+    """Images or recordings that can be found.
 
     Attributes:
-        kind: "pictures" or "recordings".
+        kind: "images" or "recordings".
         labels: what they are called.
         sources: data URIs to show or play them.
         embeds: (N, P) unit-length embeddings.
@@ -89,14 +88,19 @@ class SearchIndex:
     sources: list[str]
     embeds: torch.Tensor
 
-    def items(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        """What is shown of some of them."""
-        return [{"index": index, "label": self.labels[index], "source": self.sources[index]} for index in indices]
-
-    def spread(self, number: int) -> list[int]:
-        """Some indices from all of it: neighbours in the alphabet often look the same."""
+    def some(self, number: int) -> list[dict[str, Any]]:
+        """What is shown of a few from all of it: neighbours in the alphabet often look the same."""
         count = len(self.labels)
-        return [index * count // min(number, count) for index in range(min(number, count))]
+        places = [index * count // min(number, count) for index in range(min(number, count))]
+        return [{"index": index, "label": self.labels[index], "source": self.sources[index]} for index in places]
+
+    def nearest(self, embed: torch.Tensor) -> list[dict[str, Any]]:
+        """What is shown of those nearest to an embedding (P,), the best first."""
+        best = (self.embeds @ embed).topk(min(NUM_FOUND[self.kind], len(self.labels)))
+        return [
+            {"label": self.labels[index], "source": self.sources[index], "similarity": similarity}
+            for index, similarity in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
 
 
 @dataclass
@@ -109,25 +113,10 @@ class Query:
 
 @dataclass
 class Visit:
-    """What is remembered of an open page: the last query and the uploads, each by the kind that it searches or is."""
+    """What is remembered of an open page, by kind: the last query for it, and the uploads to be searched."""
 
     queries: dict[str, Query] = field(default_factory=dict)
     uploads: dict[str, SearchIndex] = field(default_factory=dict)
-
-
-@dataclass
-class Heard:
-    """What the model makes of a recording.
-
-    Attributes:
-        waveform: (S,) samples at 16 kHz, as the model gets them, brought to the same loudness for all.
-        embed: (P,) unit length.
-        keywords: as `model.extract_keywords` gives them; None if the model has none.
-    """
-
-    waveform: np.ndarray
-    embed: torch.Tensor
-    keywords: list[Any] | None
 
 
 class Searcher:
@@ -143,60 +132,66 @@ class Searcher:
         self.name = Path(model).name if os.path.isdir(model) else model
         self.model = AutoModel.from_pretrained(model, trust_remote_code=trust_remote_code).eval().to(device)
         self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+        # The reader of images that the processor itself uses, which came with its code.
+        self.load_image: Callable[..., Image.Image] = sys.modules[type(self.processor).__module__].load_image
 
     @torch.no_grad()
-    def listen(self, samples: np.ndarray, rate: int) -> Heard:
-        """Embed a recording (S,) of a rate in Hz, and read its keywords."""
+    def embed(self, **inputs: Any) -> torch.Tensor:
+        """Embed what the processor takes as `images`, `audio` or `text`: (N, P)."""
+        (kind,) = inputs
+        prepared = self.processor(**inputs).to(self.model.device)
+        name = {"images": "get_image_features", "audio": "get_audio_features", "text": "get_text_features"}[kind]
+        return getattr(self.model, name)(**prepared).pooler_output.float().cpu()
+
+    @torch.no_grad()
+    def listen(self, samples: np.ndarray, rate: int) -> Query:
+        """Embed a recording (S,) of a rate in Hz, and show its keywords on its waveform."""
         inputs = self.processor(audio=samples, sampling_rate=rate).to(self.model.device)
-        waveform = inputs["input_values"][0].cpu().numpy()
         hidden_states, frame_lengths = self.model.encode_speech_frames(**inputs)
         speech = {"speech_hidden_states": hidden_states, "frame_lengths": frame_lengths}
         keywords = None
         if self.model.config.has_cascaded:
-            near = min(4, int(self.model.is_keyword.sum()))
-            keywords = self.model.extract_keywords(**speech, tokenizer=self.processor, top_k=near)[0]
+            top_k = min(4, int(self.model.is_keyword.sum()))
+            keywords = self.model.extract_keywords(**speech, tokenizer=self.processor, top_k=top_k)[0]
         embed = self.model.get_audio_features(**speech).pooler_output[0].float().cpu()
-        return Heard(waveform / max(float(np.abs(waveform).max()), 1e-4) * 0.9, embed, keywords)
+        waveform = inputs["input_values"][0].cpu().numpy()
+        return Query(speech_card(waveform / max(float(np.abs(waveform).max()), 1e-4) * 0.9, keywords), embed)
 
-    @torch.no_grad()
-    def embed(self, kind: str, items: Sequence[Any]) -> torch.Tensor:
-        """Embed a batch of RGB pictures, or of recordings as (samples, rate) pairs: (N, P)."""
-        if kind == "pictures":
-            output = self.model.get_image_features(**self.processor(images=items).to(self.model.device))
-        else:
-            audio = [{"array": samples, "sampling_rate": rate} for samples, rate in items]
-            output = self.model.get_audio_features(**self.processor(audio=audio).to(self.model.device))
-        return output.pooler_output.float().cpu()
-
-    @torch.no_grad()
-    def embed_text(self, text: str) -> torch.Tensor:
-        """Embed a text: (P,)."""
-        inputs = self.processor(text=[text]).to(self.model.device)
-        return self.model.get_text_features(**inputs).pooler_output[0].float().cpu()
-
-    def index(self, kind: str, files: Sequence[Path], labels: list[str]) -> SearchIndex:
-        """Read and embed files.
+    def index(self, kind: str, files: Sequence[tuple[Path, str]]) -> SearchIndex:
+        """Read and embed files, each with its label.
 
         Raises:
             ValueError: if one cannot be read or is too long or too large; the message names it.
         """
         sources, parts = [], []
         for start in range(0, len(files), BATCH_SIZE):
-            named = list(zip(files, labels, strict=True))[start : start + BATCH_SIZE]
-            if kind == "pictures":
-                items: list[Any] = [read_picture(file, label) for file, label in named]
-                sources += [picture_uri(picture) for picture in items]
+            batch = files[start : start + BATCH_SIZE]
+            if kind == "images":
+                images = [self.read_image(file, label) for file, label in batch]
+                sources += [image_uri(image) for image in images]
+                parts.append(self.embed(images=images))
             else:
-                items = [read_recording(file, label) for file, label in named]
-                sources += [audio_uri(samples, rate) for samples, rate in items]
-            parts.append(self.embed(kind, items))
-        return SearchIndex(kind, labels, sources, torch.cat(parts))
+                recordings = [read_recording(file, label) for file, label in batch]
+                sources += [audio_uri(samples, rate) for samples, rate in recordings]
+                audio = [{"array": samples, "sampling_rate": rate} for samples, rate in recordings]
+                parts.append(self.embed(audio=audio))
+        return SearchIndex(kind, [label for _, label in files], sources, torch.cat(parts))
+
+    def read_image(self, file: Path, label: str = "The image") -> Image.Image:
+        """Read an image as RGB, as the processor does.
+
+        Raises:
+            ValueError: if it is no image, or too large; the message is for the visitor.
+        """
+        content, size = file.read_bytes(), (0, 0)
+        with suppress(Exception), Image.open(io.BytesIO(content)) as image:  # what is no image, the reader says
+            size = image.size
+        if size[0] * size[1] > MAX_MEGAPIXELS * 1_000_000:
+            raise ValueError(f"{label} has more than {MAX_MEGAPIXELS} million pixels. Please take a smaller one.")
+        return self.load_image(content, name=label)
 
 
-# What comes in
-
-
-def read_recording(file: str | Path, label: str = "The recording") -> tuple[np.ndarray, int]:
+def read_recording(file: Path | io.BytesIO, label: str = "The recording") -> tuple[np.ndarray, int]:
     """Read a recording: mono samples (S,) float32 in about [-1, 1], and their rate in Hz.
 
     Raises:
@@ -220,27 +215,6 @@ def read_recording(file: str | Path, label: str = "The recording") -> tuple[np.n
     return samples, rate
 
 
-def read_picture(file: str | Path, label: str = "The picture") -> Image.Image:
-    """Read a picture as RGB, the right way up, transparent parts on white.
-
-    Raises:
-        ValueError: if it is no picture, or too large; the message is for the visitor.
-    """
-    try:
-        picture = Image.open(file)
-        too_large = picture.width * picture.height > MAX_MEGAPIXELS * 1_000_000
-        upright = None if too_large else ImageOps.exif_transpose(picture).convert("RGBA")
-        picture.close()
-    except Image.DecompressionBombError:
-        upright = None
-    except Exception as error:  # on damaged files PIL's decoders raise anything from OSError to struct.error
-        raise ValueError(f"{label} cannot be read: PNG, JPEG, WebP and GIF files can.") from error
-    if upright is None:
-        raise ValueError(f"{label} has more than {MAX_MEGAPIXELS} million pixels. Please take a smaller one.")
-    white = Image.new("RGBA", upright.size, "white")
-    return Image.alpha_composite(white, upright).convert("RGB")
-
-
 def label_of(file: str | Path) -> str:
     """Return what a file is called: its name without ending, with spaces."""
     return " ".join(Path(file).stem.replace("_", " ").split()) or Path(file).name
@@ -248,13 +222,13 @@ def label_of(file: str | Path) -> str:
 
 @contextmanager
 def uploaded(value: Any) -> Iterator[list[tuple[Path, str]]]:
-    """Give an upload's files with the names that they had, and delete them soon afterwards, come what may.
+    """Give an upload's files with labels, and delete them soon afterwards, come what may.
 
     Args:
         value: what gradio's upload components send: a dictionary with "path" and "orig_name", a list of them, or None.
     """
     values = value if isinstance(value, list) else [value] if value else []
-    files = [(Path(one["path"]), one.get("orig_name") or Path(one["path"]).name) for one in values]
+    files = [(Path(one["path"]), label_of(one.get("orig_name") or one["path"])) for one in values]
     try:
         yield files
     finally:
@@ -271,17 +245,14 @@ def _delete(paths: Sequence[Path]) -> None:
             path.parent.rmdir()
 
 
-# What is shown
-
-
-def picture_uri(picture: Image.Image) -> str:
-    """Return a picture as a data URI, scaled down to what is shown."""
-    small = max(picture.size) <= THUMBNAIL
-    picture = picture.copy()
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+def image_uri(image: Image.Image) -> str:
+    """Return an image as a data URI, scaled down to what is shown."""
+    kind = "PNG" if max(image.size) <= THUMBNAIL else "JPEG"
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
-    picture.save(file, format="PNG" if small else "JPEG", quality=85)
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+    image.save(file, format=kind, quality=85)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def audio_uri(samples: np.ndarray, rate: int) -> str:
@@ -291,64 +262,34 @@ def audio_uri(samples: np.ndarray, rate: int) -> str:
     return f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def speech_card(heard: Heard) -> str:
-    """Show a recording: a player, its waveform with the keywords where they were heard, and a table of them."""
-    seconds = len(heard.waveform) / SAMPLING_RATE
-    timed = [word for word in heard.keywords or [] if word.start is not None]
+def speech_card(waveform: np.ndarray, keywords: list[Any] | None) -> str:
+    """Show a recording: a player, its waveform with the keywords where they were heard, and a table of them.
+
+    Args:
+        waveform: (S,) samples at 16 kHz.
+        keywords: as `model.extract_keywords` gives them; None if the model has none.
+    """
+    seconds = len(waveform) / SAMPLING_RATE
+    timed = [word for word in keywords or [] if word.start is not None]
     middles = [(word.start + word.end) / 2 / seconds for word in timed]  # 0 to 1
     chips = []
     for number, (word, middle) in enumerate(zip(timed, middles, strict=True)):
         left, right = (100 * min(max(time / seconds, 0), 1) for time in (word.start, word.end))
         # Every other name goes below the waveform, so that each has twice the room.
         room = min((abs(middle - other) for other in middles[number % 2 :: 2] if other != middle), default=0.5)
-        chips.append(
-            {
-                "side": "below" if number % 2 else "above",
-                "left": left,
-                "width": max(right - left, 0.2),
-                "at": 100 * middle,
-                "room": 100 * room / (1 + room),
-                "start": word.start,
-                "end": word.end,
-                "text": word.text or f"#{word.id}",
-            }
-        )
-    source = audio_uri(heard.waveform, SAMPLING_RATE)
-    return PAGE.speech(source, seconds, _outline(heard.waveform), heard.keywords, chips)
+        shares = {"left": left, "width": max(right - left, 0.2), "at": 100 * middle, "room": 100 * room / (1 + room)}
+        chips.append({"side": "below" if number % 2 else "above", "word": word, **shares})
+    return PAGE.speech(audio_uri(waveform, SAMPLING_RATE), seconds, _outline(waveform), keywords, chips)
 
 
 def _outline(waveform: np.ndarray, columns: int = 300) -> str:
     """Path around the loudest samples of each column, in a square of 100 by 100."""
-    edges = np.linspace(0, len(waveform), columns + 1).astype(int)
-    upper, lower = [], []
-    for column in range(columns):
-        part = waveform[edges[column] : max(edges[column + 1], edges[column] + 1)]
-        x = (column + 0.5) * 100 / columns
-        upper.append(f"{x:.2f} {50 - 48 * float(part.max()):.1f}")
-        lower.append(f"{x:.2f} {50.6 - 48 * float(part.min()):.1f}")
-    return f"M{'L'.join(upper)}L{'L'.join(reversed(lower))}Z"
-
-
-def found(index: SearchIndex, query: Query) -> str:
-    """Show what is nearest to a query, the best first."""
-    best = (index.embeds @ query.embed).topk(min(NUM_FOUND[index.kind], len(index.labels)))
-    items = index.items(best.indices.tolist())
-    for item, similarity in zip(items, best.values.tolist(), strict=True):
-        item["similarity"] = similarity
-    return PAGE.found(query.shown, index.kind, len(index.labels), items)
-
-
-def waiting(index: SearchIndex) -> str:
-    """Show, before anything was asked, some of what can be found."""
-    return PAGE.waiting(index.kind, len(index.labels), index.items(index.spread(NUM_WAITING)))
-
-
-def offered(index: SearchIndex, hint: str) -> str:
-    """Buttons to ask with what is already here."""
-    return PAGE.offered(index.kind, hint, index.items(index.spread(NUM_OFFERED[index.kind])))
-
-
-# The app
+    starts = np.linspace(0, len(waveform), columns, endpoint=False).astype(int)
+    upper = 50 - 48 * np.maximum.reduceat(waveform, starts)
+    lower = 50.6 - 48 * np.minimum.reduceat(waveform, starts)
+    points = [(place + 0.5, y) for place, y in enumerate(upper)]
+    points += reversed([(place + 0.5, y) for place, y in enumerate(lower)])
+    return f"M{'L'.join(f'{x * 100 / columns:.2f} {y:.1f}' for x, y in points)}Z"
 
 
 class Demo:
@@ -356,7 +297,7 @@ class Demo:
 
     Args:
         searcher: the model.
-        galleries: folders of pictures and recordings; together they hold at least one of each.
+        galleries: folders of images and recordings; together they hold at least one of each.
 
     Raises:
         ValueError: if they do not, or a file in them cannot be read.
@@ -364,28 +305,32 @@ class Demo:
 
     def __init__(self, searcher: Searcher, galleries: Iterable[str | Path]):
         self.searcher = searcher
-        self.indexes: dict[str, dict[str, SearchIndex]] = {"pictures": {}, "recordings": {}}
+        self.indexes: dict[str, dict[str, SearchIndex]] = {kind: {} for kind in SUFFIXES}
         self.visits: dict[str, Visit] = {}
         folders = [Path(folder) for folder in galleries]
-        for folder in folders:
-            for kind, suffixes in (("pictures", IMAGE_SUFFIXES), ("recordings", AUDIO_SUFFIXES)):
+        for kind, suffixes in SUFFIXES.items():
+            for folder in folders:
                 files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
                 if files:
                     try:
-                        index = searcher.index(kind, files, [label_of(file) for file in files])
+                        index = searcher.index(kind, [(file, label_of(file)) for file in files])
                     except ValueError as error:
                         raise ValueError(f"In {files[0].parent}: {error}") from error
                     self.indexes[kind][label_of(folder.resolve())] = index
-        for kind, indexes in self.indexes.items():
-            if not indexes:
+            if not self.indexes[kind]:
                 places = ", ".join(map(str, folders)) or str(GALLERIES)
                 raise ValueError(f"There are no {kind} to search in {places}.")
 
     def visit(self, request: gr.Request) -> Visit:
-        """Return what is remembered of the page that asks."""
-        session = request.session_hash or ""
-        visit = self.visits.pop(session, None) or Visit()
-        self.visits[session] = visit  # the last one is the newest
+        """Return what is remembered of the page that asks.
+
+        Raises:
+            ValueError: if no page asks: what it gave would be everybody's.
+        """
+        if not request.session_hash:
+            raise ValueError("This needs a session, which a browser has that shows the page.")
+        visit = self.visits.pop(request.session_hash, None) or Visit()
+        self.visits[request.session_hash] = visit  # the last one is the newest
         while len(self.visits) > MAX_VISITS:
             self.visits.pop(next(iter(self.visits)), None)
         return visit
@@ -401,167 +346,157 @@ class Demo:
             choices.append((f"Yours ({len(visit.uploads[kind].labels):,})", YOURS))
         return choices
 
-    def answer(self, kind: str, choice: str, visit: Visit) -> str:
-        """Show what is nearest to the last query, or what waits for one."""
+    def search(
+        self, kind: str, choice: str, request: gr.Request, read: Callable[[Any], Query | None], value: Any = None
+    ) -> str:
+        """Show what is nearest to a query; without a new one to the page's last one; without any, what waits for one.
+
+        Args:
+            kind: what is searched, "images" or "recordings".
+            choice: which of them.
+            request: tells which page asks.
+            read: makes the query of a value; None if there is none.
+            value: what the page sent.
+        """
+        try:
+            query = read(value)
+            visit = self.visit(request)
+        except (ValueError, OSError) as error:
+            return PAGE.problem(_message(error))
         index = visit.uploads.get(kind) if choice == YOURS else self.indexes[kind].get(choice)
         if index is None:
-            return PAGE.problem(
-                f"Your {kind} are no longer here: they are forgotten when the page is left. Add them again."
-            )
-        query = visit.queries.get(kind)
-        return waiting(index) if query is None else found(index, query)
+            return PAGE.problem(f"Your {kind} are no longer here: they are forgotten when the page is left.")
+        if query is not None:
+            visit.queries[kind] = query
+        if kind not in visit.queries:
+            return PAGE.waiting(kind, len(index.labels), index.some(NUM_WAITING))
+        query = visit.queries[kind]
+        return PAGE.found(query.shown, kind, len(index.labels), index.nearest(query.embed))
 
-    def ask(self, value: Any, choice: str, request: gr.Request) -> tuple[None, str]:
-        """Answer a recording with pictures; returns None, which clears the recorder, and the answer."""
-        if not value:
-            return None, self.answer("pictures", choice, self.visit(request))
-        try:
-            with uploaded(value) as files:
-                samples, rate = read_recording(files[0][0])
-        except (ValueError, OSError) as error:
-            return None, PAGE.problem(_said(error))
-        return None, self._answer_new("pictures", self._heard(samples, rate), choice, request)
+    def last(self, value: Any) -> None:
+        """No new query: the page's last one is searched for again."""
 
-    def ask_offered(self, choice: str, event: gr.EventData, request: gr.Request) -> str:
-        """Answer one of the recordings that are offered."""
-        source = next(iter(self.indexes["recordings"].values())).sources[event.index]
-        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(source.partition(",")[2])), dtype="float32")
-        return self._answer_new("pictures", self._heard(samples, rate), choice, request)
+    def recording(self, value: Any) -> Query | None:
+        """Query by a recording that was uploaded."""
+        with uploaded(value) as files:
+            recordings = [read_recording(file) for file, _ in files[:1]]
+        return self.searcher.listen(*recordings[0]) if recordings else None
 
-    def _heard(self, samples: np.ndarray, rate: int) -> Query:
-        heard = self.searcher.listen(samples, rate)
-        return Query(speech_card(heard), heard.embed)
+    def offered_recording(self, place: int) -> Query:
+        """Query by one of the recordings that are offered."""
+        source = next(iter(self.indexes["recordings"].values())).sources[place]
+        return self.searcher.listen(*read_recording(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
 
-    def find_by_text(self, text: str, choice: str, request: gr.Request) -> str:
-        """Answer words with recordings."""
-        text = " ".join(text.split())
-        if not text:
-            return PAGE.problem("There are no words to search for: type some first.")
-        if len(text) > MAX_TEXT:
-            return PAGE.problem(f"The text has {len(text):,} characters; at most {MAX_TEXT} are taken.")
-        query = Query(PAGE.asked(text, None), self.searcher.embed_text(text))
-        return self._answer_new("recordings", query, choice, request)
+    def text(self, value: str) -> Query:
+        """Query by words."""
+        words = " ".join(value.split())
+        if not words:
+            raise ValueError("There are no words to search for: type some first.")
+        if len(words) > MAX_TEXT:
+            raise ValueError(f"The text has {len(words):,} characters; at most {MAX_TEXT} are taken.")
+        return Query(PAGE.asked(words, None), self.searcher.embed(text=[words])[0])
 
-    def find_by_picture(self, value: Any, choice: str, request: gr.Request) -> str:
-        """Answer a picture with recordings."""
-        try:
-            with uploaded(value) as files:
-                if not files:
-                    return self.answer("recordings", choice, self.visit(request))
-                picture = read_picture(files[0][0])
-        except (ValueError, OSError) as error:
-            return PAGE.problem(_said(error))
-        embed = self.searcher.embed("pictures", [picture])[0]
-        query = Query(PAGE.asked("Your picture", picture_uri(picture)), embed)
-        return self._answer_new("recordings", query, choice, request)
+    def image(self, value: Any) -> Query | None:
+        """Query by an image that was uploaded."""
+        with uploaded(value) as files:
+            images = [self.searcher.read_image(file) for file, _ in files[:1]]
+        if not images:
+            return None
+        return Query(PAGE.asked("Your image", image_uri(images[0])), self.searcher.embed(images=images)[0])
 
-    def find_by_offered(self, choice: str, event: gr.EventData, request: gr.Request) -> str:
-        """Answer one of the pictures that are offered."""
-        index = next(iter(self.indexes["pictures"].values()))
-        asked = PAGE.asked(index.labels[event.index], index.sources[event.index])
-        return self._answer_new("recordings", Query(asked, index.embeds[event.index]), choice, request)
-
-    def _answer_new(self, kind: str, query: Query, choice: str, request: gr.Request) -> str:
-        visit = self.visit(request)
-        visit.queries[kind] = query
-        return self.answer(kind, choice, visit)
-
-    def choose(self, kind: str, choice: str, request: gr.Request) -> str:
-        """Put other pictures or recordings in order."""
-        return self.answer(kind, choice, self.visit(request))
+    def offered_image(self, place: int) -> Query:
+        """Query by one of the images that are offered."""
+        index = next(iter(self.indexes["images"].values()))
+        return Query(PAGE.asked(index.labels[place], index.sources[place]), index.embeds[place])
 
     def upload(self, kind: str, value: Any, choice: str, request: gr.Request) -> tuple[Any, str]:
-        """Take a visitor's own pictures or recordings; returns the update of the choice, and the answer."""
-        visit = self.visit(request)
+        """Take a visitor's own images or recordings; returns the update of the choice, and the answer."""
+        update = gr.update()
         try:
             with uploaded(value) as files:
-                if not files:
-                    return gr.update(), self.answer(kind, choice, visit)
+                visit = self.visit(request)
                 if len(files) > MAX_FILES[kind]:
                     raise ValueError(f"{len(files)} {kind} are too many: at most {MAX_FILES[kind]} can be searched.")
-                labels = [label_of(name) for _, name in files]
-                visit.uploads[kind] = self.searcher.index(kind, [path for path, _ in files], labels)
+                if files:
+                    visit.uploads[kind] = self.searcher.index(kind, files)
+                    choice = YOURS
+                    update = gr.update(choices=self.choices(kind, visit), value=YOURS)
         except (ValueError, OSError) as error:
-            return gr.update(), PAGE.problem(_said(error))
-        return gr.update(choices=self.choices(kind, visit), value=YOURS), self.answer(kind, YOURS, visit)
+            return update, PAGE.problem(_message(error))
+        return update, self.search(kind, choice, request, self.last)
 
     def build(self) -> gr.Blocks:
         """Lay out the page."""
+        config, name = self.searcher.model.config, self.searcher.name
         # Files of uploads that never reached us (a page closed half way) go after five minutes.
-        with gr.Blocks(title="Say something, find the picture", delete_cache=(60, 300)) as page:
-            gr.HTML(self._header())
+        with gr.Blocks(title="Say something, find the image", delete_cache=(60, 300)) as page:
+            gr.HTML(PAGE.header(name, config.variant, MAX_SECONDS, MAX_MEGABYTES, MAX_FILES))
             with gr.Tabs():
-                with gr.Tab("Find pictures"), gr.Row(equal_height=False):
-                    self._speech_tab()
+                with gr.Tab("Find images"), gr.Row(equal_height=False):
+                    self._tab("images")
                 with gr.Tab("Find recordings"), gr.Row(equal_height=False):
-                    self._recordings_tab()
+                    self._tab("recordings")
             page.unload(self.forget)
         return page
 
-    def _header(self) -> str:
-        variant = self.searcher.model.config.variant
-        return PAGE.header(self.searcher.name, variant, MAX_SECONDS, MAX_MEGABYTES, MAX_FILES)
-
-    def _speech_tab(self) -> None:
+    def _tab(self, kind: str) -> None:
+        asks: list[tuple[Any, Any, list[Any]]] = []  # an event, what reads its query, the component with its value
         with gr.Column(scale=4, min_width=300):
-            audio = gr.Audio(
-                sources=["microphone", "upload"],
-                type="filepath",
-                label="Describe a picture",
-                editable=False,
-                buttons=[],
-                elem_id="recorder",
-            )
-            index = next(iter(self.indexes["recordings"].values()))
-            examples = gr.HTML(offered(index, "Or ask with one of these recordings"), js_on_load=CHOOSE)
-            choice, upload = self._choice("pictures", "Pictures to search", "Search your own pictures", "image")
+            if kind == "images":
+                audio = gr.Audio(
+                    sources=["microphone", "upload"],
+                    type="filepath",
+                    label="Describe an image",
+                    editable=False,
+                    buttons=[],
+                    elem_id="recorder",
+                )
+                # Not `input`, which also tells that the recorder was emptied, or turned to the other source.
+                asks = [(event, self.recording, [audio]) for event in (audio.upload, audio.stop_recording)]
+                asks.append(
+                    (self._offer("recordings", "Or ask with one of these recordings"), self.offered_recording, [])
+                )
+            else:
+                text = gr.Textbox(
+                    label="In words", placeholder="a red star above a blue ring", submit_btn="Search", max_lines=1
+                )
+                asks = [(text.submit, self.text, [text])]
+                asks.append((self._offer("images", "Or with an image"), self.offered_image, []))
+                image = gr.UploadButton("Use an image of yours", file_types=["image"], size="md")
+                asks.append((image.upload, self.image, [image]))
+            choices = self.choices(kind)
+            choice = gr.Radio(choices, value=choices[0][1], label=f"{kind.capitalize()} to search")
+            file_types = ["image" if kind == "images" else "audio"]
+            own = gr.UploadButton(f"Search your own {kind}", file_count="multiple", file_types=file_types, size="md")
         with gr.Column(scale=7, min_width=300):
-            answer = gr.HTML(
-                waiting(self.indexes["pictures"][choice.value]), js_on_load=PLAY, elem_id="pictures-found"
-            )
-        # Not `input`, which also tells that the recorder was emptied, or turned to the other source.
-        for event in (audio.upload, audio.stop_recording):
-            self._on(event, self.ask, inputs=[audio, choice], outputs=[audio, answer])
-        self._on(examples.click, self.ask_offered, inputs=[choice], outputs=[answer])
-        self._shared("pictures", choice, upload, answer)
+            index = self.indexes[kind][choices[0][1]]
+            waiting = PAGE.waiting(kind, len(index.labels), index.some(NUM_WAITING))
+            answer = gr.HTML(waiting, js_on_load=PLAY, elem_id=f"{kind}-found")
+        for event, read, values in [*asks, (choice.input, self.last, [])]:
+            self._on_ask(event, kind, read, values, choice, answer)
 
-    def _recordings_tab(self) -> None:
-        with gr.Column(scale=4, min_width=300):
-            text = gr.Textbox(
-                label="In words", placeholder="a red star above a blue ring", submit_btn="Search", max_lines=1
-            )
-            index = next(iter(self.indexes["pictures"].values()))
-            pictures = gr.HTML(offered(index, "Or with a picture"), js_on_load=CHOOSE)
-            picture = gr.UploadButton("Use a picture of yours", file_types=["image"], size="md")
-            choice, upload = self._choice("recordings", "Recordings to search", "Search your own recordings", "audio")
-        with gr.Column(scale=7, min_width=300):
-            answer = gr.HTML(
-                waiting(self.indexes["recordings"][choice.value]), js_on_load=PLAY, elem_id="recordings-found"
-            )
-        self._on(text.submit, self.find_by_text, inputs=[text, choice], outputs=[answer])
-        self._on(picture.upload, self.find_by_picture, inputs=[picture, choice], outputs=[answer])
-        self._on(pictures.click, self.find_by_offered, inputs=[choice], outputs=[answer])
-        self._shared("recordings", choice, upload, answer)
-
-    def _choice(self, kind: str, label: str, button: str, file_type: str) -> tuple[gr.Radio, gr.UploadButton]:
-        choices = self.choices(kind)
-        choice = gr.Radio(choices, value=choices[0][1], label=label)
-        return choice, gr.UploadButton(button, file_count="multiple", file_types=[file_type], size="md")
-
-    def _shared(self, kind: str, choice: gr.Radio, upload: gr.UploadButton, answer: gr.HTML) -> None:
-        def chosen(name: str, request: gr.Request) -> str:
-            return self.choose(kind, name, request)
-
-        def added(value: Any, name: str, request: gr.Request) -> tuple[Any, str]:
+        def upload(value: Any, name: str, request: gr.Request) -> tuple[Any, str]:
             return self.upload(kind, value, name, request)
 
-        self._on(choice.input, chosen, inputs=[choice], outputs=[answer])
-        self._on(upload.upload, added, inputs=[upload, choice], outputs=[choice, answer])
+        self._on(own.upload, upload, inputs=[own, choice], outputs=[choice, answer])
+
+    def _offer(self, kind: str, hint: str) -> Any:
+        """Buttons to ask with what is already here; returns the event of a press."""
+        index = next(iter(self.indexes[kind].values()))
+        return gr.HTML(PAGE.offered(kind, hint, index.some(NUM_OFFERED[kind])), js_on_load=CHOOSE).click
+
+    def _on_ask(self, event: Any, kind: str, read: Any, values: list[Any], choice: gr.Radio, answer: gr.HTML) -> None:
+        def ask(value: Any, name: str, pressed: gr.EventData, request: gr.Request) -> str:
+            return self.search(kind, name, request, read, value if values else getattr(pressed, "index", None))
+
+        done = self._on(event, ask, [*(values or [choice]), choice], [answer])
+        if read == self.recording:
+            done.then(lambda: None, outputs=values, api_visibility="private", show_progress="hidden")
 
     @staticmethod
-    def _on(event: Any, function: Any, inputs: list[Any], outputs: list[Any]) -> None:
+    def _on(event: Any, function: Any, inputs: list[Any], outputs: list[Any]) -> Any:
         # Without gradio's own preprocessing, which would leave files behind: `uploaded` reads what it sends.
-        event(
+        return event(
             function,
             inputs=inputs,
             outputs=outputs,
@@ -575,7 +510,7 @@ class Demo:
         )
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):  # the same file from two pages at once
         return "The upload is gone before it could be read. Please try again."
     return str(error)

@@ -30,7 +30,6 @@ IS_REMOTE = __name__.startswith("transformers_modules.")
 CONFIGS = ("config.json", "processor_config.json")
 _CONFIG_ENTRIES = ("auto_map", "custom_pipelines")
 _AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoProcessor")
-_LINE = 119
 
 
 def add_remote_code(folder: str | os.PathLike, configs: Sequence[str] = CONFIGS) -> None:
@@ -132,92 +131,53 @@ def _target(module: str, node: ast.ImportFrom) -> str:
     return resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
 
 
-def _origin(module: str, node: ast.Import | ast.ImportFrom) -> str:
-    """Module that an import takes its names from; "" for `import x`."""
-    if isinstance(node, ast.Import):
-        return ""
-    return _target(module, node) if node.level else node.module or ""
-
-
 def _merged(file: str, modules: list[str], file_of: dict[str, str]) -> str:
-    """Text of a file: one block of imports, then what each module defines."""
-    imports: dict[str, set[str]] = {}
+    """Text of a file: what each of its modules defines, without the imports of each other."""
     meanings: dict[str, tuple[str, str]] = {}
-    bodies = []
+    docstring = ast.get_docstring(_parsed(ROOTS[file])[1]) or file
+    version = metadata.version("speechclip-plus")
+    parts = [f'# A copy from speechclip-plus {version}: change it there, not here.\n"""{docstring}\n"""']
+    if any("\nfrom __future__ import annotations\n" in _parsed(module)[0] for module in modules):
+        parts.append("from __future__ import annotations")
     for module in modules:
         source, tree = _parsed(module)
         lines = source.splitlines()
-        summary = (ast.get_docstring(tree) or "").partition("\n")[0]
         for node in ast.walk(tree):
-            if not isinstance(node, ast.Import | ast.ImportFrom):
+            if not isinstance(node, ast.ImportFrom):
                 continue
-            origin, names = _origin(module, node), [ast.unparse(alias) for alias in node.names]
-            own_file = file_of.get(origin)  # None: of a library
-            if node in tree.body:
-                _replace(lines, node, None)
-                if own_file != file:
-                    where = "from ." + own_file if own_file else f"from {origin}" if origin else "import"
-                    imports.setdefault(where, set()).update(names)
-            elif own_file is not None:
-                _replace(lines, node, "pass" if own_file == file else f"from .{own_file} import {', '.join(names)}")
-        for node in tree.body:
-            if _is_docstring(node, tree) or "__all__" in _bound_names(node):
-                _replace(lines, node, None)
-                continue
-            for name, meaning in _meanings(module, node, file_of, file):
-                if meanings.setdefault(name, (meaning, module))[0] != meaning:
-                    raise ValueError(f"{name} means different things in {meanings[name][1]} and {module}: rename one.")
-        bodies.append(f"# ---- {module.rpartition('.')[2]}: {summary}\n\n{_joined(lines)}")
-    docstring = (ast.get_docstring(_parsed(ROOTS[file])[1]) or file).strip()
-    mark = f"# A copy from speechclip-plus {metadata.version('speechclip-plus')}: change it there, not here."
-    return "\n\n".join([f'{mark}\n"""{docstring}\n"""', _import_block(imports), *bodies]).rstrip() + "\n"
+            if node.module == "__future__":
+                _replace(lines, node, "")
+            elif node.level and (own := file_of[_target(module, node)]) != file:
+                _replace(lines, node, f"from .{own} import {', '.join(map(ast.unparse, node.names))}")
+            elif node.level:
+                if any(alias.asname for alias in node.names):
+                    raise ValueError(f"{module} imports a name as another: merged modules share theirs.")
+                _replace(lines, node, "pass")
+        for name, meaning in _meanings(module, tree, file_of, file):
+            if meanings.setdefault(name, (meaning, module))[0] != meaning:
+                raise ValueError(f"{name} means different things in {meanings[name][1]} and {module}: rename one.")
+        if summary := ast.get_docstring(tree):
+            _replace(lines, tree.body[0], f"# ---- {module.rpartition('.')[2]}: {summary.splitlines()[0]}")
+        parts.append("\n".join(lines).strip())
+    return re.sub(r"\n{4,}", "\n\n\n", "\n\n\n".join(parts)) + "\n"
 
 
-def _replace(lines: list[str], node: ast.stmt, text: str | None) -> None:
+def _replace(lines: list[str], node: ast.stmt, text: str) -> None:
     """Put a text in a statement's first line, and nothing in its others."""
     first, last = node.lineno - 1, node.end_lineno or node.lineno
-    lines[first:last] = [" " * node.col_offset + text if text else ""] + [""] * (last - first - 1)
+    lines[first:last] = [" " * node.col_offset + text] + [""] * (last - first - 1)
 
 
-def _is_docstring(node: ast.stmt, tree: ast.Module) -> bool:
-    return node is tree.body[0] and ast.get_docstring(tree) is not None
-
-
-def _bound_names(node: ast.stmt) -> Iterator[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        yield node.name
-    elif isinstance(node, ast.Assign | ast.AnnAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        yield from (part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name))
-
-
-def _meanings(module: str, node: ast.stmt, file_of: dict[str, str], file: str) -> Iterator[tuple[str, str]]:
-    """Names that a statement of a module gives a meaning in its file, and what tells two meanings apart."""
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        origin = _origin(module, node)
-        for alias in node.names:
-            if file_of.get(origin) != file:
-                yield alias.asname or alias.name, f"{origin}.{alias.name}"
-            elif alias.asname:
-                raise ValueError(f"{module} imports {alias.name} under another name: merged modules share theirs.")
-    else:
-        yield from ((name, ast.unparse(node)) for name in _bound_names(node))
-
-
-def _import_block(imports: dict[str, set[str]]) -> str:
-    def order(where: str) -> tuple[bool, bool, str]:
-        return where != "from __future__", where.startswith("from ."), where
-
-    lines = []
-    for where in sorted(imports, key=order):
-        if where == "import":
-            lines += [f"import {name}" for name in sorted(imports[where])]
-            continue
-        names = sorted(imports[where])
-        line = f"{where} import {', '.join(names)}"
-        lines.append(line if len(line) <= _LINE else f"{where} import (\n    " + ",\n    ".join(names) + ",\n)")
-    return "\n".join(lines)
-
-
-def _joined(lines: list[str]) -> str:
-    return re.sub(r"\n{4,}", "\n\n\n", "\n".join(line.rstrip() for line in lines).strip("\n"))
+def _meanings(module: str, tree: ast.Module, file_of: dict[str, str], file: str) -> Iterator[tuple[str, str]]:
+    """Names that a module gives a meaning in its file, and what tells two meanings apart."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            origin = _target(module, node) if node.level else node.module
+            if file_of.get(origin or "") != file:
+                yield from ((alias.asname or alias.name, f"{origin}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, ast.unparse(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+            yield from ((name, ast.unparse(node)) for name in names if name != "__all__")

@@ -98,6 +98,7 @@ def _print_tokens(captions: Sequence[str], file: Path | None) -> None:
 
     from speechclip_plus.atomic_files import write_bytes
     from speechclip_plus.conversion.clip_tokenizer import openai_tokenizer
+    from speechclip_plus.modeling_speechclip_plus.keywords import token_text
     from speechclip_plus.trainer.data.check import count_tokens
 
     if not captions:
@@ -108,12 +109,7 @@ def _print_tokens(captions: Sequence[str], file: Path | None) -> None:
     tokenizer = openai_tokenizer()
     counts, truncated = count_tokens(captions, tokenizer)
     special = {0, tokenizer.bos_token_id, tokenizer.eos_token_id}
-    # A token need not be a whole character: shown as the tokenizer writes its bytes, none of which is a control code.
-    shown = [
-        f"{tokenizer.convert_ids_to_tokens(token).removesuffix('</w>')} {times:,}"
-        for token, times in counts.tolist()
-        if token not in special
-    ]
+    shown = [f"{token_text(tokenizer, token)} {times:,}" for token, times in counts.tolist() if token not in special]
     print(
         f"captions: {len(captions):,}, {len(set(captions)):,} of them different, with {len(counts):,} of CLIP's token "
         f"ids (padding, start and end among them); most frequent: {', '.join(shown[:_SHOWN_TOKENS])}"

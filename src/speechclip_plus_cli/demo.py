@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
+import re
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from types import ModuleType
 import numpy as np
 import transformers
 from huggingface_hub import RepoCard
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_text
 from speechclip_plus.hub_cards import __file__ as _hub_cards
@@ -27,7 +27,7 @@ SPACE = Path(_hub_cards).resolve().parent / "space"
 SCENES = "drawn scenes"
 NUM_SCENES = 48
 SPACE_SCENES = 24
-PICTURE_SIZE = 256  # pixels: larger than what the model sees, for people
+IMAGE_SIZE = 256  # pixels: larger than what the model sees, for people
 _MODEL_LINE = 'MODEL_ID = ""'
 _SCENE_SEED = 1  # not the quickstart's own scenes
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="DIR",
-        help="folders of pictures and recordings to search (default: drawn scenes, described by espeak-ng)",
+        help="folders of images and recordings to search (default: drawn scenes, described by espeak-ng)",
     )
     parser.add_argument("--port", type=int, help="port to serve on (default: the first free one from 7860)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
@@ -76,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"Loading {model} and embedding what can be searched.", flush=True)
         demo = app.Demo(app.Searcher(model), galleries)
         counts = ", ".join(
-            f"{sum(len(index.labels) for index in indexes.values()):,} {kind}"
-            for kind, indexes in demo.indexes.items()
+            f"{sum(len(index.labels) for index in own.values()):,} {kind}" for kind, own in demo.indexes.items()
         )
         page = app.launch(
             demo,
@@ -101,25 +100,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_app() -> ModuleType:
-    """Import the Space's app, which is a file that runs without this package.
+    """Import the Space's app, which also runs as a file without this package.
 
     Raises:
         ImportError: If gradio is not installed.
     """
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('The demo needs gradio, which is not installed: pip install "speechclip-plus[demo]".')
-    name = f"{__package__}.space_app"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, SPACE / "app.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # where its dataclasses look for themselves
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+    return importlib.import_module("speechclip_plus.hub_cards.space.app")
 
 
 def write_scenes(folder: Path, count: int) -> Path:
@@ -127,7 +115,7 @@ def write_scenes(folder: Path, count: int) -> Path:
 
     Args:
         folder: To make; returned.
-        count: Of pictures, and of recordings.
+        count: Of images, and of recordings.
 
     Raises:
         SpeechSynthesisError: If espeak-ng is not installed.
@@ -138,13 +126,13 @@ def write_scenes(folder: Path, count: int) -> Path:
     from speechclip_plus.trainer.spoken_scenes.espeak import SAMPLING_RATE, TEST_VOICES, synthesise
     from speechclip_plus.trainer.spoken_scenes.scenes import sample_scenes
 
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     (folder / "recordings").mkdir()
     rng = np.random.default_rng(_SCENE_SEED)
     for scene in sample_scenes("test", count, seed=_SCENE_SEED):
         caption = scene.caption(rng)
         voice = random_voice(TEST_VOICES[int(rng.integers(len(TEST_VOICES)))], rng)
-        scene.draw(PICTURE_SIZE).save(folder / "pictures" / f"{caption}.png")
+        scene.draw(IMAGE_SIZE).save(folder / "images" / f"{caption}.png")
         soundfile.write(folder / "recordings" / f"{caption}.flac", synthesise(caption, voice), SAMPLING_RATE)
     return folder
 
@@ -155,17 +143,13 @@ def write_space(folder: Path, model: str, galleries: Sequence[Path] = (), *, for
     Args:
         folder: To make.
         model: The model's repository, with the code that `push` adds to it.
-        galleries: Folders of pictures and recordings, copied into it; none: drawn scenes.
+        galleries: Folders of images and recordings, copied into it; none: drawn scenes.
         force: Replace `folder` if it exists.
 
     Raises:
         ValueError: If `model` is no repository's name, or a folder is not to be used.
     """
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        model = ""
-    if model.count("/") != 1 or Path(model).exists():
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or Path(model).exists():
         raise ValueError("A Space loads its model from the Hub: give the repository, as in --model USER/NAME.")
     names = [gallery.resolve().name for gallery in galleries]
     for gallery in galleries:

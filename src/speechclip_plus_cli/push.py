@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from speechclip_plus.hub_cards.push import REPO_TYPES, prepared_folder, send_prepared
+from speechclip_plus.hub_cards.push import REPO_TYPES, prepared_folder, push_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,35 +23,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, list and push."""
+    """Check and list what is sent, then push it."""
     with prepared_folder(args.folder, args.repo_id, args.type, args.exclude) as prepared:
         files = sorted(file for file in prepared.rglob("*") if file.is_file())
         sizes = {file.relative_to(prepared).as_posix(): file.stat().st_size for file in files}
         width = max(map(len, sizes))
         for name, size in sizes.items():
-            print(f"{name.ljust(width)}  {_readable(size):>9}")
-        print(f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_readable(sum(sizes.values()))}")
-        if args.dry_run:
-            print("nothing was sent (--dry-run)")
-            return 0
-        pushed = send_prepared(
-            prepared,
-            args.repo_id,
-            repo_type=args.type,
-            private=args.private or None,
-            revision=args.revision,
-            tag=args.tag,
-            commit_message=args.message,
-            create_pr=args.create_pr,
-        )
+            print(f"{name.ljust(width)}  {size:>13,} B")
+        print(f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {sum(sizes.values()):,} B")
+    if args.dry_run:
+        print("nothing was sent (--dry-run)")
+        return 0
+    pushed = push_folder(
+        args.folder,
+        args.repo_id,
+        repo_type=args.type,
+        private=args.private or None,
+        revision=args.revision,
+        tag=args.tag,
+        commit_message=args.message,
+        create_pr=args.create_pr,
+        ignore_patterns=args.exclude,
+    )
     print(pushed.pr_url if args.create_pr else pushed.repo_url)
     return 0
-
-
-def _readable(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"

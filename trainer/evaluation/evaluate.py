@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...hub_cards.report import SpokenKeyword
 from ...hub_cards.results import BRANCHES, Results
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from ...modeling_speechclip_plus.cif import keyword_times
 from ...modeling_speechclip_plus.embedding import audio_batches, embed_texts, image_batches
+from ...modeling_speechclip_plus.outputs import Keyword
 from ..collator import GOLD_SUBWORDS
 from .alignments import AlignedWord, boundary_agreement, even_boundaries, match_alignments, word_boundaries
 from .keyword_metrics import chance_keyword_hit_rate, hit_rate_shares, keyword_statistics, keyword_usage
@@ -347,16 +347,13 @@ def _add(results: Results, statistics: Statistics, prefix: str = "") -> None:
 
 
 @torch.no_grad()
-def spoken_keywords(
-    model: Any, processor: Any, waveform: np.ndarray, caption: str | None
-) -> tuple[list[SpokenKeyword], np.ndarray | None]:
-    """Read the keywords out of an utterance, as the reports show them.
+def spoken_keywords(model: Any, processor: Any, waveform: np.ndarray) -> tuple[list[Keyword], np.ndarray | None]:
+    """Read the keywords out of an utterance.
 
     Args:
         model: a `SpeechClipPlusModel`.
         processor: its processor.
         waveform: (S,) samples at 16 kHz.
-        caption: what is said, if known.
 
     Returns:
         The keywords (none if the model has none), and CIF's weight of each frame (T,), or None without CIF.
@@ -364,21 +361,7 @@ def spoken_keywords(
     if not model.config.has_cascaded:
         return [], None
     speech = next(audio_batches(model, processor, [waveform], sampling_rate=SAMPLING_RATE)).inputs
-    gold = None if caption is None else set(processor.tokenizer(caption, add_special_tokens=False)["input_ids"])
-    top_k = min(4, int(model.is_keyword.sum()))
-    keywords = [
-        SpokenKeyword(
-            text=keyword.text or str(keyword.id),
-            similarity=keyword.similarity,
-            start=keyword.start,
-            end=keyword.end,
-            in_caption=None if gold is None else keyword.id in gold,
-            neighbours=[
-                neighbour.text or str(neighbour.id) for neighbour in keyword.neighbours if neighbour.id != keyword.id
-            ],
-        )
-        for keyword in model.extract_keywords(**speech, tokenizer=processor, top_k=top_k)[0]
-    ]
+    keywords = model.extract_keywords(**speech, tokenizer=processor, top_k=min(4, int(model.is_keyword.sum())))[0]
     alphas = model(**speech).alphas
     return keywords, None if alphas is None else alphas[0].cpu().numpy()
 

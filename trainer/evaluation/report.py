@@ -1,10 +1,11 @@
-"""Report of an evaluation: its tables, figures and examples on one page."""
+"""Report of an evaluation: tables, charts, and the first queries of the split with what they found."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...hub_cards.charts import (
@@ -15,19 +16,11 @@ from ...hub_cards.charts import (
     rank_histogram,
     scatter_chart,
 )
-from ...hub_cards.report import (
-    Figure,
-    FoundImage,
-    FoundSpeech,
-    ImageQuery,
-    Report,
-    SpeechQuery,
-    audio_data_uri,
-    image_data_uri,
-)
+from ...hub_cards.report import Answer, Figure, FoundItem, Report, audio_data_uri, image_data_uri
 from ...hub_cards.results import ITEMS, Results, ScoreTable
-from ...modeling_speechclip_plus.audio_utils import load_audio
+from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ...modeling_speechclip_plus.image_utils import load_image
+from ...modeling_speechclip_plus.keywords import token_text
 from ..card_data import training_curves
 from .evaluate import SplitOutputs, frame_seconds, spoken_keywords
 from .keyword_metrics import cloud_counts
@@ -60,20 +53,30 @@ def evaluation_report(
         tables: from `result_tables`.
         facts: (name, value) pairs: model, data, versions.
     """
+    branch = model.config.retrieval_branch
+    count = len(split.image_ids)
+    rows = range(min(NUM_EXAMPLES, len(split.captions)))
+    # Images after those of the spoken examples.
+    start = NUM_EXAMPLES if count >= NUM_EXAMPLES + NUM_IMAGE_QUERIES else 0
+    places = range(start, min(start + NUM_IMAGE_QUERIES, count))
+    spoken = ("From speech to images", f"Each utterance searched {count} images by its sound alone; no text was used.")
+    seen = (
+        "From images to speech",
+        f"Each image searched {len(split.captions)} utterances. The captions are there for the reader only.",
+    )
     return Report(
         title=f"Evaluation of {dict(facts).get('model', 'a model')}",
         summary=[
-            f"A {model.config.variant} model on {len(split.captions)} recordings of {len(split.image_ids)} pictures. "
-            "The examples at the end are the first of the split, not chosen."
+            f"A {model.config.variant} model on {len(split.captions)} utterances of {count} images. "
+            "The examples at the end are the first of the split, not chosen; the best are shown first."
         ],
         tables=tables,
-        tables_heading="Results",
+        figures=_figures(model, processor, split, evaluation) + _training_figures(model.name_or_path),
+        answers=[
+            (spoken, [_speech_answer(model, processor, dataset, split, evaluation, row) for row in rows]),
+            (seen, [_image_answer(dataset, split, evaluation, branch, place) for place in places]),
+        ],
         facts=facts,
-        facts_heading="What was evaluated",
-        figures=_figures(model, processor, split, evaluation),
-        speech_queries=_examples(model, processor, dataset, split, evaluation),
-        image_queries=_image_queries(dataset, split, evaluation, model.config.retrieval_branch),
-        **_training_curves(model.name_or_path),
         notes=[
             *evaluation.notes,
             "A right answer's rank counts every wrong one that scores as high. Intervals: bootstrap of the queries.",
@@ -90,26 +93,24 @@ def _figures(model: Any, processor: Any, split: SplitOutputs, evaluation: Result
         curves = {title: (CURVE_KS, evaluation.curves[name]) for name, title in titles.items()}
         ranks = {title: evaluation.ranks[name] for name, title in titles.items()}
         if curves:
-            figures.append(Figure(f"Recall of {items} at k", line_chart(curves, unit="%", top=100.0, x_label="k")))
-            figures.append(
-                Figure(f"Rank of the right answer, {items}", rank_histogram(ranks), "share of queries by rank")
-            )
+            figures.append(Figure(f"Recall at k, {items}", line_chart(curves, "recall at k, %", "k")))
+            figures.append(Figure(f"Rank of the right answer, {items}", rank_histogram(ranks)))
     weights = torch.softmax(model.layer_sum.weight.detach().float().cpu(), dim=0).flatten().tolist()
     layers = [str(layer) for layer in range(len(weights))]
-    note = "share of each hidden state of the speech encoder; 0 is what enters its first layer"
-    figures.append(Figure("Weights of the layers", bar_chart(layers, {"weight": weights}), note))
+    chart = bar_chart(layers, {"weight": weights}, "weight", "hidden state of the speech encoder")
+    figures.append(Figure("Weights of the layers", chart, "0 is what enters the first layer; all add up to 1"))
     branch = model.config.retrieval_branch
     embeds = {
         "speech": split.outputs[f"{branch}_embeds"][:PCA_POINTS],
-        "pictures": split.image_embeds[:PCA_POINTS],
+        "images": split.image_embeds[:PCA_POINTS],
     }
     points, shares = principal_components(embeds)
     figures.append(
         Figure(
             "Embedding space",
             scatter_chart(points, (f"first component ({shares[0]:.0f} %)", f"second ({shares[1]:.0f} %)")),
-            f"principal components of {len(embeds['speech'])} recordings ({branch} branch) and "
-            f"{len(embeds['pictures'])} pictures together",
+            f"principal components of {len(embeds['speech'])} utterances ({branch} branch) and "
+            f"{len(embeds['images'])} images together",
         )
     )
     if "keyword_ids" in split.outputs:
@@ -129,14 +130,14 @@ def _clouds(processor: Any, split: SplitOutputs) -> list[Figure]:
     titles = {
         "hit": "Keywords that were said",
         "miss": "Keywords that were not said",
-        "unknown": "Keywords of recordings without caption",
+        "unknown": "Keywords of utterances without a caption",
     }
     figures = []
     for kind, counts in cloud_counts(keywords, captions).items():
         if counts:
             texts: dict[str, int] = {}
-            for subword, count in list(counts.items())[:CLOUD_WORDS]:
-                text = processor.tokenizer.decode([subword]).strip() or str(subword)
+            for token, count in list(counts.items())[:CLOUD_WORDS]:
+                text = token_text(processor.tokenizer, token)
                 texts[text] = texts.get(text, 0) + count
             cloud = keyword_cloud(texts, "plain" if kind == "unknown" else kind)
             note = f"{sum(counts.values())} keywords, {len(counts)} different"
@@ -146,76 +147,71 @@ def _clouds(processor: Any, split: SplitOutputs) -> list[Figure]:
     return figures
 
 
-def _examples(model: Any, processor: Any, dataset: Any, split: SplitOutputs, evaluation: Results) -> list[SpeechQuery]:
-    branch = model.config.retrieval_branch
-    ranks = evaluation.ranks[f"{branch}_speech_to_image"]
-    queries = []
-    for row in range(min(NUM_EXAMPLES, len(split.captions))):
-        record, caption = dataset[row], split.captions[row]
-        waveform = load_audio(record["audio"], name=f"audio of {split.names[row][0]}")
-        best = (split.image_embeds @ split.outputs[f"{branch}_embeds"][row]).topk(min(NUM_FOUND, len(split.image_ids)))
-        own = split.speech_image_ids[row].item()
-        found = [
-            FoundImage(_picture(dataset, split, place), similarity, split.image_ids[place].item() == own)
-            for similarity, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        keywords, weights = spoken_keywords(model, processor, waveform, caption or None)
-        missed = not any(image.right for image in found)
-        queries.append(
-            SpeechQuery(
-                title=f"“{caption}”" if caption else split.names[row][0],
-                audio=audio_data_uri(waveform),
-                waveform=waveform,
-                images=found,
-                keywords=keywords,
-                weights=weights,
-                frame_seconds=frame_seconds(model),
-                speaker=record.get("speaker") or "",
-                rank=int(ranks[row]),
-                right_image=_picture(dataset, split, split.image_ids.tolist().index(own)) if missed else None,
-                searched=len(split.image_ids),
-            )
-        )
-    return queries
+def spoken_query(model: Any, processor: Any, waveform: np.ndarray, caption: str = "") -> dict[str, Any]:
+    """What an `Answer` shows of an utterance that asked: its waveform (S,) at 16 kHz and the keywords in it."""
+    keywords, weights = spoken_keywords(model, processor, waveform)
+    said = set(processor.tokenizer(caption, add_special_tokens=False)["input_ids"]) if caption else None
+    return {
+        "waveform": waveform,
+        "keywords": keywords,
+        "said": said,
+        "weights": weights,
+        "frame_seconds": frame_seconds(model),
+    }
 
 
-def _image_queries(dataset: Any, split: SplitOutputs, evaluation: Results, branch: str) -> list[ImageQuery]:
-    """The first images after those of the spoken examples, each with the utterances that are nearest to it."""
-    ranks = evaluation.ranks[f"{branch}_image_to_speech"]
-    count = len(split.image_ids)
-    start = NUM_EXAMPLES if count >= NUM_EXAMPLES + NUM_IMAGE_QUERIES else 0
-    queries = []
-    for place in range(start, min(start + NUM_IMAGE_QUERIES, count)):
-        similarities = split.outputs[f"{branch}_embeds"] @ split.image_embeds[place]  # (S,)
-        best = similarities.topk(min(NUM_FOUND, len(similarities)))
-        found = [
-            _found_speech(dataset[row], split, row, similarity, split.image_ids[place].item())
-            for similarity, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        queries.append(ImageQuery(_picture(dataset, split, place), found, int(ranks[place]), len(similarities)))
-    return queries
-
-
-def _found_speech(record: Any, split: SplitOutputs, row: int, similarity: float, image_id: int) -> FoundSpeech:
-    name = split.names[row][0]
-    return FoundSpeech(
-        audio_data_uri(load_audio(record["audio"], name=f"audio of {name}")),
-        f"“{split.captions[row]}”" if split.captions[row] else name,
-        similarity,
-        split.speech_image_ids[row].item() == image_id,
-        record.get("speaker") or "",
+def _speech_answer(
+    model: Any, processor: Any, dataset: Any, split: SplitOutputs, evaluation: Results, row: int
+) -> Answer:
+    branch, caption, name = model.config.retrieval_branch, split.captions[row], split.names[row][0]
+    record = dataset[row]
+    waveform = load_audio(record["audio"], name=f"audio of {name}")
+    best = (split.image_embeds @ split.outputs[f"{branch}_embeds"][row]).topk(min(NUM_FOUND, len(split.image_ids)))
+    own = split.speech_image_ids[row].item()
+    found = [
+        FoundItem(_image(dataset, split, place), similarity, right=split.image_ids[place].item() == own)
+        for similarity, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+    is_missed = not any(item.right for item in found)
+    return Answer(
+        f"“{caption}”" if caption else name,
+        "images",
+        found,
+        ", ".join(filter(None, [f"{len(waveform) / SAMPLING_RATE:.1f} seconds", record.get("speaker")])),
+        rank=int(evaluation.ranks[f"{branch}_speech_to_image"][row]),
+        searched=len(split.image_ids),
+        right_image=_image(dataset, split, split.image_ids.tolist().index(own)) if is_missed else None,
+        **spoken_query(model, processor, waveform, caption),
     )
 
 
-def _training_curves(model: str) -> dict[str, Any]:
-    """Losses and recalls of the training, from the history that lies beside a saved model, if it does."""
+def _image_answer(dataset: Any, split: SplitOutputs, evaluation: Results, branch: str, place: int) -> Answer:
+    similarities = split.outputs[f"{branch}_embeds"] @ split.image_embeds[place]  # (S,)
+    best = similarities.topk(min(NUM_FOUND, len(similarities)))
+    own = split.image_ids[place].item()
+    found = []
+    for similarity, row in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        record, caption, name = dataset[row], split.captions[row], split.names[row][0]
+        audio = audio_data_uri(load_audio(record["audio"], name=f"audio of {name}"))
+        label, is_right = f"“{caption}”" if caption else name, split.speech_image_ids[row].item() == own
+        found.append(FoundItem(audio, similarity, label, record.get("speaker") or "", is_right))
+    rank = int(evaluation.ranks[f"{branch}_image_to_speech"][place])
+    image = _image(dataset, split, place)
+    return Answer("", "utterances", found, image=image, rank=rank, searched=len(similarities))
+
+
+def _training_figures(model: str) -> list[Figure]:
+    """Curves of the training, from the history that lies beside a saved model, if it does."""
     file = Path(model) / "trainer_state.json"
     if not file.is_file():
-        return {}
-    history = json.loads(file.read_text(encoding="utf-8"))["log_history"]
-    losses, recalls = training_curves(history).values()
-    return {"losses": losses, "recalls": recalls}
+        return []
+    panels = training_curves(json.loads(file.read_text(encoding="utf-8"))["log_history"])
+    charts = {title: line_chart(curves, title) for title, curves in panels.items()}
+    return [
+        Figure(f"{title.removesuffix(', %')} over training steps", chart) for title, chart in charts.items() if chart
+    ]
 
 
-def _picture(dataset: Any, split: SplitOutputs, place: int) -> str:
-    return image_data_uri(load_image(dataset[split.image_rows[place]]["image"], name="picture"))
+def _image(dataset: Any, split: SplitOutputs, place: int) -> str:
+    row = split.image_rows[place]
+    return image_data_uri(load_image(dataset[row]["image"], name=f"image of {split.names[row][0]}"))

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from torch import Tensor
 
-from ...hub_cards.charts import speech_chart
-from ...hub_cards.report import FoundImage, FoundItems, FoundSpeech, Report, audio_data_uri, image_data_uri
+from ...hub_cards.report import Answer, FoundItem, Report, audio_data_uri, image_data_uri
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ...modeling_speechclip_plus.embedding import embed_audio, embed_images, embed_texts
 from ...modeling_speechclip_plus.embedding_index import EmbeddingIndex
 from ...modeling_speechclip_plus.image_utils import load_image
-from ..evaluation.evaluate import frame_seconds, spoken_keywords
+from ..evaluation.report import spoken_query
 
 _QUERY_SIDE = 384  # pixels of an image that is a query
 
@@ -92,35 +90,29 @@ def search_report(
         summary=[
             f"The nearest {index.kind} in the embedding space of {name}, the best first, with their cosine similarity."
         ],
-        found=[_found(model, processor, index, query, best) for query, best in zip(queries, found, strict=True)],
+        answers=[
+            (("", ""), [_answer(model, processor, index, *both) for both in zip(queries, found, strict=True)]),
+        ],
     )
 
 
-def _found(model: Any, processor: Any, index: EmbeddingIndex, query: Query, best: Sequence[Found]) -> FoundItems:
-    shown: dict[str, Any] = {"title": Path(query.value).name}
+def _answer(model: Any, processor: Any, index: EmbeddingIndex, query: Query, best: Sequence[Found]) -> Answer:
     if query.kind == "speech":
-        keywords, weights = spoken_keywords(model, processor, query.content, None)
+        shown = spoken_query(model, processor, query.content)
         shown["detail"] = f"spoken, {len(query.content) / SAMPLING_RATE:.1f} seconds"
-        shown["detail"] += ", with the keywords that the model heard" if keywords else ""
-        shown["audio"] = audio_data_uri(query.content)
-        shown["chart"] = Markup(speech_chart(query.content, weights, frame_seconds(model), keywords))
     elif query.kind == "image":
-        shown["source"] = image_data_uri(query.content, _QUERY_SIDE)
+        shown = {"image": image_data_uri(query.content, _QUERY_SIDE)}
     else:
-        shown = {"title": f"“{query.value}”", "detail": "written"}
+        shown = {"detail": "written"}
+    title = f"“{query.value}”" if query.kind == "text" else Path(query.value).name
+    return Answer(title, index.kind, [_found_item(index, one) for one in best], **shown)
+
+
+def _found_item(index: EmbeddingIndex, one: Found) -> FoundItem:
+    source, name, label = index.source(one.row), one.item["id"], _label(one.item)
     if index.kind == "images":
-        return FoundItems(images=[_image(index, one) for one in best], **shown)
-    return FoundItems(speech=[_utterance(index, one) for one in best], **shown)
-
-
-def _image(index: EmbeddingIndex, one: Found) -> FoundImage:
-    image = load_image(index.source(one.row), name=one.item["id"])
-    return FoundImage(image_data_uri(image), one.score, label=_label(one.item))
-
-
-def _utterance(index: EmbeddingIndex, one: Found) -> FoundSpeech:
-    waveform = load_audio(index.source(one.row), name=one.item["id"])
-    return FoundSpeech(audio_data_uri(waveform), _label(one.item), one.score, speaker=f"{one.item['seconds']:.1f} s")
+        return FoundItem(image_data_uri(load_image(source, name=name)), one.score, label)
+    return FoundItem(audio_data_uri(load_audio(source, name=name)), one.score, label, f"{one.item['seconds']:.1f} s")
 
 
 def _label(item: dict[str, Any]) -> str:
