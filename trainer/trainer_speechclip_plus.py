@@ -263,7 +263,7 @@ class SpeechClipPlusTrainer(Trainer):
         """Save a checkpoint, list its files when all processes have written theirs, and then delete older ones."""
         # Private, because no event lies between the last file and the deletion of older checkpoints: a run killed
         # there would be left with nothing complete.
-        folder = Path(self.args.output_dir)
+        folder = Path(self._get_output_dir(trial))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             mark_incomplete(checkpoint)
