@@ -30,7 +30,9 @@ FEATURES = datasets.Features(
 
 
 class NoSuchSplitError(ValueError):
-    """The data set is there, but not this split of it."""
+    """The data set is there, but not this split of it; `divisible` if `validation_share` can make one."""
+
+    divisible = False
 
 
 @dataclass
