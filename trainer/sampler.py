@@ -5,18 +5,17 @@ met, and a run of several processes those of one. (The samplers of transformers 
 through length-bucketed batches from long to short, and fill or drop the last batch of several processes.)
 """
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import soundfile
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers.trainer_utils import has_length, seed_worker
 
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from .collator import SpeechImageCollator
+from .data.schema import audio_seconds
 from .training_arguments import SpeechClipPlusTrainingArguments as TrainingArguments
 
 _BATCHES_SORTED_TOGETHER = 16
@@ -31,8 +30,8 @@ def epoch_order(
         count: Number of rows.
         epoch: Number of the epoch; each has an order of its own.
         seed: Of the order.
-        lengths: Of all rows, in any unit: sorted by them within groups of batches, the batches then shuffled. Little of
-            a batch is padding, and which rows meet still changes with every epoch.
+        lengths: Of all rows, in any unit: rows are sorted by them within groups of batches, and the batches shuffled.
+            Little of a batch is padding, and which rows meet still changes with every epoch.
         batch_size: Rows of a batch, for `lengths`.
 
     Example:
@@ -132,26 +131,10 @@ class StreamShare(IterableDataset):
 def utterance_lengths(audio: Sequence[Any]) -> list[int]:
     """Lengths of utterances in samples at 16 kHz, read from the files' headers.
 
-    Args:
-        audio: As the data sets of this package hold them: dictionaries with `bytes` or `path`, or with `array` and
-            `sampling_rate`.
-
     Raises:
         ValueError: If a header cannot be read.
     """
-    lengths = []
-    for row, item in enumerate(audio):
-        if isinstance(item, Mapping) and item.get("array") is not None:
-            samples, rate = len(item["array"]), item["sampling_rate"]
-        else:
-            source = item.get("bytes") or item.get("path") if isinstance(item, Mapping) else item
-            try:
-                header = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else str(source))
-            except (soundfile.LibsndfileError, OSError) as error:
-                raise ValueError(f"The length of the audio of row {row} cannot be read: {error}") from error
-            samples, rate = header.frames, header.samplerate
-        lengths.append(round(samples * SAMPLING_RATE / rate))
-    return lengths
+    return [round(audio_seconds(item, f"audio of row {row}") * SAMPLING_RATE) for row, item in enumerate(audio)]
 
 
 def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, batch_size: int) -> DataLoader:

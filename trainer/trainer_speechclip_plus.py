@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback
@@ -25,7 +26,7 @@ from .card_data import trainer_card_facts
 from .checkpoints import last_complete_checkpoint, mark_complete, mark_incomplete
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
 from .evaluation.evaluate import SplitOutputs, evaluate, kept_outputs
-from .gradient_cache import average_gradients, backward_in_chunks, check_chunks_are_exact
+from .gradient_cache import backward_in_chunks, check_chunks_are_exact
 from .sampler import training_dataloader
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 from .training_log import TrainingLog
@@ -36,7 +37,7 @@ MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
 
 
 class SpeechClipPlusTrainer(Trainer):
-    """Train a `SpeechClipPlusModel`, alone or inside a wrapper (`peft`, `torch.compile`), on pairs of speech and images.
+    """Train a `SpeechClipPlusModel`, also inside `peft` or `torch.compile`, on pairs of speech and images.
 
     Logs, beside the loss, each of its parts, the temperature, the mean number of keywords per utterance, the error of
     CIF's length, of the tokens chosen since the last log how many are different and their perplexity, and the hours
@@ -143,8 +144,8 @@ class SpeechClipPlusTrainer(Trainer):
             self.args.deepspeed or Path(resume_from_checkpoint, "scheduler.pt").is_file()
         ):
             raise ValueError(
-                f"{resume_from_checkpoint} holds no optimiser and schedule (save_only_model=True leaves them out), so no "
-                "training can go on from it as if nothing had been: load its model and train that anew."
+                f"{resume_from_checkpoint} holds no optimiser and schedule, which save_only_model=True leaves out: "
+                "training cannot go on from it. Load its model and train that anew."
             )
         # Trainer writes a processor's special tokens into the model's configuration, for models that generate text.
         processor = self.processing_class
@@ -187,8 +188,11 @@ class SpeechClipPlusTrainer(Trainer):
             autocast=self.accelerator.autocast,
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
         )
-        if self.args.world_size > 1:  # the model ran outside of DDP, which would have done this
-            average_gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+        if self.args.world_size > 1:  # the model ran outside of DDP, which would have averaged the gradients
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.args.world_size
         self._training_log.add(outputs)
         return outputs["loss"] / self.current_gradient_accumulation_steps
 
@@ -424,11 +428,8 @@ def _check_arguments(args: Any, model: SpeechClipPlusModel) -> None:
         )
     if args.batch_eval_metrics:
         raise ValueError("batch_eval_metrics=True: recall needs the whole split at once, so leave it out.")
-    if 0 < args.max_steps <= args.get_warmup_steps(args.max_steps):
-        logger.warning(
-            f"All {args.max_steps:,} steps lie in the warm-up of {args.get_warmup_steps(args.max_steps):,}: the learning "
-            "rate never gets to its height. Give warmup_steps too."
-        )
+    if 0 < args.max_steps <= (warmup := args.get_warmup_steps(args.max_steps)):
+        logger.warning(f"All {args.max_steps:,} steps lie in the warm-up of {warmup:,} steps: give warmup_steps too.")
     if args.gradient_cache_chunk is not None:
         check_chunks_are_exact(model.config)
         if args.deepspeed:

@@ -18,7 +18,8 @@ import argparse
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,19 +242,17 @@ def _load_splits(settings: dict[str, Any], with_validation: bool) -> tuple[Any, 
         chosen = {"data_dir": settings.get("data_dir"), **options, **more}
         return load_speech_image_dataset(settings["data"], split=split, **chosen)
 
-    validation = None
-    if with_validation:
-        try:
-            validation = load("validation")
-        except NoSuchSplitError as error:
-            if not error.divisible:
-                raise ValueError(f"{error} Or train without evaluation: --set eval_strategy=no.") from error
-            options = settings["data_options"] = {**options, "validation_share": VALIDATION_SHARE}
-            validation = load("validation")
-            print(
-                f"no validation split: {VALIDATION_SHARE:.0%} of the images, chosen by a hash of their paths, are held "
-                f"out (--option validation_share={VALIDATION_SHARE}; --set eval_strategy=no trains on all)"
-            )
+    try:
+        validation = load("validation") if with_validation else None
+    except NoSuchSplitError as error:
+        if not error.divisible:
+            raise ValueError(f"{error} Or train without evaluation: --set eval_strategy=no.") from error
+        options = settings["data_options"] = {**options, "validation_share": VALIDATION_SHARE}
+        validation = load("validation")
+        print(
+            f"no validation split: {VALIDATION_SHARE:.0%} of the images, by a hash of their paths, are held out "
+            f"(--option validation_share={VALIDATION_SHARE}; --set eval_strategy=no trains on all)"
+        )
     return load("train", streaming=bool(settings.get("streaming"))), validation
 
 
@@ -332,34 +331,29 @@ def _read_file(file: Path) -> dict[str, Any]:
     for name in ("training", "data_options"):
         if not isinstance(settings.get(name) or {}, dict):
             raise ValueError(f"{name} in {file} must hold values by name, but is {settings[name]!r:.60}.")
-    # YAML takes 1e-4 for text, and no for false.
-    settings["training"] = {
-        name: json_or_text(value) if isinstance(value, str) else "no" if _is_no(name, value) else value
-        for name, value in (settings.get("training") or {}).items()
-    }
+    training = settings["training"] = dict(settings.get("training") or {})
+    for name, value in training.items():  # YAML takes 1e-4 for text, and no for false
+        if isinstance(value, str):
+            training[name] = json_or_text(value)
+        elif value is False and name.endswith("_strategy"):
+            training[name] = "no"
     return settings
 
 
-def _is_no(name: str, value: Any) -> bool:
-    return value is False and name.endswith("_strategy")
-
-
 def _check_training(given: Mapping[str, Any]) -> None:
-    """Check names and, of numbers and switches, the types of training arguments."""
+    """Check the names of training arguments, and that numbers and switches are such."""
     from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
 
-    known = {
-        field.name: str(field.type) for field in dataclasses.fields(SpeechClipPlusTrainingArguments) if field.init
-    }
-    del known["output_dir"]
-    _check_names(given, known, "training argument")
+    fields = {field.name: field for field in dataclasses.fields(SpeechClipPlusTrainingArguments) if field.init}
+    del fields["output_dir"]
+    _check_names(given, fields, "training argument")
     for name, value in given.items():
-        kinds = {kind.strip("<>' ").removeprefix("class '") for kind in known[name].split("|")}
-        if value is not None and kinds & {"int", "float", "bool"} and not kinds - {"int", "float", "bool", "None"}:
-            wrong = not isinstance(value, bool) if "bool" in kinds else isinstance(value, bool)
-            if wrong or not isinstance(value, (int, float)):
-                wanted = "true or false" if "bool" in kinds else "a number"
-                raise ValueError(f"The training argument {name} takes {wanted}; got {value!r}.")
+        kinds = set(re.findall(r"\w+", str(fields[name].type))) - {"class", "None"}
+        is_switch = isinstance(value, bool)
+        if value is not None and kinds <= {"int", "float"} and (is_switch or not isinstance(value, (int, float))):
+            raise ValueError(f"The training argument {name} takes a number; got {value!r}.")
+        if value is not None and kinds == {"bool"} and not is_switch:
+            raise ValueError(f"The training argument {name} takes true or false; got {value!r}.")
 
 
 def _check_names(given: Mapping[str, Any], known: Any, kind: str) -> None:

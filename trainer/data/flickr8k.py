@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from .schema import Files, Findings, check_split, first_existing, given_folder, make_dataset, stable_id
+from .schema import Findings, check_split, files_in, first_existing, given_folder, make_dataset, stable_id
 
 LISTS = {
     "train": "Flickr_8k.trainImages.txt",
@@ -55,12 +55,11 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
     said = _read_pairs(recordings.parent / "wav2capt.txt")
     speakers = _read_pairs(recordings.parent / "wav2spk.txt")
     listed = {name for file in LISTS.values() for name in _read_list(listing.with_name(file))}
-    files = Files()
-    names = files.names(str(images))
+    names = files_in(images)
     for name in sorted(names.difference(listed)):
         findings.note("images in none of the lists", name)
     spoken: dict[str, list[tuple[int, str]]] = {}  # image: its recordings
-    for name in sorted(files.names(str(recordings))):
+    for name in sorted(files_in(recordings)):
         match = _RECORDING.fullmatch(name)
         if match is None or name.startswith("."):
             findings.note("stray files beside the recordings", name)

@@ -1,15 +1,16 @@
 """Schema of all data sets: columns, split names, and findings, the account of what did not become a row."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import soundfile
 
 from ...modeling_speechclip_plus.audio_utils import load_audio
 from ...modeling_speechclip_plus.image_utils import load_image
@@ -138,29 +139,38 @@ def _readable(load: Any, row: Mapping[str, Any], column: str, findings: Findings
     return True
 
 
+def audio_seconds(item: Any, name: str) -> float:
+    """Length of a recording by its header.
+
+    Args:
+        item: A path, bytes, or a dictionary with `bytes` or `path`, or with `array` and `sampling_rate`.
+        name: What the message calls it.
+
+    Raises:
+        ValueError: If the header cannot be read.
+    """
+    if not isinstance(item, Mapping):
+        item = {"bytes": item} if isinstance(item, bytes) else {"path": str(item)}
+    if item.get("array") is not None:
+        return len(item["array"]) / item["sampling_rate"]
+    try:
+        header = soundfile.info(io.BytesIO(item["bytes"]) if item.get("bytes") is not None else item["path"])
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(f"{name} ({item.get('path')}): cannot be read as audio ({error})") from error
+    return header.frames / header.samplerate
+
+
 def stable_id(content: str | bytes) -> int:
     """A number of 63 bits that follows from the content alone."""
     content = content.encode("utf-8") if isinstance(content, str) else content
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
-class Files:
-    """Existence of files, asked of half a million of them: every folder is listed once."""
-
-    def __init__(self) -> None:
-        self.names = cache(self._list)
-
-    @staticmethod
-    def _list(folder: str) -> frozenset[str]:
-        try:
-            return frozenset(entry.name for entry in os.scandir(folder) if not entry.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            return frozenset()
-
-    def has(self, path: str | Path) -> bool:
-        """Whether there is a file of this path."""
-        folder, name = os.path.split(path)
-        return name in self.names(folder)
+def files_in(folder: str | Path) -> frozenset[str]:
+    """Names of the files of a folder; none if there is no such folder."""
+    if not os.path.isdir(folder):
+        return frozenset()
+    return frozenset(entry.name for entry in os.scandir(folder) if not entry.is_dir())
 
 
 def given_folder(name: str, data_dir: str | Path | None, wanted: str) -> Path:

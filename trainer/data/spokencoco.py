@@ -1,13 +1,15 @@
 """`spokencoco`: the spoken captions of COCO, by the lists of the release or by Karpathy's split."""
 
 import json
+import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from .schema import Files, Findings, NoSuchSplitError, check_split, first_existing, given_folder, make_dataset
+from .schema import Findings, NoSuchSplitError, check_split, files_in, first_existing, given_folder, make_dataset
 
 _NAMES = {"train": "train", "validation": "val", "test": "test"}
 _IMAGE_FOLDERS = ("mscoco", "mscoco_img", "coco", "COCO", "images", ".")
@@ -35,19 +37,15 @@ def load_spokencoco(split: str, data_dir: str | Path | None, findings: Findings)
     check_split(split)
     root = given_folder("spokencoco", data_dir, DOWNLOAD)
     file = _list_file(root, split)
-    content = _read(file)
-    entries = content["data"]
+    entries = _read(file)
     folders = sorted({str(entry.get("image", "")).split("/")[0] for entry in entries if isinstance(entry, dict)})
-    # What the list itself names comes last: it is a path of the machine on which the list was made.
     bases = [folder / name for folder in (root, file.parent) for name in _IMAGE_FOLDERS]
-    bases += _named(content, "image_base_path")
     images = next((base for base in bases if any((base / name).is_dir() for name in folders)), None)
     if images is None:
         raise FileNotFoundError(f"{root} lacks the images ({', '.join(folders)}). Needed is, {DOWNLOAD}")
     if absent := [name for name in folders if not (images / name).is_dir()]:
         raise FileNotFoundError(f"{images} lacks the images of {', '.join(absent)}. Needed is, {DOWNLOAD}")
-    bases = [file.parent, root, *_named(content, "audio_base_path")]
-    recordings = next((base for base in bases if (base / "wavs").is_dir()), None)
+    recordings = next((base for base in (file.parent, root) if (base / "wavs").is_dir()), None)
     if recordings is None:
         raise FileNotFoundError(f"{root} lacks the recordings (wavs). Needed is, {DOWNLOAD}")
     return make_dataset(_rows(file, entries, images, recordings, findings), split)
@@ -71,24 +69,20 @@ def _list_file(root: Path, split: str) -> Path:
     raise FileNotFoundError(f"{known.parent} lacks {file.name}. Needed is, {DOWNLOAD}")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> list[Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is no JSON: {error}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("data"), list) or not content["data"]:
         raise ValueError(f'{file} is no list of SpokenCOCO: expected {{"data": [images with their captions]}}.')
-    return content
-
-
-def _named(content: dict[str, Any], key: str) -> list[Path]:
-    return [Path(content[key])] if content.get(key) else []
+    return content["data"]
 
 
 def _rows(
     file: Path, entries: list[Any], images: Path, recordings: Path, findings: Findings
 ) -> Iterator[dict[str, Any]]:
-    files = Files()
+    listed = cache(files_in)  # every folder once: there are half a million files
     for number, entry in enumerate(entries):
         try:
             image, captions = entry["image"], entry["captions"]
@@ -100,12 +94,12 @@ def _rows(
                 "and captions with wav, text, uttid and speaker."
             ) from error
         image = str(images / image)
-        if not files.has(image):
+        if os.path.basename(image) not in listed(os.path.dirname(image)):
             findings.missing(f"{file}, entry {number}: there is no image {image}.")
             continue
         for wav, text, uttid, speaker in spoken:
             audio = str(recordings / wav)
-            if not files.has(audio):
+            if os.path.basename(audio) not in listed(os.path.dirname(audio)):
                 findings.missing(f"{file}, entry {number}: there is no recording {audio}.")
                 continue
             yield {
