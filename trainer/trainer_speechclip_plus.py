@@ -130,8 +130,8 @@ class SpeechClipPlusTrainer(Trainer):
 
         Args:
             resume_from_checkpoint: A checkpoint's folder, or True for the last complete one in the output folder.
-            *args: See `transformers.Trainer.train`.
-            **kwargs: The same.
+            *args: As there.
+            **kwargs: As there.
 
         Raises:
             ValueError: If there is no complete checkpoint to resume from, or it holds no optimiser and schedule.
@@ -422,9 +422,8 @@ def _check_arguments(args: Any, model: SpeechClipPlusModel) -> None:
         )
     if args.n_gpu > 1:
         raise ValueError(
-            f"One process sees {args.n_gpu} GPUs and would give each a batch of its own, with its own negatives. "
-            f"Start one process for each: `torchrun --standalone --nproc_per_node {args.n_gpu} ...` (or choose one "
-            "GPU: CUDA_VISIBLE_DEVICES=0)."
+            f"One process sees {args.n_gpu} GPUs and would give each its own negatives. Start one process for each: "
+            f"`torchrun --standalone --nproc_per_node {args.n_gpu} ...` (or choose one: CUDA_VISIBLE_DEVICES=0)."
         )
     if args.batch_eval_metrics:
         raise ValueError("batch_eval_metrics=True: recall needs the whole split at once, so leave it out.")

@@ -57,9 +57,7 @@ _TRAIN_VARIANTS = (
 )
 
 TRAIN_VOICES: tuple[str, ...] = tuple(f"{accent}+{variant}" for variant in _TRAIN_VARIANTS for accent in ACCENTS)
-VALIDATION_VOICES: tuple[str, ...] = tuple(
-    f"{accent}+{variant}" for variant in _VALIDATION_VARIANTS for accent in ACCENTS
-)
+VALIDATION_VOICES: tuple[str, ...] = tuple(f"{accent}+{name}" for name in _VALIDATION_VARIANTS for accent in ACCENTS)
 TEST_VOICES: tuple[str, ...] = tuple(f"{accent}+{variant}" for variant in _TEST_VARIANTS for accent in ACCENTS)
 """Voice names by split, as `accent+variant`. The splits share accents and no variant."""
 
@@ -289,8 +287,6 @@ def synthesise_with_events(text: str, voice: Voice) -> tuple[np.ndarray, list[Sp
     """
     import soxr
 
-    if not isinstance(text, str):
-        raise TypeError(f"The text to speak must be a string, got {type(text).__name__}.")
     if not any(character.isalnum() for character in text):
         raise ValueError(f"The text to speak must contain at least one letter or digit, got {text!r}.")
     with _LOCK:
@@ -304,18 +300,5 @@ def synthesise_with_events(text: str, voice: Voice) -> tuple[np.ndarray, list[Sp
 
 
 def synthesise(text: str, voice: Voice) -> np.ndarray:
-    """Speak a text.
-
-    Args:
-        text: what to say, at least one letter or digit.
-        voice: how to say it.
-
-    Returns:
-        float32, shape (samples,), mono at 16 kHz, within [-1, 1]. The same text and voice give the same samples in
-        every process.
-
-    Raises:
-        ValueError: if the text is empty.
-        SpeechSynthesisError: if espeak-ng is not installed, the voice is unknown, or nothing was said.
-    """
+    """Speak a text as `synthesise_with_events` does; the same samples in every process."""
     return synthesise_with_events(text, voice)[0]
