@@ -13,7 +13,7 @@ import numpy as np
 from ...hub_cards.model_card import SplitSize
 from ...modeling_speechclip_plus.audio_utils import MIN_SAMPLES, SAMPLING_RATE
 from .load import read_dataset
-from .schema import SPLITS, Findings, NoSuchSplitError, audio_seconds
+from .schema import SPLITS, Findings, NoSuchSplitError, audio_seconds, readable_rows
 
 
 @dataclass
@@ -97,27 +97,19 @@ def check_dataset(
 def check_files(data: datasets.Dataset, findings: Findings) -> SplitReport:
     """Open every recording and image of a split, without decoding; what cannot be opened is added to `findings`."""
     durations: list[float] = []
-    images: set[int] = set()
-    for row in data:
-        try:
-            seconds = audio_seconds(row["audio"], f"audio of {row['caption_id']}")
-            if seconds * SAMPLING_RATE < MIN_SAMPLES:
-                file = row["audio"].get("path")
-                raise ValueError(f"audio of {row['caption_id']} ({file}): too short, {1000 * seconds:.1f} ms")
-            durations.append(seconds)
-        except ValueError as error:
-            findings.broken.append(str(error))
-        if row["image_id"] not in images:
-            images.add(row["image_id"])
-            try:
-                _open_image(row["image"], f"image of {row['caption_id']}")
-            except ValueError as error:
-                findings.broken.append(str(error))
+
+    def open_audio(item: dict[str, Any], name: str) -> None:
+        seconds = audio_seconds(item, name)
+        if seconds * SAMPLING_RATE < MIN_SAMPLES:
+            raise ValueError(f"{name} ({item.get('path')}): too short, {1000 * seconds:.1f} ms")
+        durations.append(seconds)
+
+    readable_rows(data, open_audio, _open_image, findings)
     lengths = np.array(durations or [0.0])
     speakers = set(data["speaker"]) - {""}
     return SplitReport(
         data=data,
-        size=SplitSize(len(data), len(images), len(speakers) or None, float(lengths.sum()) / 3600),
+        size=SplitSize(len(data), len(set(data["image_id"])), len(speakers) or None, float(lengths.sum()) / 3600),
         durations=(float(lengths.min()), float(lengths.mean()), float(lengths.max())),
         findings=findings,
     )

@@ -110,33 +110,37 @@ def make_dataset(rows: Iterable[Mapping[str, Any]], split: str) -> datasets.Data
 
 
 def keep_readable(data: datasets.Dataset, findings: Findings) -> datasets.Dataset:
-    """Read every recording and every image, and keep the rows of which both are whole.
-
-    What is left out is recorded in `findings`, each file once.
+    """Decode every recording and every image, and keep the rows of which both are whole.
 
     Raises:
         ValueError: If nothing is left.
     """
-    images: dict[int, bool] = {}
-    kept = []
-    for index, row in enumerate(data):
-        if row["image_id"] not in images:
-            images[row["image_id"]] = _readable(load_image, row, "image", findings)
-        # The recording is read even if its image is broken: the summary names all broken files.
-        if _readable(load_audio, row, "audio", findings) and images[row["image_id"]]:
-            kept.append(index)
+    kept = readable_rows(data, load_audio, load_image, findings)
     if not kept:
         raise ValueError(f"None of the {len(data)} rows can be read: {some(findings.broken, ' | ', 5)}")
     return data if len(kept) == len(data) else data.select(kept)
 
 
-def _readable(load: Any, row: Mapping[str, Any], column: str, findings: Findings) -> bool:
-    try:
-        load(row[column], name=f"{column} of {row['caption_id']}")
-    except (ValueError, TypeError, OSError) as error:
-        findings.broken.append(str(error))
-        return False
-    return True
+def readable_rows(data: datasets.Dataset, read_audio: Any, read_image: Any, findings: Findings) -> list[int]:
+    """Return the rows whose recording and image can be read; `findings` gets what cannot, each image once."""
+
+    def is_readable(read: Any, row: Mapping[str, Any], column: str) -> bool:
+        try:
+            read(row[column], name=f"{column} of {row['caption_id']}")
+        except (ValueError, TypeError, OSError) as error:
+            findings.broken.append(str(error))
+            return False
+        return True
+
+    images: dict[int, bool] = {}
+    kept = []
+    for index, row in enumerate(data):
+        if row["image_id"] not in images:
+            images[row["image_id"]] = is_readable(read_image, row, "image")
+        # The recording is read even if its image is broken: the summary names all broken files.
+        if is_readable(read_audio, row, "audio") and images[row["image_id"]]:
+            kept.append(index)
+    return kept
 
 
 def audio_seconds(item: Any, name: str) -> float:
