@@ -214,7 +214,8 @@ class SpeechClipPlusTrainer(Trainer):
         """Create Adam with an L2 term on every trained parameter as published, or what `optim` names."""
         if self.args.optimizer == "trainer" or self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
             return super().create_optimizer(model)
-        trained = [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad]
+        model = self.model if model is None else model  # a compiled one has no truth value
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise ValueError("No parameter of the model requires a gradient, so there is nothing to train.")
         self.optimizer = torch.optim.Adam(

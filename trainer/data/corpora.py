@@ -27,7 +27,7 @@ _LISTS = {
     "validation": "Flickr_8k.devImages.txt",
     "test": "Flickr_8k.testImages.txt",
 }
-_CAPTIONS = ("Flickr8k.token.txt", "captions.txt", "Flickr8k.lemma.token.txt")
+_CAPTIONS = ("Flickr8k.token.txt", "captions.txt")
 _FLICKR8K_IMAGES = ("Flickr8k_Dataset/Flicker8k_Dataset", "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 _RECORDING = re.compile(r"(?P<name>.+)_(?P<number>\d+)\.wav")
 _TOKEN_LINE = re.compile(r"(?P<image>.+?\.jpg)(?P<stray>\.\d+)?#(?P<number>\d+)\s+(?P<text>.*)")
@@ -44,7 +44,7 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
 
     `data_dir` holds the archives as they unpack, each in its own folder or all files directly. Recording
     `NAME_k.wav` says caption k of `NAME.jpg` unless `wav2capt.txt` tells otherwise; speakers are those of
-    `wav2spk.txt`. Captions come from `Flickr8k.token.txt`, else from `captions.txt`, else from the lemmas.
+    `wav2spk.txt`. Captions come from `Flickr8k.token.txt`, else from `captions.txt`.
     What the corpus lacks, and files that belong to nothing, are noted, not errors.
 
     Raises:
@@ -60,8 +60,6 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
     captions_file = _found(
         root, "the captions (Flickr8k.token.txt)", [folder / name for name in _CAPTIONS for folder in text_folders]
     )
-    if captions_file.name == _CAPTIONS[-1]:
-        findings.note("captions that are lemmas, not what was said", captions_file.name)
     captions: dict[str, dict[int, str]] = {}  # image: number: text
     for image, number, text in _read_captions(captions_file, findings):
         captions.setdefault(image, {})[number] = text

@@ -61,9 +61,6 @@ VALIDATION_VOICES: tuple[str, ...] = tuple(f"{accent}+{name}" for name in _VALID
 TEST_VOICES: tuple[str, ...] = tuple(f"{accent}+{variant}" for variant in _TEST_VARIANTS for accent in ACCENTS)
 """Voice names by split, as `accent+variant`. The splits share accents and no variant."""
 
-SPEED_RANGE = (80, 450)
-"""Words per minute that espeak-ng can speak."""
-
 # espeak-ng looks a voice up by file name, and the file of en-gb is called en.
 _FILE_NAMES = {"en-gb": "en"}
 
@@ -96,14 +93,6 @@ class Voice:
     pitch: int = 50
     pitch_range: int = 50
     word_gap: int = 0
-
-    def __post_init__(self) -> None:
-        """Reject values that espeak-ng would silently clip."""
-        limits = {"speed": SPEED_RANGE, "pitch": (0, 99), "pitch_range": (0, 99), "word_gap": (0, 100)}
-        for field, (low, high) in limits.items():
-            value = getattr(self, field)
-            if not isinstance(value, (int, np.integer)) or not low <= value <= high:
-                raise ValueError(f"Voice {field} must be a whole number from {low} to {high}, got {value!r}.")
 
 
 @dataclass(frozen=True)
