@@ -32,7 +32,8 @@ def make_row(number, samples=4000, **columns):
 
 
 def test_a_batch_has_padded_speech_pictures_ids_and_captions(tiny_processor):
-    batch = SpeechImageCollator(tiny_processor)([make_row(5, 4000), make_row(9, 6000, text="dog")])
+    batch = SpeechImageCollator(tiny_processor).for_evaluation()([make_row(5, 4000), make_row(9, 6000, text="dog")])
+    assert batch.pop("return_loss") is True
     assert {name: tuple(value.shape) for name, value in batch.items()} == {
         "input_values": (2, 6000),
         "attention_mask": (2, 6000),
@@ -47,7 +48,9 @@ def test_a_batch_has_padded_speech_pictures_ids_and_captions(tiny_processor):
 
 
 def test_a_row_without_a_caption_has_no_gold_subword(tiny_processor):
-    batch = SpeechImageCollator(tiny_processor)([make_row(0), make_row(1, text=None), make_row(2, text="")])
+    batch = SpeechImageCollator(tiny_processor).for_evaluation()(
+        [make_row(0), make_row(1, text=None), make_row(2, text="")]
+    )
     assert (batch["gold_subwords"] >= 0).any(1).tolist() == [True, False, False]
 
 

@@ -9,18 +9,22 @@ import sys
 import numpy as np
 import pytest
 
-from speechclip_plus.trainer.spoken_scenes.drawing import COLOURS, SHAPES, SceneObject, draw_background, shape_outlines
 from speechclip_plus.trainer.spoken_scenes.scenes import (
     BACKGROUNDS,
+    COLOURS,
     INVERSE,
     MAX_WORDS,
     MIN_WORDS,
     RELATIONS,
+    SHAPES,
     SIZES,
     SPLITS,
     Scene,
+    SceneObject,
+    draw_background,
     sample_scenes,
     scene_words,
+    shape_outlines,
     split_contents,
     split_of,
 )

@@ -3,14 +3,22 @@
 import csv
 import importlib.util
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from PIL import Image
 
-from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, load_speech_image_dataset
+from speechclip_plus import (
+    SpeechClipPlusModel,
+    SpeechClipPlusProcessor,
+    load_speech_image_dataset,
+)
 from speechclip_plus_cli import main as cli
 
 
@@ -74,6 +82,7 @@ def test_the_configuration_used_is_written_with_what_the_command_line_changed(fi
     assert settings["preset"] == "hybrid_plus-tiny"
     assert settings["training"]["max_steps"] == 4  # the command line's, not the file's 2
     assert settings["training"]["learning_rate"] == 1e-3  # a number, though YAML takes 1e-3 for text
+    assert settings["training"]["seed"] == 42 and settings["training"]["weight_decay"] == 1e-6  # nobody's but in force
     history = json.loads((finished / "results.json").read_text())["history"]
     assert [entry["step"] for entry in history if "eval_mean_R@10" in entry][:2] == [2, 4]
 
@@ -125,14 +134,67 @@ def test_a_finished_run_is_not_trained_further(finished, capsys):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+QUICK = ["max_steps=2", "eval_steps=2", "warmup_steps=1", "per_device_train_batch_size=4", "use_cpu=true"]
+
+
+@pytest.fixture
+def without_splits(data_dir, tmp_path):
+    """A copy of the data whose table has no column split, and arguments that train on it."""
+    folder = tmp_path / "own"
+    shutil.copytree(data_dir, folder)
+    rows = list(csv.reader((folder / "metadata.csv").read_text().splitlines()))
+    (folder / "metadata.csv").write_text("\n".join(",".join(row[:3]) for row in rows))
+    arguments = ["--preset", "cascaded-tiny", "--data", str(folder), "--output-dir", str(tmp_path / "run")]
+    return ["train", *arguments, *(part for setting in QUICK for part in ("--set", setting))]
+
+
+def test_of_recordings_without_splits_a_share_is_held_out(without_splits, tmp_path, capsys):
+    assert cli.main(without_splits) == 0
+    said = capsys.readouterr().out
+    assert "no validation split: 10% of the images" in said
+    assert "training: 11 utterances" in said and "validation: 1 utterances" in said
+    assert "validation, speech to image: cascaded R@1 100 % R@10 100 %; chance 100.0 % and 100.0 %" in said
+    written = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert written["data_options"] == {"validation_share": 0.1}
+
+
+@pytest.mark.parametrize("how", ["command", "file"])
+def test_training_without_evaluation_takes_all_recordings(how, without_splits, tmp_path, capsys):
+    (tmp_path / "no.yaml").write_text("training:\n  eval_strategy: no\n")  # which YAML takes for false
+    more = ["--set", "eval_strategy=no"] if how == "command" else ["--config", str(tmp_path / "no.yaml")]
+    assert cli.main([*without_splits, *more]) == 0
+    said = capsys.readouterr().out
+    assert "training: 12 utterances" in said and "not evaluated" in said and "validation" not in said
+    assert SpeechClipPlusModel.from_pretrained(tmp_path / "run" / "model").config.has_cascaded
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_processes_without_gpus_are_told_of_use_cpu(tmp_path):
+    code = "from speechclip_plus import SpeechClipPlusTrainingArguments as Arguments; Arguments(output_dir='run')"
+    (tmp_path / "make.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "make.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "none of them sees a GPU of its own: give use_cpu=True" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--stepz"]])
+@pytest.mark.parametrize("command", ["train", "data", "quickstart"])
+def test_help_and_wrong_usage_answer_without_pytorch(command, arguments):
+    code = f"import sys; from speechclip_plus_cli.main import main; main({[command, *arguments]!r})"
+    code += "; print(*{'torch', 'transformers', 'datasets', 'speechclip_plus'} & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1].strip() == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "content", "message"),
     [
         (["--set", "max_step=3"], {}, "no training argument 'max_step'. The nearest is 'max_steps'"),
         ([], {"presett": "x"}, "no setting (in"),
         ([], {"training": {"learning_rat": 1}}, "The nearest is 'learning_rate'"),
-        (["--set", "max_steps"], {}, "--set takes KEY=VALUE"),
-        (["--set", "report_to=comet_ml"], {}, "'comet_ml', which is not installed here: `pip install comet_ml`"),
+        (["--set", "max_steps"], {}, "--set max_steps is not KEY=VALUE"),
+        (["--set", "max_steps=abc"], {}, "max_steps takes a number; got 'abc'"),
+        ([], {"training": {"bf16": "yes"}}, "bf16 takes true or false; got 'yes'"),
         (["--preset", "hybrid-tny"], {}, "Near to it: hybrid-tiny"),
         ([], {"output_dir": None}, "Give --output-dir"),
     ],

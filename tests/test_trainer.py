@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -21,13 +22,7 @@ from speechclip_plus.trainer.evaluation.keyword_metrics import keyword_hit_rate
 from speechclip_plus.trainer.evaluation.retrieval_metrics import retrieval_recall
 from speechclip_plus.trainer.feature_cache import cache_features, cache_image_embeddings
 from speechclip_plus.trainer.gradient_cache import backward_in_chunks
-from speechclip_plus.trainer.sampler import (
-    LengthGroupedBatches,
-    SharedBatches,
-    ShuffledRows,
-    stored_column,
-    utterance_lengths,
-)
+from speechclip_plus.trainer.sampler import SharedBatches, epoch_order, stored_column, utterance_lengths
 from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 
@@ -123,7 +118,7 @@ def make_trainer(make_model, dataset, tiny_processor, tmp_path):
             "use_cpu": True,
         }
         return SpeechClipPlusTrainer(
-            model=model or make_model(),
+            model=make_model() if model is None else model,
             args=SpeechClipPlusTrainingArguments(**{**defaults, **arguments}),
             train_dataset=dataset,
             eval_dataset=dataset,
@@ -149,7 +144,7 @@ def evaluated(make_model, dataset, tiny_processor, tmp_path_factory):
         eval_dataset=dataset,
         processing_class=tiny_processor,
     )
-    batch = SpeechImageCollator(tiny_processor)(list(dataset))
+    batch = SpeechImageCollator(tiny_processor).for_evaluation()(list(dataset))
     return trainer.evaluate(), model.eval(), batch
 
 
@@ -330,11 +325,12 @@ def test_the_best_checkpoint_is_chosen_by_mean_recall(make_trainer):
         save_strategy="steps",
         save_steps=2,
         load_best_model_at_end=True,
+        metric_for_best_model="mean_R@1",
     )
     trainer.train()
     evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "eval_mean_R@10" in entry}
     assert set(evaluations) == {2, 4}
-    assert trainer.state.best_metric == max(entry["eval_mean_R@10"] for entry in evaluations.values())
+    assert trainer.state.best_metric == max(entry["eval_mean_R@1"] for entry in evaluations.values())
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{trainer.state.best_global_step}")
 
 
@@ -389,17 +385,15 @@ def test_training_from_cached_features_equals_training_from_audio_and_images(
 def test_batches_grouped_by_length_hold_every_row_once_and_little_padding(count):
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 1000, (count,), generator=generator).tolist()
-    sampler = LengthGroupedBatches(lengths, batch_size=8, seed=3)
-    order = list(sampler)
-    assert sorted(order) == list(range(count)) and len(sampler) == count
+    order = epoch_order(count, seed=3, lengths=lengths, batch_size=8)
+    assert sorted(order) == list(range(count))
     batches = [[lengths[row] for row in order[start : start + 8]] for start in range(0, count - 7, 8)]
     padding = sum(max(batch) * 8 - sum(batch) for batch in batches)
     assert padding < 0.2 * sum(map(sum, batches))
     longest = [max(batch) for batch in batches]
     assert longest not in (sorted(longest), sorted(longest, reverse=True))  # the batches themselves are shuffled
-    assert list(sampler) == order
-    sampler.set_epoch(1)
-    assert list(sampler) != order
+    assert epoch_order(count, seed=3, lengths=lengths, batch_size=8) == order
+    assert epoch_order(count, 1, seed=3, lengths=lengths, batch_size=8) != order
 
 
 def test_a_resumed_run_with_batches_grouped_by_length_meets_the_same_rows(
@@ -500,7 +494,7 @@ def without_dropout(model):
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_gradients_of_chunks_are_those_of_the_whole_batch(make_model, dataset, tiny_processor, variant, chunk):
     batch = SpeechImageCollator(tiny_processor)(list(dataset))
-    del batch["gold_subwords"]
+    del batch["return_loss"]
     whole, chunked = (without_dropout(make_model(variant)) for _ in range(2))
     expected = whole(**batch, return_loss=True, global_step=0)
     expected.loss.backward()
@@ -517,7 +511,7 @@ def test_gradients_of_chunks_are_those_of_the_whole_batch(make_model, dataset, t
 
 def test_dropout_is_the_same_in_both_passes_over_a_chunk(make_model, dataset, tiny_processor):
     batch = SpeechImageCollator(tiny_processor)(list(dataset))
-    del batch["gold_subwords"]
+    del batch["return_loss"]
     whole, chunked = make_model().train(), make_model().train()
     torch.manual_seed(1)
     whole(**batch, return_loss=True).loss.backward()
@@ -683,11 +677,11 @@ def test_recordings_are_grouped_by_the_lengths_that_their_headers_tell(make_trai
     by_path, by_bytes = {"bytes": None, "path": str(tmp_path / "a.flac")}, {"bytes": None, "path": None}
     by_bytes["bytes"] = (tmp_path / "a.flac").read_bytes()
     assert utterance_lengths([by_path, by_bytes]) == [1600, 1600]
-    with pytest.raises(ValueError, match="audio of row 0 cannot be read"):
+    with pytest.raises(ValueError, match="audio of row 0.*cannot be read"):
         utterance_lengths([{"bytes": b"no sound", "path": None}])
     trainer = make_trainer(train_sampling_strategy="group_by_length", max_audio_samples=10_000)
-    sampler = trainer.get_train_dataloader().batch_sampler.rows
-    assert sampler.lengths == [min(length, 10_000) for length in expected]
+    order = trainer.get_train_dataloader().batch_sampler.order
+    assert order.keywords["lengths"] == [min(length, 10_000) for length in expected]
 
 
 def test_a_stream_needs_max_steps_and_cannot_be_grouped(make_trainer, dataset):
@@ -734,9 +728,9 @@ def test_worker_processes_crop_as_the_main_process_does(make_trainer):
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_the_processes_shares_make_up_the_batches_of_one(processes, drop_last):
-    order = ShuffledRows(22, seed=5)
-    whole = list(SharedBatches(order, 6, drop_last=drop_last))
-    shares = [SharedBatches(order, 6, rank, processes, drop_last) for rank in range(processes)]
+    order = partial(epoch_order, 22, seed=5)
+    whole = list(SharedBatches(22, order, 6, drop_last=drop_last))
+    shares = [SharedBatches(22, order, 6, rank, processes, drop_last) for rank in range(processes)]
     assert [len(batch) for batch in whole] == ([6, 6, 6] if drop_last else [6, 6, 6, 4])
     joined = [[row for batch in batches for row in batch] for batches in zip(*shares, strict=True)]
     assert [sorted(batch) for batch in joined] == [sorted(batch) for batch in whole]
@@ -788,3 +782,107 @@ def test_plain_training_arguments_are_refused(make_model, tiny_processor, tmp_pa
         SpeechClipPlusTrainer(
             model=make_model(), args=TrainingArguments(output_dir=str(tmp_path)), processing_class=tiny_processor
         )
+
+
+def test_recall_at_k_does_not_choose_a_model_where_chance_reaches_it(make_trainer, caplog):
+    arguments = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer = make_trainer(max_steps=4, load_best_model_at_end=True, **arguments)
+    assert "6 images" in caplog.text and "100 % of all cases" in caplog.text
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.args.metric_for_best_model == "loss" and trainer.state.best_metric == min(losses)
+
+
+def test_a_run_that_ends_within_its_warm_up_is_warned_of(make_trainer, caplog):
+    make_trainer(max_steps=5, warmup_steps=5000)
+    assert "All 5 steps lie in the warm-up of 5,000" in caplog.text
+
+
+def test_a_checkpoint_of_the_model_alone_is_not_resumed_from(make_trainer):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=2, save_only_model=True).train()
+    with pytest.raises(ValueError, match="no optimiser and schedule"):
+        make_trainer(max_steps=4).train(resume_from_checkpoint=True)
+
+
+def test_a_batch_size_that_does_not_fit_is_lowered(make_trainer):
+    trainer = make_trainer(max_steps=2, auto_find_batch_size=True, per_device_train_batch_size=8)
+    sizes, forward = [], trainer.model.forward
+
+    def with_little_memory(**inputs):
+        sizes.append(len(inputs["image_ids"]))
+        if sizes[-1] > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return forward(**inputs)
+
+    trainer.model.forward = with_little_memory
+    trainer.train()
+    assert sizes[0] == 8 and max(sizes[-2:]) <= 4 and trainer.state.global_step == 2
+
+
+def test_the_logit_scale_stays_below_100_as_in_clip(make_trainer):
+    trainer = make_trainer(max_steps=1)
+    trainer.model.logit_scale.data.fill_(4.6)  # log(100) is 4.605
+    trainer.create_optimizer()
+    trainer.optimizer.step = lambda *args, **kwargs: trainer.model.logit_scale.data.fill_(7.0)
+    trainer.train()
+    assert trainer.model.logit_scale.exp().item() == pytest.approx(100, rel=1e-5)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_last_batch_of_a_single_row_is_left_out_by_any_number_of_processes(processes):
+    shares = [SharedBatches(9, lambda epoch: range(9), 4, rank, processes) for rank in range(processes)]
+    assert [sum(map(len, batches)) for batches in zip(*shares, strict=True)] == [4, 4]
+
+
+class Holder(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.base, self.config = inner, inner.config
+
+    def forward(self, *args, **kwargs):
+        return self.base(*args, **kwargs)
+
+
+def test_a_compiled_model_is_found_and_gets_its_optimiser(make_trainer, make_model):
+    model = make_model()
+    trainer = make_trainer(model=torch.compile(model, backend="eager"))  # compiles when it first runs
+    assert trainer.speech_clip is model
+    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    assert len(trainer.create_optimizer().param_groups[0]["params"]) == trained
+
+
+def test_a_wrapped_model_is_trained_as_one_alone(make_trainer, make_model):
+    alone = make_trainer(folder="alone")
+    alone.train()
+    wrapped = make_trainer(folder="wrapped", model=Holder(make_model()))  # which sets the seed anew
+    wrapped.train()
+    for entry, other in zip(training_logs(alone), training_logs(wrapped), strict=True):
+        assert other["loss"] == pytest.approx(entry["loss"], rel=1e-5)
+    assert wrapped.evaluate()["eval_utterances"] == NUM_ROWS
+
+
+def test_a_model_of_another_kind_is_refused(make_trainer):
+    with pytest.raises(TypeError, match="Linear is no SpeechClipPlusModel and holds none"):
+        make_trainer(model=torch.nn.Linear(2, 2))
+
+
+def test_metrics_of_single_batches_are_refused_when_the_trainer_is_made(make_trainer):
+    with pytest.raises(ValueError, match="batch_eval_metrics"):
+        make_trainer(batch_eval_metrics=True)
+
+
+def test_rows_with_a_torch_format_are_trained_on(make_trainer, dataset):
+    columns = ["image_id", "text"]
+    trainer = make_trainer(max_steps=1, dataset=dataset.with_format("torch", columns=columns, output_all_columns=True))
+    trainer.train()
+    assert len(training_logs(trainer)) == 1
+
+
+def test_the_collator_serves_transformers_own_trainer(make_model, dataset, tiny_processor, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, remove_unused_columns=False, report_to="none", use_cpu=True
+    )
+    trainer = Trainer(make_model(), arguments, SpeechImageCollator(tiny_processor), train_dataset=dataset)
+    assert trainer.train().global_step == 2

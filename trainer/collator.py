@@ -1,5 +1,6 @@
 """Collator: from rows of a data set to the tensors of a batch."""
 
+import operator
 import zlib
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ..modeling_speechclip_plus.image_utils import load_image
 
-# Keys of a batch that the model's forward does not take: what evaluation compares its keywords with.
+# A key of a batch that the model's forward does not take: what evaluation compares its keywords with.
 GOLD_SUBWORDS = "gold_subwords"
 
 
@@ -25,8 +26,8 @@ class SpeechImageCollator:
     `speech_hidden_states` (L+1, T, D) in place of `audio`, `image_embeds` (P,) in place of `image`.
 
     The batch has `input_values` (B, S) and `attention_mask` (B, S), or `speech_hidden_states` (B, L+1, T, D) and
-    `frame_lengths` (B,); `pixel_values` or `image_embeds` (B, P); `image_ids` (B,) int64; and `gold_subwords` (B, L),
-    the captions' token ids padded with -1.
+    `frame_lengths` (B,); `pixel_values` or `image_embeds` (B, P); `image_ids` (B,) int64; and `return_loss`. So it
+    serves transformers' own `Trainer` too, with `remove_unused_columns=False`.
 
     Args:
         processor: a `SpeechClipPlusProcessor`.
@@ -39,13 +40,20 @@ class SpeechImageCollator:
         self.processor = processor
         self.max_audio_samples = max_audio_samples
         self.seed = seed
+        self.captions = False
         # In shared memory, so that worker processes which outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def for_evaluation(self) -> "SpeechImageCollator":
+        """Return a copy that adds `gold_subwords` (B, L), the captions' token ids padded with -1, and never crops."""
+        evaluating = copy(self)
+        evaluating.max_audio_samples, evaluating.captions = None, True
+        return evaluating
 
     def for_training(self, max_audio_samples: int | None, seed: int) -> "SpeechImageCollator":
         """Return a copy that crops long utterances."""
         training = copy(self)
-        training.max_audio_samples, training.seed = max_audio_samples, seed
+        training.max_audio_samples, training.seed, training.captions = max_audio_samples, seed, False
         training._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         return training
 
@@ -53,7 +61,7 @@ class SpeechImageCollator:
         """Draw other crops in this epoch. The same epoch draws the same again, so a resumed run continues exactly."""
         self._epoch.fill_(epoch)
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate.
 
         Raises:
@@ -67,7 +75,8 @@ class SpeechImageCollator:
             **self._speech(rows, names),
             **self._images(rows, names),
             "image_ids": torch.tensor([_image_id(row, name) for row, name in zip(rows, names, strict=True)]),
-            **self._gold_subwords(rows),
+            "return_loss": True,
+            **(self._gold_subwords(rows) if self.captions else {}),
         }
 
     def _speech(self, rows: Sequence[Mapping[str, Any]], names: list[str]) -> dict[str, Tensor]:
@@ -101,11 +110,8 @@ class SpeechImageCollator:
         return {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
 
     def _gold_subwords(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        tokenizer = getattr(self.processor, "tokenizer", None)
-        if tokenizer is None:
-            return {}
         texts = [row.get("text") or "" for row in rows]  # no caption: a row of padding, which evaluation leaves out
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         gold = torch.full((len(rows), max(1, max(map(len, ids)))), -1)  # (B, L)
         for row, tokens in enumerate(ids):
             gold[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
@@ -118,9 +124,12 @@ def _name(row: Mapping[str, Any], number: int) -> str:
 
 
 def _image_id(row: Mapping[str, Any], name: str) -> int:
-    image_id = row.get("image_id")
-    if isinstance(image_id, (int, np.integer)) and not isinstance(image_id, bool):
-        return int(image_id)
+    image_id: Any = row.get("image_id")
+    try:
+        if not isinstance(image_id, bool):
+            return operator.index(image_id)  # also of a tensor, as with_format("torch") gives it
+    except TypeError:
+        pass
     raise ValueError(
         f"{name} has the image_id {image_id!r}; expected a whole number, the same for all utterances of one image."
     )

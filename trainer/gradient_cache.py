@@ -5,12 +5,11 @@ twice, chunk by chunk: first without a graph, for the features; then, with the s
 gradient of every feature into the parameters. `model.score` sees the whole batch in between.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -87,21 +86,6 @@ def backward_in_chunks(
         name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()
     }
     return SpeechClipPlusOutput(**detached)
-
-
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Average gradients over the processes, in one message; what has no gradient is left out.
-
-    A model that ran in chunks ran outside of `DistributedDataParallel`, which does this otherwise.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return
-    flat = torch.cat([gradient.flatten().float() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
 
 
 def check_chunks_are_exact(config: Any) -> None:

@@ -5,125 +5,99 @@ met, and a run of several processes those of one. (The samplers of transformers 
 through length-bucketed batches from long to short, and fill or drop the last batch of several processes.)
 """
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import soundfile
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers.trainer_utils import has_length, seed_worker
 
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from .collator import SpeechImageCollator
+from .data.schema import audio_seconds
 from .training_arguments import SpeechClipPlusTrainingArguments as TrainingArguments
 
 _BATCHES_SORTED_TOGETHER = 16
 
 
-class ShuffledRows(Sampler[int]):
-    """Rows in random order, another in every epoch.
+def epoch_order(
+    count: int, epoch: int = 0, seed: int = 0, lengths: Sequence[int] | None = None, batch_size: int = 1
+) -> list[int]:
+    """Rows in the random order of an epoch.
 
     Args:
         count: Number of rows.
+        epoch: Number of the epoch; each has an order of its own.
         seed: Of the order.
-    """
-
-    def __init__(self, count: int, seed: int = 0) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose another order."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self._permutation(self.count, self._generator())
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + self.epoch)
-
-    @staticmethod
-    def _permutation(count: int, generator: torch.Generator) -> list[int]:
-        return torch.randperm(count, generator=generator).tolist()
-
-
-class LengthGroupedBatches(ShuffledRows):
-    """Rows in random order, sorted by length within groups of batches, the batches then shuffled.
-
-    Little of a batch is padding, and which rows meet still changes with every epoch.
-
-    Args:
-        lengths: Of all rows, in any unit.
-        batch_size: Rows of a batch.
-        seed: Of the order.
+        lengths: Of all rows, in any unit: rows are sorted by them within groups of batches, and the batches shuffled.
+            Little of a batch is padding, and which rows meet still changes with every epoch.
+        batch_size: Rows of a batch, for `lengths`.
 
     Example:
-        >>> order = list(LengthGroupedBatches([5, 1, 4, 2], batch_size=2))
+        >>> order = epoch_order(4, lengths=[5, 1, 4, 2], batch_size=2)
         >>> sorted(map(sorted, (order[:2], order[2:])))
         [[0, 2], [1, 3]]
     """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0) -> None:
-        super().__init__(len(lengths), seed)
-        self.lengths, self.batch_size = list(lengths), batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = self._generator()
-        order = self._permutation(self.count, generator)
-        # The incomplete batch stays at the end, where a loader expects it (and may drop it).
-        whole = self.count - self.count % self.batch_size
-        group = self.batch_size * _BATCHES_SORTED_TOGETHER
-        batches = []
-        for start in range(0, whole, group):
-            rows = sorted(order[start : min(start + group, whole)], key=self.lengths.__getitem__)
-            batches += [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
-        for batch in self._permutation(len(batches), generator):
-            yield from batches[batch]
-        yield from order[whole:]
+    generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
+    order = torch.randperm(count, generator=generator).tolist()
+    if lengths is None:
+        return order
+    # The incomplete batch stays at the end, where a loader expects it (and may drop it).
+    whole = count - count % batch_size
+    group = batch_size * _BATCHES_SORTED_TOGETHER
+    batches = []
+    for start in range(0, whole, group):
+        rows = sorted(order[start : min(start + group, whole)], key=lengths.__getitem__)
+        batches += [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [row for batch in shuffled for row in batches[batch]] + order[whole:]
 
 
 class SharedBatches(Sampler[list[int]]):
     """A process's share of every batch, such that the processes together have the batches of one process.
 
     Process r takes every N-th row from the r-th on, so that batches sorted by length are of about equal work. The
-    last batch of an epoch may be smaller, and the shares differ by a row; if it has fewer rows than there are
-    processes, none gets any.
+    last batch of an epoch may be smaller, and the shares differ by a row. It is left out if it is a single row, which
+    has no negatives, or if it has fewer rows than there are processes.
 
     Args:
-        rows: The order of all rows, the same on every process.
+        count: Number of rows.
+        order: Gives the order of all rows in an epoch, the same on every process.
         batch_size: Rows of a batch of all processes together.
         rank: Number of this process.
         num_processes: How many there are.
         drop_last: Leave out an incomplete batch.
 
     Example:
-        >>> [list(SharedBatches(range(7), 4, rank, 2)) for rank in (0, 1)]
+        >>> [list(SharedBatches(7, lambda epoch: range(7), 4, rank, 2)) for rank in (0, 1)]
         [[[0, 2], [4, 6]], [[1, 3], [5]]]
     """
 
     def __init__(
-        self, rows: Any, batch_size: int, rank: int = 0, num_processes: int = 1, drop_last: bool = False
+        self,
+        count: int,
+        order: Callable[[int], Sequence[int]],
+        batch_size: int,
+        rank: int = 0,
+        num_processes: int = 1,
+        drop_last: bool = False,
     ) -> None:
-        self.rows, self.batch_size = rows, batch_size
+        self.count, self.order, self.batch_size, self.epoch = count, order, batch_size, 0
         self.rank, self.num_processes, self.drop_last = rank, num_processes, drop_last
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.rows), self.batch_size)
-        return whole + (not self.drop_last and rest >= self.num_processes)
+        whole, rest = divmod(self.count, self.batch_size)
+        return whole + (not self.drop_last and rest >= max(2, self.num_processes))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose another order, if the rows have one for every epoch."""
-        if hasattr(self.rows, "set_epoch"):
-            self.rows.set_epoch(epoch)
+        """Choose another order."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(self.rows)
+        order = self.order(self.epoch)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield order[start : start + self.batch_size][self.rank :: self.num_processes]
+            yield list(order[start : start + self.batch_size][self.rank :: self.num_processes])
 
 
 class StreamShare(IterableDataset):
@@ -162,30 +136,20 @@ def stored_column(dataset: Any, name: str) -> list[Any]:
 def utterance_lengths(audio: Sequence[Any]) -> list[int]:
     """Lengths of utterances in samples at 16 kHz, read from the files' headers.
 
-    Args:
-        audio: As the data sets of this package hold them: dictionaries with `bytes` or `path`, or with `array` and
-            `sampling_rate`.
-
     Raises:
         ValueError: If a header cannot be read.
     """
-    lengths = []
-    for row, item in enumerate(audio):
-        if isinstance(item, Mapping) and item.get("array") is not None:
-            samples, rate = len(item["array"]), item["sampling_rate"]
-        else:
-            source = item.get("bytes") or item.get("path") if isinstance(item, Mapping) else item
-            try:
-                header = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else str(source))
-            except (soundfile.LibsndfileError, OSError) as error:
-                raise ValueError(f"The length of the audio of row {row} cannot be read: {error}") from error
-            samples, rate = header.frames, header.samplerate
-        lengths.append(round(samples * SAMPLING_RATE / rate))
-    return lengths
+    return [round(audio_seconds(item, f"audio of row {row}") * SAMPLING_RATE) for row, item in enumerate(audio)]
 
 
-def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments) -> DataLoader:
+def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, batch_size: int) -> DataLoader:
     """Make the loader of this process's share of the training batches, in which long utterances are cropped.
+
+    Args:
+        dataset: Rows.
+        collator: As the trainer has it.
+        args: The trainer's.
+        batch_size: Rows of a batch of one process.
 
     Raises:
         ValueError: If there is too little for the processes, or a stream without `max_steps`.
@@ -212,30 +176,26 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments) ->
         if args.train_sampling_strategy == "group_by_length":
             raise ValueError("A stream cannot be grouped by length: use train_sampling_strategy='random'.")
         stream = StreamShare(dataset, args.process_index, args.world_size)
-        return DataLoader(stream, batch_size=args.train_batch_size, drop_last=True, **shared)
-    batches = SharedBatches(
-        _row_order(dataset, args, seed),
-        args.train_batch_size * args.world_size,
-        args.process_index,
-        args.world_size,
-        args.dataloader_drop_last,
-    )
+        return DataLoader(stream, batch_size=batch_size, drop_last=True, **shared)
+    count, together = len(dataset), batch_size * args.world_size
+    order: Callable[[int], Sequence[int]] = partial(epoch_order, count, seed=seed)
+    if args.train_sampling_strategy == "sequential":
+        order = partial(_in_sequence, count)
+    elif args.train_sampling_strategy == "group_by_length":
+        per_step = together * args.gradient_accumulation_steps
+        order = partial(order, lengths=_row_lengths(dataset, args), batch_size=per_step)
+    batches = SharedBatches(count, order, together, args.process_index, args.world_size, args.dataloader_drop_last)
     if len(batches) == 0:
         raise ValueError(
-            f"{len(dataset)} rows make no batch for {args.world_size} processes of {args.train_batch_size} each "
-            f"(dataloader_drop_last={args.dataloader_drop_last})."
+            f"{count} rows make no batch for {args.world_size} processes of {batch_size} each "
+            f"(dataloader_drop_last={args.dataloader_drop_last}); a single row has no negatives."
         )
     seed_workers = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
     return DataLoader(dataset, batch_sampler=batches, worker_init_fn=seed_workers, **shared)
 
 
-def _row_order(dataset: Any, args: TrainingArguments, seed: int) -> Sampler[int]:
-    if args.train_sampling_strategy == "sequential":
-        return SequentialSampler(dataset)
-    if args.train_sampling_strategy == "random":
-        return ShuffledRows(len(dataset), seed)
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return LengthGroupedBatches(_row_lengths(dataset, args), per_step, seed)
+def _in_sequence(count: int, epoch: int) -> Sequence[int]:
+    return range(count)
 
 
 def _row_lengths(dataset: Any, args: TrainingArguments) -> Sequence[int]:

@@ -1,24 +1,23 @@
 """`transformers.Trainer` for speech-image models: the published optimiser, named losses, retrieval as evaluation."""
 
 import inspect
+import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import (
-    TrainOutput,
-    has_length,
-    rotate_checkpoints,
-    unwrap_peft_model,
-)
+from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints
+from transformers.utils import logging
 
 from ..configuration.publication import is_generated
 from ..hub_cards.model_card import save_model_card
@@ -28,14 +27,18 @@ from .card_data import trainer_card_facts
 from .checkpoints import last_complete_checkpoint, mark_complete, mark_incomplete
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
 from .evaluation.evaluate import SplitOutputs, evaluate, kept_outputs
-from .gradient_cache import average_gradients, backward_in_chunks, check_chunks_are_exact
+from .gradient_cache import backward_in_chunks, check_chunks_are_exact
 from .sampler import training_dataloader
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 from .training_log import TrainingLog
 
+logger = logging.get_logger(__name__)
+
+MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
+
 
 class SpeechClipPlusTrainer(Trainer):
-    """Train a `SpeechClipPlusModel`, or an adapter on one (`peft.get_peft_model`), on pairs of speech and images.
+    """Train a `SpeechClipPlusModel`, also inside `peft` or `torch.compile`, on pairs of speech and images.
 
     Logs, beside the loss, each of its parts, the temperature, the mean number of keywords per utterance, the error of
     CIF's length, of the tokens chosen since the last log how many are different and their perplexity, and the hours
@@ -46,7 +49,7 @@ class SpeechClipPlusTrainer(Trainer):
     other. A run that was killed goes on with `train(resume_from_checkpoint=True)` as if nothing had been.
 
     Args:
-        model: The model.
+        model: The model, or a module that holds it.
         args: `SpeechClipPlusTrainingArguments`.
         data_collator: Default: `SpeechImageCollator(processing_class)`. In training it crops long utterances.
         train_dataset: Rows as the collator takes them. See `feature_cache` for embedding the images beforehand.
@@ -85,14 +88,19 @@ class SpeechClipPlusTrainer(Trainer):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
-        _check_arguments(args, model)
+        speech_clip = find_speech_clip(model)
+        _check_arguments(args, speech_clip)
+        _choose_metric(args, eval_dataset)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Give processing_class (a SpeechClipPlusProcessor) or a data_collator.")
             data_collator = SpeechImageCollator(processing_class)
-        if args.ddp_find_unused_parameters is None and is_frozen(model.speech_encoder) and is_frozen(model.clip):
+        if isinstance(data_collator, SpeechImageCollator):
+            data_collator = data_collator.for_evaluation()
+        encoders = (speech_clip.speech_encoder, speech_clip.clip)
+        if args.ddp_find_unused_parameters is None and all(map(is_frozen, encoders)):
             args.ddp_find_unused_parameters = False  # every step uses the whole branch: nothing to look for
-        knows_use_cache = hasattr(model.config, "use_cache")
+        knows_use_cache = hasattr(speech_clip.config, "use_cache")
         super().__init__(
             model=model,
             args=args,
@@ -102,37 +110,44 @@ class SpeechClipPlusTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        if not knows_use_cache:
-            del model.config.use_cache  # Trainer sets it on every model; nothing here reads it
+        if not knows_use_cache and hasattr(speech_clip.config, "use_cache"):
+            del speech_clip.config.use_cache  # Trainer sets it on every model; nothing here reads it
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not over tokens
         if self.compute_metrics is None:
             self.compute_metrics = self._split_metrics
-        # The wrapper of an adapter has a signature of its own.
+        # A wrapper has a signature of its own.
         self._forward_names = frozenset(inspect.signature(SpeechClipPlusModel.forward).parameters)
         self._training_log = TrainingLog(self.speech_clip.config.clip_config.text_config.vocab_size)
         self._last_logged = 0.0
-        self.add_callback(_Epochs())
+        self.add_callback(_EachEpochAndStep())
 
     @property
     def speech_clip(self) -> SpeechClipPlusModel:
-        """The model without what wraps it: DDP, an adapter."""
-        return unwrap_peft_model(self.accelerator.unwrap_model(self.model))
+        """The model without what wraps it: DDP, an adapter, `torch.compile`."""
+        return find_speech_clip(self.model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; see `transformers.Trainer.train`.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder, or True for the last complete one in the output folder.
-            *args: See `transformers.Trainer.train`.
-            **kwargs: The same.
+            *args: As there.
+            **kwargs: As there.
 
         Raises:
-            ValueError: If there is no complete checkpoint to resume from.
+            ValueError: If there is no complete checkpoint to resume from, or it holds no optimiser and schedule.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
+        if resume_from_checkpoint and not (
+            self.args.deepspeed or Path(resume_from_checkpoint, "scheduler.pt").is_file()
+        ):
+            raise ValueError(
+                f"{resume_from_checkpoint} holds no optimiser and schedule, which save_only_model=True leaves out: "
+                "training cannot go on from it. Load its model and train that anew."
+            )
         # Trainer writes a processor's special tokens into the model's configuration, for models that generate text.
         processor = self.processing_class
         if processor is not None:
@@ -153,7 +168,7 @@ class SpeechClipPlusTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Return the weighted sum of the losses (and the output), and remember the parts for the next log."""
         inputs = {name: value for name, value in inputs.items() if name in self._forward_names}
-        outputs = model(**inputs, return_loss=True, global_step=self.state.global_step)
+        outputs = model(**inputs | {"return_loss": True}, global_step=self.state.global_step)
         if model.training:
             self._training_log.add(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -174,8 +189,11 @@ class SpeechClipPlusTrainer(Trainer):
             autocast=self.accelerator.autocast,
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
         )
-        if self.args.world_size > 1:  # the model ran outside of DDP, which would have done this
-            average_gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+        if self.args.world_size > 1:  # the model ran outside of DDP, which would have averaged the gradients
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.args.world_size
         self._training_log.add(outputs)
         return outputs["loss"] / self.current_gradient_accumulation_steps
 
@@ -197,7 +215,8 @@ class SpeechClipPlusTrainer(Trainer):
         """Create Adam with an L2 term on every trained parameter as published, or what `optim` names."""
         if self.args.optimizer == "trainer" or self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
             return super().create_optimizer(model)
-        trained = [parameter for parameter in (model or self.model).parameters() if parameter.requires_grad]
+        model = self.model if model is None else model  # a compiled one has no truth value
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise ValueError("No parameter of the model requires a gradient, so there is nothing to train.")
         self.optimizer = torch.optim.Adam(
@@ -235,7 +254,8 @@ class SpeechClipPlusTrainer(Trainer):
         """
         if self.train_dataset is None:
             raise ValueError("There is nothing to train on: give train_dataset.")
-        return training_dataloader(self.train_dataset, self.data_collator, self.args)
+        # Not that of the arguments: auto_find_batch_size lowers it.
+        return training_dataloader(self.train_dataset, self.data_collator, self.args, self._train_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """Return all evaluation batches in the data set's order, the incomplete last one too."""
@@ -356,16 +376,48 @@ class SpeechClipPlusTrainer(Trainer):
         ).metrics
 
 
-class _Epochs(TrainerCallback):
-    """Tells the epoch to the order of rows and to the crops, so that a resumed epoch is the one that was left."""
+class _EachEpochAndStep(TrainerCallback):
+    """Tells the epoch to the order of rows and to the crops, as a resumed run needs it, and bounds the logit scale."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         for part in (train_dataloader.collate_fn, train_dataloader.batch_sampler):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(int(state.epoch or 0))
 
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        find_speech_clip(model).logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
 
-def _check_arguments(args: Any, model: nn.Module) -> None:
+
+def find_speech_clip(model: nn.Module) -> SpeechClipPlusModel:
+    """Find the `SpeechClipPlusModel` that a module is or holds, by the class's name: remote code has its own class.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    for module in model.modules():
+        if any(kind.__name__ == SpeechClipPlusModel.__name__ for kind in type(module).__mro__):
+            return cast(SpeechClipPlusModel, module)
+    raise TypeError(f"{type(model).__name__} is no SpeechClipPlusModel and holds none.")
+
+
+def _choose_metric(args: SpeechClipPlusTrainingArguments, eval_dataset: Any) -> None:
+    """Choose the best model by R@1 or the loss where recall at k says little, because the images are so few."""
+    match = re.search(r"R@(\d+)$", args.metric_for_best_model or "")
+    if match is None or "image_id" not in (getattr(eval_dataset, "column_names", None) or ()):
+        return
+    k, images = int(match[1]), len(set(map(int, eval_dataset["image_id"])))
+    if k == 1 or images >= 10 * k:
+        return
+    told = f"The validation split has {images} images, of which chance finds the right one among {k} in "
+    told += f"{min(100.0, 100 * k / images):.0f} % of all cases: R@{k} says little."
+    if args.load_best_model_at_end or args.save_strategy == "best":
+        chosen = args.metric_for_best_model.replace(f"R@{k}", "R@1") if images >= 10 else "loss"
+        args.metric_for_best_model, args.greater_is_better = chosen, chosen != "loss"
+        told += f" The best model is chosen by {chosen} instead."
+    logger.warning(told)
+
+
+def _check_arguments(args: Any, model: SpeechClipPlusModel) -> None:
     if not isinstance(args, SpeechClipPlusTrainingArguments):
         raise TypeError(
             f"args must be SpeechClipPlusTrainingArguments, got {type(args).__name__}; they carry the optimiser, the "
@@ -378,10 +430,13 @@ def _check_arguments(args: Any, model: nn.Module) -> None:
         )
     if args.n_gpu > 1:
         raise ValueError(
-            f"One process sees {args.n_gpu} GPUs and would give each a batch of its own, with its own negatives. "
-            f"Start one process for each: `torchrun --standalone --nproc_per_node {args.n_gpu} ...` (or choose one "
-            "GPU: CUDA_VISIBLE_DEVICES=0)."
+            f"One process sees {args.n_gpu} GPUs and would give each its own negatives. Start one process for each: "
+            f"`torchrun --standalone --nproc_per_node {args.n_gpu} ...` (or choose one: CUDA_VISIBLE_DEVICES=0)."
         )
+    if args.batch_eval_metrics:
+        raise ValueError("batch_eval_metrics=True: recall needs the whole split at once, so leave it out.")
+    if 0 < args.max_steps <= (warmup := args.get_warmup_steps(args.max_steps)):
+        logger.warning(f"All {args.max_steps:,} steps lie in the warm-up of {warmup:,} steps: give warmup_steps too.")
     if args.gradient_cache_chunk is not None:
         check_chunks_are_exact(model.config)
         if args.deepspeed:

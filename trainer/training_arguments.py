@@ -1,5 +1,6 @@
 """Training arguments whose defaults are the published optimiser and schedule."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,11 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         super().__post_init__()
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and self.world_size == 1:
+            raise ValueError(
+                f"{os.environ['WORLD_SIZE']} processes were started, but none of them sees a GPU of its own: give "
+                "use_cpu=True, with which they train together on CPUs."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the token out: the Trainer pickles its arguments beside every saved model."""

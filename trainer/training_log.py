@@ -1,10 +1,11 @@
-"""Running means of the losses' parts and of keyword usage between two logs."""
+"""Training log: running means of the losses' parts and of keyword usage, and a callback that prints progress."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from ..modeling_speechclip_plus.keywords import perplexity
 
@@ -52,3 +53,55 @@ class TrainingLog:
             result["code_perplexity"] = perplexity(counts).item()
         self.batches, self.sums, self.chosen = 0, {}, None
         return result
+
+
+class ProgressPrinter(TrainerCallback):
+    """Prints the losses of a training, and of an evaluation recall of images by speech beside chance.
+
+    Args:
+        say: Prints a line.
+        bar: Makes a `tqdm` bar of a total, a text and a unit.
+    """
+
+    def __init__(self, say: Callable[[str], None], bar: Callable[[int, str, str], Any]) -> None:
+        self.say, self.make_bar = say, bar
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        self.bar = self.make_bar(state.max_steps, "training", "step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Print the losses."""
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        parts = ", ".join(f"{name.removesuffix('_loss')} {logs[name]:.2f}" for name in LOSS_PARTS if name in logs)
+        more = f"  keywords {logs['keywords_per_utterance']:.1f}" if "keywords_per_utterance" in logs else ""
+        self.say(
+            f"  step {state.global_step:>5}/{state.max_steps}  loss {logs['loss']:.2f} ({parts})"
+            f"  temperature {logs['temperature']:.3f}{more}"
+        )
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Print R@1 and R@10 of each branch."""
+        if not metrics or "eval_images" not in metrics or not state.is_world_process_zero:
+            return
+        recalls = {branch: f"eval_{branch}_speech_to_image_R@" for branch in ("parallel", "cascaded")}
+        told = [
+            f"{branch} R@1 {metrics[f'{name}1']:.0f} % R@10 {metrics[f'{name}10']:.0f} %"
+            for branch, name in recalls.items()
+            if f"{name}10" in metrics
+        ]
+        chance = [f"{min(100.0, 100 * k / metrics['eval_images']):.1f} %" for k in (1, 10)]
+        self.say(f"    validation, speech to image: {'; '.join(told)}; chance {' and '.join(chance)}")

@@ -107,18 +107,28 @@ def positive(text: str) -> int:
     return number
 
 
-def data_options(given: Sequence[str]) -> dict[str, Any]:
-    """Read KEY=VALUE; numbers, true, false and null are meant as such, anything else is text."""
-    options: dict[str, Any] = {}
+def data_options(given: Sequence[str], option: str = "--option") -> dict[str, Any]:
+    """Read KEY=VALUE; a value that is JSON is meant as such, any other is text.
+
+    Example:
+        >>> data_options(["num_scenes=100", "bf16=True", "eval_strategy=no", 'columns={"audio": "sound"}'])
+        {'num_scenes': 100, 'bf16': True, 'eval_strategy': 'no', 'columns': {'audio': 'sound'}}
+    """
+    values: dict[str, Any] = {}
     for entry in given:
         key, equals, value = entry.partition("=")
         if not equals or not key.isidentifier():
-            raise ValueError(f"--option {entry} is not KEY=VALUE, such as num_scenes=100.")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
+            raise ValueError(f"{option} {entry} is not KEY=VALUE, such as num_scenes=100.")
+        values[key] = json_or_text(value)
+    return values
+
+
+def json_or_text(value: str) -> Any:
+    """Read a number, true, false, null, a list or a mapping as JSON writes them; return anything else as it is."""
+    try:
+        return json.loads(value.lower() if value in ("True", "False") else value)
+    except json.JSONDecodeError:
+        return value
 
 
 def model_source(given: str | None) -> str:

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         _check_same(trained.pop("metrics"), results["metrics"])
         trained["seconds"] = {**console.phase_seconds, "total": round(console.seconds, 1)}
         write_json(work / "results.json", {**results, **trained})
-    console.say(f"took {console.seconds / 60:.1f} of {plan.minutes:g} minutes, {_peak_memory()}")
+    console.say(f"took {console.seconds / 60:.1f} of {plan.minutes:g} minutes")
     console.say(f"Done. Open {args.output_dir / 'report.html'} in a browser; the model is in {args.output_dir}/model.")
     console.say(f"Next: `speechclip-plus demo --model {args.output_dir}` answers what you say, in the browser.")
     return 0
@@ -151,14 +151,3 @@ def _check_same(trained: dict[str, float], saved: dict[str, float]) -> None:
                 f"The saved model is not the trained one: {name} was {trained[name]:g} in training and is "
                 f"{saved[name]:g} after loading."
             )
-
-
-def _peak_memory() -> str:
-    """Highest resident memory of this process or of one that it started."""
-    try:
-        import resource
-    except ImportError:  # Windows does not tell
-        return "an unknown amount of memory"
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
-    return f"at most {max(resource.getrusage(kind).ru_maxrss for kind in kinds) / unit:.0f} MB of memory"

@@ -26,11 +26,11 @@ from speechclip_plus.modeling_speechclip_plus.audio_utils import SAMPLING_RATE, 
 from speechclip_plus.modeling_speechclip_plus.image_utils import load_image
 from speechclip_plus.trainer.card_data import trainer_card_facts
 from speechclip_plus.trainer.feature_cache import cache_features
-from speechclip_plus.trainer.sampler import LengthGroupedBatches, stored_column
+from speechclip_plus.trainer.sampler import epoch_order, stored_column
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+from speechclip_plus.trainer.training_log import ProgressPrinter
 
 from .console import Console
-from .progress import ProgressPrinter
 from .quickstart import Plan
 
 BATCH_SIZE = 128
@@ -152,7 +152,7 @@ def _make_trainer(
         data_collator=SpeechImageCollator(processor),
         train_dataset=features["train"],
         eval_dataset=features["validation"],
-        callbacks=[ProgressPrinter(console)],
+        callbacks=[ProgressPrinter(console.say, console.bar)],
     )
     trainer.pop_callback("PrinterCallback")
     return trainer
@@ -166,13 +166,12 @@ def _seconds_per_step(model: SpeechClipPlusModel, processor: Any, train: Any, pl
     optimizer = torch.optim.Adam([p for p in trial.parameters() if p.requires_grad])
     size = min(BATCH_SIZE, len(train))
     # Batches as the training will meet them: how long a step takes depends on the longest utterance.
-    order = list(LengthGroupedBatches(stored_column(train, "length"), size, plan.seed))
+    order = epoch_order(len(train), seed=plan.seed, lengths=stored_column(train, "length"), batch_size=size)
     times = []
     for start in range(0, size * TIMED_STEPS, size):
         started = time.monotonic()
         batch = collate([train[order[row % len(train)]] for row in range(start, start + size)])
-        batch.pop("gold_subwords", None)
-        trial(**batch, return_loss=True).loss.backward()
+        trial(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.monotonic() - started)

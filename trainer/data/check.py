@@ -13,7 +13,7 @@ import numpy as np
 from ...hub_cards.model_card import SplitSize
 from ...modeling_speechclip_plus.audio_utils import MIN_SAMPLES, SAMPLING_RATE
 from .load import read_dataset
-from .schema import SPLITS, Findings, NoSuchSplitError
+from .schema import SPLITS, Findings, NoSuchSplitError, audio_seconds, readable_rows
 
 
 @dataclass
@@ -97,50 +97,29 @@ def check_dataset(
 def check_files(data: datasets.Dataset, findings: Findings) -> SplitReport:
     """Open every recording and image of a split, without decoding; what cannot be opened is added to `findings`."""
     durations: list[float] = []
-    images: set[int] = set()
-    for row in data:
-        try:
-            durations.append(_duration(row["audio"], f"audio of {row['caption_id']}"))
-        except ValueError as error:
-            findings.broken.append(str(error))
-        if row["image_id"] not in images:
-            images.add(row["image_id"])
-            try:
-                _open_image(row["image"], f"image of {row['caption_id']}")
-            except ValueError as error:
-                findings.broken.append(str(error))
-    seconds = np.array(durations or [0.0])
+
+    def open_audio(item: dict[str, Any], name: str) -> None:
+        seconds = audio_seconds(item, name)
+        if seconds * SAMPLING_RATE < MIN_SAMPLES:
+            raise ValueError(f"{name} ({item.get('path')}): too short, {1000 * seconds:.1f} ms")
+        durations.append(seconds)
+
+    readable_rows(data, open_audio, _open_image, findings)
+    lengths = np.array(durations or [0.0])
     speakers = set(data["speaker"]) - {""}
     return SplitReport(
         data=data,
-        size=SplitSize(len(data), len(images), len(speakers) or None, float(seconds.sum()) / 3600),
-        durations=(float(seconds.min()), float(seconds.mean()), float(seconds.max())),
+        size=SplitSize(len(data), len(set(data["image_id"])), len(speakers) or None, float(lengths.sum()) / 3600),
+        durations=(float(lengths.min()), float(lengths.mean()), float(lengths.max())),
         findings=findings,
     )
-
-
-def _source(item: dict[str, Any]) -> Any:
-    return io.BytesIO(item["bytes"]) if item.get("bytes") is not None else item["path"]
-
-
-def _duration(audio: dict[str, Any], name: str) -> float:
-    import soundfile
-
-    try:
-        info = soundfile.info(_source(audio))
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise ValueError(f"{name} ({audio.get('path')}): cannot be read as audio ({error})") from error
-    seconds = info.frames / info.samplerate
-    if seconds * SAMPLING_RATE < MIN_SAMPLES:
-        raise ValueError(f"{name} ({audio.get('path')}): too short, {1000 * seconds:.1f} ms")
-    return seconds
 
 
 def _open_image(image: dict[str, Any], name: str) -> None:
     from PIL import Image
 
     try:
-        with Image.open(_source(image)):
+        with Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]):
             pass
     except Exception as error:  # on damaged files PIL raises anything from OSError to struct.error
         raise ValueError(f"{name} ({image.get('path')}): cannot be read as an image ({error})") from error

@@ -195,9 +195,10 @@ def _rows_of_split(
         row["split"] = row["split"] or ("validation" if row["image"] in held_out else "train")
     chosen = [row for row in rows if row["split"] == split]
     if not chosen:
-        hint = (
-            " Hold a share of the images out with validation_share=0.1." if split == "validation" and divisible else ""
-        )
         there = ", ".join(sorted({row["split"] for row in rows}))
-        raise NoSuchSplitError(f"{file} has no rows of the split {split!r}: it has {there}.{hint}")
+        error = NoSuchSplitError(f"{file} has no rows of the split {split!r}: it has {there}.")
+        error.divisible = split == "validation" and divisible and not validation_share
+        if error.divisible:
+            error.args = (f"{error} Hold a share of the images out with validation_share=0.1.",)
+        raise error
     return chosen

@@ -13,11 +13,10 @@ import datasets
 
 from ..card_data import given_name
 from ..spoken_scenes.dataset import build_spoken_scenes
-from .flickr8k import load_flickr8k
+from .corpora import load_flickr8k, load_spokencoco
 from .folder import METADATA_FILES, load_folder, metadata_file
 from .hub import is_data_path, load_mapped, shards
 from .schema import Findings, keep_readable
-from .spokencoco import load_spokencoco
 
 logger = logging.getLogger(__name__)
 

@@ -1,15 +1,16 @@
 """Schema of all data sets: columns, split names, and findings, the account of what did not become a row."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import soundfile
 
 from ...modeling_speechclip_plus.audio_utils import load_audio
 from ...modeling_speechclip_plus.image_utils import load_image
@@ -30,7 +31,9 @@ FEATURES = datasets.Features(
 
 
 class NoSuchSplitError(ValueError):
-    """The data set is there, but not this split of it."""
+    """The data set is there, but not this split of it; `divisible` if `validation_share` can make one."""
+
+    divisible = False
 
 
 @dataclass
@@ -107,33 +110,58 @@ def make_dataset(rows: Iterable[Mapping[str, Any]], split: str) -> datasets.Data
 
 
 def keep_readable(data: datasets.Dataset, findings: Findings) -> datasets.Dataset:
-    """Read every recording and every image, and keep the rows of which both are whole.
-
-    What is left out is recorded in `findings`, each file once.
+    """Decode every recording and every image, and keep the rows of which both are whole.
 
     Raises:
         ValueError: If nothing is left.
     """
-    images: dict[int, bool] = {}
-    kept = []
-    for index, row in enumerate(data):
-        if row["image_id"] not in images:
-            images[row["image_id"]] = _readable(load_image, row, "image", findings)
-        # The recording is read even if its image is broken: the summary names all broken files.
-        if _readable(load_audio, row, "audio", findings) and images[row["image_id"]]:
-            kept.append(index)
+    kept = readable_rows(data, load_audio, load_image, findings)
     if not kept:
         raise ValueError(f"None of the {len(data)} rows can be read: {some(findings.broken, ' | ', 5)}")
     return data if len(kept) == len(data) else data.select(kept)
 
 
-def _readable(load: Any, row: Mapping[str, Any], column: str, findings: Findings) -> bool:
+def readable_rows(data: datasets.Dataset, read_audio: Any, read_image: Any, findings: Findings) -> list[int]:
+    """Return the rows whose recording and image can be read; `findings` gets what cannot, each image once."""
+
+    def is_readable(read: Any, row: Mapping[str, Any], column: str) -> bool:
+        try:
+            read(row[column], name=f"{column} of {row['caption_id']}")
+        except (ValueError, TypeError, OSError) as error:
+            findings.broken.append(str(error))
+            return False
+        return True
+
+    images: dict[int, bool] = {}
+    kept = []
+    for index, row in enumerate(data):
+        if row["image_id"] not in images:
+            images[row["image_id"]] = is_readable(read_image, row, "image")
+        # The recording is read even if its image is broken: the summary names all broken files.
+        if is_readable(read_audio, row, "audio") and images[row["image_id"]]:
+            kept.append(index)
+    return kept
+
+
+def audio_seconds(item: Any, name: str) -> float:
+    """Length of a recording by its header.
+
+    Args:
+        item: A path, bytes, or a dictionary with `bytes` or `path`, or with `array` and `sampling_rate`.
+        name: What the message calls it.
+
+    Raises:
+        ValueError: If the header cannot be read.
+    """
+    if not isinstance(item, Mapping):
+        item = {"bytes": item} if isinstance(item, bytes) else {"path": str(item)}
+    if item.get("array") is not None:
+        return len(item["array"]) / item["sampling_rate"]
     try:
-        load(row[column], name=f"{column} of {row['caption_id']}")
-    except (ValueError, TypeError, OSError) as error:
-        findings.broken.append(str(error))
-        return False
-    return True
+        header = soundfile.info(io.BytesIO(item["bytes"]) if item.get("bytes") is not None else item["path"])
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise ValueError(f"{name} ({item.get('path')}): cannot be read as audio ({error})") from error
+    return header.frames / header.samplerate
 
 
 def stable_id(content: str | bytes) -> int:
@@ -142,23 +170,11 @@ def stable_id(content: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
-class Files:
-    """Existence of files, asked of half a million of them: every folder is listed once."""
-
-    def __init__(self) -> None:
-        self.names = cache(self._list)
-
-    @staticmethod
-    def _list(folder: str) -> frozenset[str]:
-        try:
-            return frozenset(entry.name for entry in os.scandir(folder) if not entry.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            return frozenset()
-
-    def has(self, path: str | Path) -> bool:
-        """Whether there is a file of this path."""
-        folder, name = os.path.split(path)
-        return name in self.names(folder)
+def files_in(folder: str | Path) -> frozenset[str]:
+    """Names of the files of a folder; none if there is no such folder."""
+    if not os.path.isdir(folder):
+        return frozenset()
+    return frozenset(entry.name for entry in os.scandir(folder) if not entry.is_dir())
 
 
 def given_folder(name: str, data_dir: str | Path | None, wanted: str) -> Path:

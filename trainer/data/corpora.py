@@ -1,0 +1,254 @@
+"""Published corpora as they unpack: Flickr8k with its audio captions, and SpokenCOCO."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from .schema import (
+    Findings,
+    NoSuchSplitError,
+    check_split,
+    files_in,
+    first_existing,
+    given_folder,
+    make_dataset,
+    stable_id,
+)
+
+_LISTS = {
+    "train": "Flickr_8k.trainImages.txt",
+    "validation": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
+_CAPTIONS = ("Flickr8k.token.txt", "captions.txt")
+_FLICKR8K_IMAGES = ("Flickr8k_Dataset/Flicker8k_Dataset", "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
+_RECORDING = re.compile(r"(?P<name>.+)_(?P<number>\d+)\.wav")
+_TOKEN_LINE = re.compile(r"(?P<image>.+?\.jpg)(?P<stray>\.\d+)?#(?P<number>\d+)\s+(?P<text>.*)")
+
+FLICKR8K_DOWNLOAD = (
+    "Flickr8k in one folder: flickr_audio.tar.gz of the Flickr 8k Audio Caption Corpus by MIT CSAIL "
+    "(groups.csail.mit.edu/sls/downloads/flickraudio) with flickr_audio/wavs, and Flickr8k_Dataset.zip and "
+    "Flickr8k_text.zip of the University of Illinois (hockenmaier.cs.illinois.edu/8k-pictures.html), unpacked there."
+)
+
+
+def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -> datasets.Dataset:
+    """Read one of the official splits (6,000, 1,000 and 1,000 images, five spoken captions each).
+
+    `data_dir` holds the archives as they unpack, each in its own folder or all files directly. Recording
+    `NAME_k.wav` says caption k of `NAME.jpg` unless `wav2capt.txt` tells otherwise; speakers are those of
+    `wav2spk.txt`. Captions come from `Flickr8k.token.txt`, else from `captions.txt`.
+    What the corpus lacks, and files that belong to nothing, are noted, not errors.
+
+    Raises:
+        ValueError: If the split is unknown or there is no `data_dir`.
+        FileNotFoundError: If a part of the corpus is missing; the message says what to download.
+    """
+    check_split(split)
+    root = given_folder("flickr8k", data_dir, FLICKR8K_DOWNLOAD)
+    text_folders = (root, root / "Flickr8k_text")
+    images = _found(root, "the images (Flicker8k_Dataset or Images)", [root / name for name in _FLICKR8K_IMAGES])
+    recordings = _found(root, "the recordings (flickr_audio/wavs)", [root / "flickr_audio/wavs", root / "wavs"])
+    listing = _found(root, f"the list {_LISTS[split]}", [folder / _LISTS[split] for folder in text_folders])
+    captions_file = _found(
+        root, "the captions (Flickr8k.token.txt)", [folder / name for name in _CAPTIONS for folder in text_folders]
+    )
+    captions: dict[str, dict[int, str]] = {}  # image: number: text
+    for image, number, text in _read_captions(captions_file, findings):
+        captions.setdefault(image, {})[number] = text
+    said = _read_pairs(recordings.parent / "wav2capt.txt")
+    speakers = _read_pairs(recordings.parent / "wav2spk.txt")
+    listed = {name for file in _LISTS.values() for name in _read_list(listing.with_name(file))}
+    names = files_in(images)
+    for name in sorted(names.difference(listed)):
+        findings.note("images in none of the lists", name)
+    spoken: dict[str, list[tuple[int, str]]] = {}  # image: its recordings
+    for name in sorted(files_in(recordings)):
+        match = _RECORDING.fullmatch(name)
+        if match is None or name.startswith("."):
+            findings.note("stray files beside the recordings", name)
+            continue
+        image, number = _caption_of(name, said) or (f"{match['name']}.jpg", int(match["number"]))
+        if image not in listed:
+            findings.note("recordings of images in none of the lists", name)
+        else:
+            spoken.setdefault(image, []).append((number, name))
+    rows = []
+    for image in dict.fromkeys(_read_list(listing)):
+        if image not in names:
+            findings.note("images of the list missing", image)
+            continue
+        written = captions.get(image, {})
+        for number in sorted(set(written).difference(number for number, _ in spoken.get(image, []))):
+            findings.note("recordings missing", f"{image.removesuffix('.jpg')}_{number}.wav")
+        for number, name in sorted(spoken.get(image, [])):
+            if number not in written:
+                findings.note("recordings without a written caption (kept)", name)
+            rows.append(
+                {
+                    "audio": str(recordings / name),
+                    "image": str(images / image),
+                    "image_id": stable_id(image),
+                    "text": written.get(number, ""),
+                    "caption_id": name.removesuffix(".wav"),
+                    "speaker": speakers.get(name, [""])[0],
+                }
+            )
+    if not rows:
+        raise FileNotFoundError(
+            f"Of the images in {listing} none is both in {images} and spoken in {recordings}. "
+            f"Needed is {FLICKR8K_DOWNLOAD}"
+        )
+    return make_dataset(rows, split)
+
+
+def _found(root: Path, what: str, candidates: list[Path]) -> Path:
+    path = first_existing(candidates)
+    if path is None:
+        raise FileNotFoundError(f"{root} lacks {what}. Needed is {FLICKR8K_DOWNLOAD}")
+    return path
+
+
+def _read_list(file: Path) -> list[str]:
+    if not file.is_file():
+        return []  # the list of another split
+    return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _read_pairs(file: Path) -> dict[str, list[str]]:
+    """Read `FILE WORD ...` lines; nothing if there is no such file."""
+    return {first: rest for first, *rest in (line.split() for line in _read_list(file)) if rest}
+
+
+def _caption_of(name: str, said: dict[str, list[str]]) -> tuple[str, int] | None:
+    """Image and caption number by `wav2capt.txt`, whose lines are `NAME_k.wav NAME.jpg #k`."""
+    entry = said.get(name, [])
+    return (entry[0], int(entry[1][1:])) if len(entry) == 2 and re.fullmatch(r"#\d+", entry[1]) else None
+
+
+def _read_captions(file: Path, findings: Findings) -> Iterator[tuple[str, int, str]]:
+    """Yield image, number and text of each caption."""
+    if file.name == "captions.txt":  # the copy on Kaggle: no numbers, the captions of a image in their order
+        seen: dict[str, int] = {}
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            # Commas in captions are not quoted in all copies.
+            for image, *text in (row for row in csv.reader(stream) if row and row != ["image", "caption"]):
+                yield image, seen.setdefault(image, 0), ",".join(text).strip()
+                seen[image] += 1
+        return
+    for line in _read_list(file):
+        match = _TOKEN_LINE.fullmatch(line)
+        if match is None:
+            findings.note(f"lines of {file.name} that are no caption", line[:60])
+            continue
+        if match["stray"]:
+            findings.note(f"captions of {file.name} with a stray ending of the image's name", line.split("\t")[0])
+        yield match["image"], int(match["number"]), match["text"].strip()
+
+
+_COCO_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+_COCO_IMAGES = ("mscoco", "mscoco_img", "coco", "COCO", "images", ".")
+_RELEASE, _KARPATHY = "SpokenCOCO_{}.json", "SpokenCOCO_ksplit_{}.json"
+
+SPOKENCOCO_DOWNLOAD = (
+    "in one folder: SpokenCOCO.tar.gz of MIT CSAIL (data.csail.mit.edu/placesaudio/SpokenCOCO.tar.gz) with "
+    "SpokenCOCO_train.json, SpokenCOCO_val.json and wavs, and the images train2014.zip and val2014.zip of COCO 2014 "
+    "(cocodataset.org/#download), unpacked there or in a folder mscoco in it."
+)
+
+
+def load_spokencoco(split: str, data_dir: str | Path | None, findings: Findings) -> datasets.Dataset:
+    """Read a split of SpokenCOCO.
+
+    If there are lists of Karpathy's split (`SpokenCOCO_ksplit_{train,val,test}.json`), they are used, otherwise
+    the two of the release (`SpokenCOCO_{train,val}.json`), in `data_dir` or its folder `SpokenCOCO`. Images
+    are looked for in `data_dir` or its folder `mscoco`. `image_id` is the list's `reassign_id` where it has
+    one, otherwise COCO's own number.
+
+    Raises:
+        ValueError: If the split is unknown or not in these lists, there is no `data_dir`, or a list is none.
+        FileNotFoundError: If a part of the corpus, or a file named in the list, is missing.
+    """
+    check_split(split)
+    root = given_folder("spokencoco", data_dir, SPOKENCOCO_DOWNLOAD)
+    file = _list_file(root, split)
+    entries = _read_entries(file)
+    folders = sorted({str(entry.get("image", "")).split("/")[0] for entry in entries if isinstance(entry, dict)})
+    bases = [folder / name for folder in (root, file.parent) for name in _COCO_IMAGES]
+    images = next((base for base in bases if any((base / name).is_dir() for name in folders)), None)
+    if images is None:
+        raise FileNotFoundError(f"{root} lacks the images ({', '.join(folders)}). Needed is, {SPOKENCOCO_DOWNLOAD}")
+    if absent := [name for name in folders if not (images / name).is_dir()]:
+        raise FileNotFoundError(f"{images} lacks the images of {', '.join(absent)}. Needed is, {SPOKENCOCO_DOWNLOAD}")
+    recordings = next((base for base in (file.parent, root) if (base / "wavs").is_dir()), None)
+    if recordings is None:
+        raise FileNotFoundError(f"{root} lacks the recordings (wavs). Needed is, {SPOKENCOCO_DOWNLOAD}")
+    return make_dataset(_coco_rows(file, entries, images, recordings, findings), split)
+
+
+def _list_file(root: Path, split: str) -> Path:
+    folders = (root, root / "SpokenCOCO")
+    karpathy = first_existing(folder / _KARPATHY.format(name) for folder in folders for name in _COCO_SPLITS.values())
+    release = first_existing(folder / _RELEASE.format(name) for folder in folders for name in ("train", "val"))
+    known = karpathy or release
+    if known is None:
+        raise FileNotFoundError(f"{root} has no {_RELEASE.format('train')}. Needed is, {SPOKENCOCO_DOWNLOAD}")
+    file = known.with_name((_KARPATHY if karpathy else _RELEASE).format(_COCO_SPLITS[split]))
+    if file.is_file():
+        return file
+    if split == "test":
+        raise NoSuchSplitError(
+            f"{known.parent} lacks {_KARPATHY.format('test')}: the release of SpokenCOCO has no test split, only "
+            f"Karpathy's split has, whose three lists ({_KARPATHY.format('{train,val,test}')}) have to be there."
+        )
+    raise FileNotFoundError(f"{known.parent} lacks {file.name}. Needed is, {SPOKENCOCO_DOWNLOAD}")
+
+
+def _read_entries(file: Path) -> list[Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list) or not content["data"]:
+        raise ValueError(f'{file} is no list of SpokenCOCO: expected {{"data": [images with their captions]}}.')
+    return content["data"]
+
+
+def _coco_rows(
+    file: Path, entries: list[Any], images: Path, recordings: Path, findings: Findings
+) -> Iterator[dict[str, Any]]:
+    listed = cache(files_in)  # every folder once: there are half a million files
+    for number, entry in enumerate(entries):
+        try:
+            image, captions = entry["image"], entry["captions"]
+            image_id = int(entry["reassign_id"] if "reassign_id" in entry else Path(image).stem.split("_")[-1])
+            spoken = [(caption["wav"], caption["text"], caption["uttid"], caption["speaker"]) for caption in captions]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file}, entry {number} of data is not understood ({type(error).__name__}: {error}): expected image, "
+                "and captions with wav, text, uttid and speaker."
+            ) from error
+        image = str(images / image)
+        if os.path.basename(image) not in listed(os.path.dirname(image)):
+            findings.missing(f"{file}, entry {number}: there is no image {image}.")
+            continue
+        for wav, text, uttid, speaker in spoken:
+            audio = str(recordings / wav)
+            if os.path.basename(audio) not in listed(os.path.dirname(audio)):
+                findings.missing(f"{file}, entry {number}: there is no recording {audio}.")
+                continue
+            yield {
+                "audio": audio,
+                "image": image,
+                "image_id": image_id,
+                "text": text.strip(),
+                "caption_id": str(uttid),
+                "speaker": str(speaker),
+            }
