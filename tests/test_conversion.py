@@ -611,7 +611,7 @@ class Evil:
         (torch.UntypedStorage.from_file, ("{}", True, 8), r"builtins\.getattr|torch\._C\.StorageBase"),
         (torch.from_file, ("{}", True, 8), r"torch\._C\._VariableFunctionsClass"),
         (torch.load, ("{}",), "torch.serialization.load"),
-        (pickle.loads, (b"",), r"pickle\.loads"),
+        (pickle.loads, (b"",), r"pickle\.loads|builtins\.bytes"),
         (getattr, (dict, "fromkeys"), r"builtins\.getattr"),
         (np.load, ("{}",), r"numpy\.load|numpy.*load"),
         (pytest.main, (["{}"],), r"asks for .*main"),
@@ -849,26 +849,28 @@ def test_hostile_names_and_misplaced_settings_are_one_short_line_without_control
 # The output
 
 
-def test_an_existing_folder_is_replaced_only_when_told_and_kept_after_an_error(write, tmp_path):
+def test_an_earlier_output_is_replaced_when_told_and_kept_after_an_error(write, tmp_path):
     model = make_model("parallel")
     path, out = write(to_original(model), model.config), tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("kept")
+    convert_checkpoint(path, out)
     with pytest.raises(ValueError, match="exists; .*--force"):
         convert_checkpoint(path, out)
+    (tmp_path / "bad").write_text("bad")
     with pytest.raises(ValueError, match="no checkpoint"):
-        (tmp_path / "bad").write_text("bad")
         convert_checkpoint(tmp_path / "bad", out, force=True)
-    assert (out / "mine.txt").read_text() == "kept"
+    assert_same_model(out, model)
     convert_checkpoint(path, out, force=True)
     assert_same_model(out, model)
-    assert not (out / "mine.txt").exists()
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(ValueError, match="mine.txt was not written by an earlier run"):
+        convert_checkpoint(path, out, force=True)
+    assert (out / "mine.txt").read_text() == "kept"
     with pytest.raises(ValueError, match="is a file"):
         convert_checkpoint(path, path)
     with pytest.raises(ValueError, match="cannot be made: .* is a file"):
         convert_checkpoint(path, path / "out")
     inside = path.rename(out / path.name)
-    with pytest.raises(ValueError, match=r"model\.ckpt is in .*out, which would be replaced"):
+    with pytest.raises(ValueError, match=r"out is or holds .*model\.ckpt, which is in use"):
         convert_checkpoint(inside, out, force=True)
     assert inside.exists()
 

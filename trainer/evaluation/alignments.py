@@ -122,15 +122,7 @@ def read_alignments(folder: str | Path) -> dict[str, list[AlignedWord]]:
 def match_alignments(
     alignments: Mapping[str, list[AlignedWord]], names: Sequence[Sequence[str]], seconds: Sequence[float]
 ) -> list[list[AlignedWord] | None]:
-    """Find each utterance's alignment.
-
-    Args:
-        alignments: from `read_alignments`.
-        names: what each utterance may be called there: its caption id, the name of its file.
-        seconds: length of each utterance.
-
-    Returns:
-        Its words, or None where it has no alignment.
+    """Find each utterance's alignment, None where it has none, by any of its names: its caption id, its file's name.
 
     Raises:
         ValueError: if no utterance has one, or a word ends more than 0.1 s behind its recording.
@@ -171,15 +163,10 @@ def boundary_agreement(
     reference: Sequence[Sequence[float]],
     tolerances_ms: Sequence[int] = TOLERANCES_MS,
 ) -> dict[str, float]:
-    """Compare boundaries in time, as unsupervised word segmentation is scored.
+    """Agreement of boundaries in time, as unsupervised word segmentation is scored.
 
-    Boundaries are matched one to one within the tolerance, and counted over all utterances together. The beginnings
-    and ends of utterances, which everybody knows, should be in neither list.
-
-    Args:
-        found: boundaries of each utterance, in seconds.
-        reference: the true ones.
-        tolerances_ms: how far apart a matched pair may be, in milliseconds.
+    Boundaries, in seconds and by utterance, are matched one to one within the tolerance, and counted over all
+    utterances together. The beginnings and ends of utterances, which everybody knows, should be in neither list.
 
     Returns:
         `boundary_{precision|recall|f1|r_value}@{tolerance}ms` in percent for each tolerance (the R-value of Rasanen et

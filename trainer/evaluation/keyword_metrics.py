@@ -26,11 +26,10 @@ def keyword_hit_rate(
     special_ids: Collection[int],
     convention: str = "content",
 ) -> dict[str, float | list[float]]:
-    """How many of the keywords are in the caption.
+    """Share of the keywords that are in the caption, averaged over utterances.
 
-    A keyword hits if it, or any of its nearest subwords when several are given, is one of the caption's subwords.
-    Every utterance contributes the share of its keywords that hit, averaged over utterances; with a fixed number of
-    keywords this equals the mean over places of the share of utterances with a hit.
+    A keyword hits if it, or any of its nearest subwords when several are given, is one of the caption's subwords. With
+    a fixed number of keywords the mean over utterances equals that over places.
 
     Args:
         keyword_ids: (B, N) subword ids, or (B, N, k) ids of each keyword's k nearest subwords.
@@ -93,26 +92,20 @@ def keyword_hits(
 
     if isinstance(gold_ids, Tensor):
         gold_ids = [[i for i in row if i >= 0] for row in gold_ids.tolist()]
-    captioned = torch.tensor([gold is not None for gold in gold_ids])
-    if not captioned.any():
-        raise ValueError("No utterance has a caption, so there is nothing to compare its keywords with.")
     special = set(special_ids)
-    gold_sets = [
-        set(gold or ()) | special if convention == "original" else set(gold or ()) - special for gold in gold_ids
-    ]
-
-    # Membership in the utterance's own set, for all at once: an (utterance, subword) pair becomes one integer.
-    width = 1 + max(int(neighbours.max()), max((max(gold, default=0) for gold in gold_sets), default=0))
-    pairs = torch.tensor([row * width + i for row, gold in enumerate(gold_sets) for i in gold], dtype=torch.long)
-    neighbours = neighbours.cpu().long()
-    keys = torch.arange(num_utterances)[:, None, None] * width + neighbours  # (B, N, k)
-    hits = (torch.isin(keys, pairs) & (neighbours >= 0)).any(-1)  # (B, N)
-    real = torch.arange(num_places) < lengths[:, None]  # (B, N)
-
-    hits, real = (hits & real)[captioned], real[captioned]
-    shares = hits.sum(1).double() / real.sum(1)
-    by_place = hits.sum(0).double() / real.sum(0).clamp(min=1)
-    return shares, by_place[: int(lengths[captioned].max())]
+    shares, by_place = [], [[] for _ in range(num_places)]
+    for row, length, caption in zip(neighbours.tolist(), lengths.tolist(), gold_ids, strict=True):
+        if caption is None:
+            continue
+        gold = set(caption) | special if convention == "original" else set(caption) - special
+        hits = [not gold.isdisjoint(near) for near in row[:length]]
+        shares.append(sum(hits) / length)
+        for place, hit in enumerate(hits):
+            by_place[place].append(hit)
+    if not shares:
+        raise ValueError("No utterance has a caption, so there is nothing to compare its keywords with.")
+    means = [sum(hits) / len(hits) for hits in by_place if hits]
+    return torch.tensor(shares, dtype=torch.float64), torch.tensor(means, dtype=torch.float64)
 
 
 def nearest_subwords(subword_ids: Tensor, table: Tensor, k: int, vocabulary_ids: Tensor | None = None) -> Tensor:
@@ -172,7 +165,7 @@ def hit_rate_shares(
     Returns:
         (S',) float64 under `keyword_hit_rate@{k}` and `keyword_hit_rate_original@{k}`; empty without any caption.
     """
-    captions = [list(gold) if gold else None for gold in gold_subwords]
+    captions = [gold or None for gold in gold_subwords]
     if not any(captions):
         return {}
     special = {0, config.start_token_id, config.end_token_id}
@@ -181,8 +174,7 @@ def hit_rate_shares(
     neighbours = nearest_subwords(keyword_ids.long(), token_embeddings, max(ks), allowed).cpu()  # (S, N, k)
     shares = {}
     for k in ks:
-        for convention in CONVENTIONS:
-            name = "keyword_hit_rate" if convention == "content" else f"keyword_hit_rate_{convention}"
+        for name, convention in (("keyword_hit_rate", "content"), ("keyword_hit_rate_original", "original")):
             hits, _ = keyword_hits(neighbours[..., :k], keyword_lengths.long(), captions, special, convention)
             shares[f"{name}@{k}"] = 100.0 * hits
     return shares
@@ -244,7 +236,7 @@ def keyword_statistics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Statistics:
-    """Compare keywords with captions, and measure how they repeat themselves.
+    """Agreement of keywords with captions, and how they repeat themselves.
 
     Args:
         keyword_ids: (S, N) CLIP subword ids of the keywords in spoken order.
@@ -311,35 +303,22 @@ class Spelling:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._pieces: dict[int, str] = {}
-        self._texts: dict[tuple[int, ...], str] = {}
-
-    def ends_word(self, subword: int) -> bool:
-        """Whether a word ends with this subword."""
-        if subword not in self._pieces:
-            self._pieces[subword] = self._tokenizer.convert_ids_to_tokens(subword) or ""
-        return self._pieces[subword].endswith("</w>")
-
-    def text(self, *subwords: int) -> str:
-        """Text of one word's subwords, in lower case."""
-        if subwords not in self._texts:
-            self._texts[subwords] = self._tokenizer.decode(list(subwords)).strip().lower()
-        return self._texts[subwords]
+        self._ends = cache(lambda subword: (tokenizer.convert_ids_to_tokens(subword) or "").endswith("</w>"))
+        self._text = cache(lambda *subwords: tokenizer.decode(list(subwords)).strip().lower())
 
     def words(self, subwords: Sequence[int]) -> list[str]:
         """Join subwords to words; what has no letter or digit is none, and an unfinished word at the end is one."""
         words, begun = [], []
         for place, subword in enumerate(subwords):
             begun.append(subword)
-            if self.ends_word(subword) or place == len(subwords) - 1:
-                words.append(self.text(*begun))
+            if self._ends(subword) or place == len(subwords) - 1:
+                words.append(self._text(*begun))
                 begun = []
         return [word for word in words if any(letter.isalnum() for letter in word)]
 
     def is_stop_word(self, subword: int) -> bool:
         """Whether a subword is by itself a stop word."""
-        return self.ends_word(subword) and self.text(subword) in stop_words()
+        return self._ends(subword) and self._text(subword) in stop_words()
 
 
 def _agreement(
@@ -357,16 +336,11 @@ def _agreement(
             ("content_subword", content, content_said),
             ("content_word", words - stop_words(), said - stop_words()),
         ):
-            common = len(given & wanted)
-            scores = (
-                (
-                    100.0 * common / len(given) if given else 0.0,
-                    100.0 * common / len(wanted),
-                    200.0 * common / (len(given) + len(wanted)),
-                )
-                if wanted
-                else (math.nan,) * 3
-            )
+            common = 100.0 * len(given & wanted)
+            scores = (math.nan,) * 3  # nothing to be found
+            if wanted:
+                precision = common / len(given) if given else 0.0
+                scores = precision, common / len(wanted), 2 * common / (len(given) + len(wanted))
             for name, score in zip(("precision", "recall", "f1"), scores, strict=True):
                 found.setdefault(f"{unit}_{name}", []).append(score)
     return found
@@ -406,10 +380,9 @@ def cloud_counts(
     Returns:
         `hit`, `miss` and `unknown`: subword id to count, the most frequent first.
     """
-    counts: dict[str, dict[int, int]] = {"hit": {}, "miss": {}, "unknown": {}}
+    counts: dict[str, Counter[int]] = {"hit": Counter(), "miss": Counter(), "unknown": Counter()}
     for row, caption in zip(keywords, captions, strict=True):
         gold = None if caption is None else set(caption)
         for subword in row:
-            kind = "unknown" if gold is None else "hit" if subword in gold else "miss"
-            counts[kind][subword] = counts[kind].get(subword, 0) + 1
+            counts["unknown" if gold is None else "hit" if subword in gold else "miss"][subword] += 1
     return {kind: dict(sorted(count.items(), key=lambda item: (-item[1], item[0]))) for kind, count in counts.items()}

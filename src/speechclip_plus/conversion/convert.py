@@ -21,7 +21,6 @@ from ..hub_cards.model_card import ConvertedCheckpoint, ModelCardFacts, save_mod
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .checkpoint import read_checkpoint
-from .clip_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .original_config import (
     HUBERT_HEADS,
     Settings,
@@ -34,7 +33,7 @@ from .original_config import (
     settings_of_weights,
 )
 from .state_dict_names import FULL_TABLE, rename_original_weights
-from .vocabulary import read_vocabulary, recover_vocabulary
+from .vocabulary import VOCABULARY_SIZE, openai_tokenizer, read_vocabulary, recover_vocabulary
 
 REPORT = "conversion.json"
 _TOKEN_TABLE = "clip.text_model.embeddings.token_embedding.weight"
@@ -99,12 +98,7 @@ def convert_checkpoint(
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     if not checkpoint.exists():
         raise FileNotFoundError(f"There is no checkpoint {checkpoint}.")
-    check_new_folder(output_dir, force)
-    for source in (checkpoint, vocabulary, clip):
-        if source is not None and os.path.exists(source):
-            place = Path(source).resolve()
-            if output_dir.resolve() in (place, *place.parents):
-                raise ValueError(f"{source} is in {output_dir}, which would be replaced; name another folder.")
+    check_new_folder(output_dir, force, (checkpoint, vocabulary, clip))
     given = None if vocabulary is None else read_vocabulary(vocabulary)
     preset_settings = None if preset is None else settings_of_preset(preset)
     size = checkpoint.stat().st_size
@@ -119,7 +113,7 @@ def convert_checkpoint(
             found = merge_settings(("the checkpoint", found), (f"the preset {preset}", preset_settings))
         presets = matching_presets(found)
         _require_heads(found, hyperparameters, preset, presets)
-        config, do_normalize = _configuration(found, presets)
+        config, do_normalize = _configuration(found, presets, preset)
         model = _model_of(weights, config)
         processor = _processor(config, do_normalize, clip)
         if processor is None:
@@ -216,7 +210,7 @@ def _require_heads(
         )
 
 
-def _configuration(settings: Settings, presets: list[str]) -> tuple[SpeechClipPlusConfig, bool]:
+def _configuration(settings: Settings, presets: list[str], preset: str | None) -> tuple[SpeechClipPlusConfig, bool]:
     values = nested(settings)
     # The large HuBERT was trained on normalised waveforms, and fairseq sees to it whatever the data set does.
     do_normalize = bool(values.pop("do_normalize", False)) or values["speech_config"]["feat_extract_norm"] == "layer"
@@ -227,8 +221,9 @@ def _configuration(settings: Settings, presets: list[str]) -> tuple[SpeechClipPl
     if len(backbones) == 1:
         (published,) = backbones.values()
         values |= {key: published[key] for key in ("speech_backbone", "clip_backbone")}
-    config = SpeechClipPlusConfig(**{**values, "padding": "original"})
-    return config, do_normalize
+    if preset is None and len(presets) == 1:
+        preset = presets[0]
+    return SpeechClipPlusConfig(**{**values, "padding": "original", "preset": preset}), do_normalize
 
 
 def _model_of(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> SpeechClipPlusModel:
