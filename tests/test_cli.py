@@ -123,6 +123,15 @@ def test_every_listed_command_exists(name):
     assert callable(module.run)
 
 
+def test_a_training_stands_for_the_model_in_it_when_it_is_pushed(tmp_path, capsys):
+    model = tmp_path / "runs" / "first" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (tmp_path / "runs" / "first" / "log.txt").write_text("")
+    assert cli.main(["push", str(tmp_path / "runs" / "first"), "ann/first", "--dry-run"]) == 0
+    assert "config.json" in (out := capsys.readouterr().out) and "log.txt" not in out
+
+
 SLOW_TO_HELP = ("train", "demo", "push")  # import what they run with at the top
 
 

@@ -197,13 +197,13 @@ def test_a_parquet_of_recordings_alone_keeps_their_bytes(recordings, loaded, tmp
     torch.testing.assert_close(index.embeddings, speech_embeds(loaded, files))
 
 
-def test_all_parquet_files_of_a_folder_are_taken_whatever_their_names(pictures, loaded, tmp_path):
-    for number, name in enumerate(("some", "train-0", "more")):
+def test_all_parquet_files_of_a_folder_are_taken_if_none_is_named_after_a_split(pictures, loaded, tmp_path):
+    for number, name in enumerate(("some", "first", "more")):
         rows = {"image": [str(pictures / f"p{number}.png")]}
         (tmp_path / "gallery").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "gallery" / f"{name}.parquet")
     index = build_index(tmp_path / "gallery", tmp_path / "index", *loaded, cache_dir=str(tmp_path / "cache"))
-    assert [Path(item["path"]).name for item in index] == ["p1.png", "p2.png", "p0.png"]  # train, more, some
+    assert [Path(item["path"]).name for item in index] == ["p1.png", "p2.png", "p0.png"]  # first, more, some
 
 
 def test_a_saved_data_set_is_taken_whole(pictures, loaded, tmp_path):
@@ -359,7 +359,7 @@ def test_a_name_that_is_not_utf8_is_an_error_or_left_out(loaded, tmp_path):
 
 def test_an_index_never_replaces_what_it_is_of(loaded, tmp_path):
     images = write_pictures(tmp_path / "images", 2)
-    with pytest.raises(ValueError, match="images holds what shall be indexed: name another folder"):
+    with pytest.raises(ValueError, match="images is or holds .*images, which is in use; name another folder"):
         build_index(images, images, *loaded, force=True)
     assert len(list(images.iterdir())) == 2
 

@@ -24,10 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, list and push."""
-    folder = args.folder
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"  # of a training or a quickstart
-    with prepared_folder(folder, args.repo_id, args.type, args.exclude) as prepared:
+    if not (args.folder / "config.json").is_file() and (args.folder / "model" / "config.json").is_file():
+        args.folder /= "model"  # of a training or a quickstart
+    with prepared_folder(args.folder, args.repo_id, args.type, args.exclude) as prepared:
         files = sorted(file for file in prepared.rglob("*") if file.is_file())
         sizes = {file.relative_to(prepared).as_posix(): file.stat().st_size for file in files}
         width = max(map(len, sizes))

@@ -66,28 +66,22 @@ def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
         The words of each utterance, in order of time, without silences.
 
     Raises:
-        ValueError: for a line of another form, or an utterance on two channels; the message names file and line.
+        ValueError: for a line of another form, or words that overlap; the message names the file.
         OSError: if the file cannot be read.
     """
     path = Path(path)
     words: dict[str, list[AlignedWord]] = {}
-    channels: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith(";;"):
             continue
-        fields = line.split()
         try:
-            name, channel, start, duration, text = fields[0], fields[1], float(fields[2]), float(fields[3]), fields[4]
-        except (IndexError, ValueError):
+            name, _, start, duration, text = line.split()[:5]
+            word = AlignedWord(text, float(start), float(start) + float(duration))
+        except ValueError:
             raise ValueError(
                 f"{path}, line {number}: expected 'utterance channel start duration word', got {line.strip()!r}."
             ) from None
-        if channels.setdefault(name, channel) != channel:
-            raise ValueError(
-                f"{path}, line {number}: utterance {name!r} is on channels {channels[name]} and {channel}; recordings "
-                "are mono here, so keep one of them."
-            )
-        words.setdefault(name, []).append(AlignedWord(text, start, start + duration))
+        words.setdefault(name, []).append(word)
     if not words:
         raise ValueError(f"{path} holds no words.")
     return {name: _checked(sorted(own, key=lambda word: word.start), path) for name, own in words.items()}

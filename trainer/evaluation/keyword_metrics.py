@@ -53,26 +53,22 @@ def keyword_hit_rate(
         >>> keyword_hit_rate(ids, torch.tensor([2, 1]), [{320, 5}, {9}], special_ids={7}, convention="original")
         {'hit_rate': 50.0, 'hit_rate_by_place': [50.0, 100.0]}
     """
-    shares, by_place = keyword_hits(keyword_ids, keyword_lengths, gold_ids, special_ids, convention)
+    hits = _hits(keyword_ids, keyword_lengths, gold_ids, special_ids, convention)
+    by_place = [[row[place] for row in hits if place < len(row)] for place in range(max(map(len, hits)))]
     return {
-        "hit_rate": 100.0 * shares.mean().item(),
-        "hit_rate_by_place": [100.0 * share for share in by_place.tolist()],
+        "hit_rate": 100.0 * _shares(hits).mean().item(),
+        "hit_rate_by_place": [100.0 * sum(found) / len(found) for found in by_place],
     }
 
 
-def keyword_hits(
+def _hits(
     keyword_ids: Tensor,
     keyword_lengths: Tensor,
     gold_ids: Sequence[Collection[int] | None] | Tensor,
     special_ids: Collection[int],
-    convention: str = "content",
-) -> tuple[Tensor, Tensor]:
-    """What `keyword_hit_rate`, which takes the same arguments and raises the same errors, is the mean of.
-
-    Returns:
-        The share of keywords that hit of each utterance that has a caption (B',), and for each place the share of
-        utterances with a keyword there that hit (N,); float64, from 0 to 1.
-    """
+    convention: str,
+) -> list[list[bool]]:
+    """Whether each keyword hits, for each utterance that has a caption."""
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}.")
     neighbours = keyword_ids.unsqueeze(-1) if keyword_ids.dim() == 2 else keyword_ids  # (B, N, k)
@@ -93,19 +89,18 @@ def keyword_hits(
     if isinstance(gold_ids, Tensor):
         gold_ids = [[i for i in row if i >= 0] for row in gold_ids.tolist()]
     special = set(special_ids)
-    shares, by_place = [], [[] for _ in range(num_places)]
+    hits = []
     for row, length, caption in zip(neighbours.tolist(), lengths.tolist(), gold_ids, strict=True):
-        if caption is None:
-            continue
-        gold = set(caption) | special if convention == "original" else set(caption) - special
-        hits = [not gold.isdisjoint(near) for near in row[:length]]
-        shares.append(sum(hits) / length)
-        for place, hit in enumerate(hits):
-            by_place[place].append(hit)
-    if not shares:
+        if caption is not None:
+            gold = set(caption) | special if convention == "original" else set(caption) - special
+            hits.append([not gold.isdisjoint(near) for near in row[:length]])
+    if not hits:
         raise ValueError("No utterance has a caption, so there is nothing to compare its keywords with.")
-    means = [sum(hits) / len(hits) for hits in by_place if hits]
-    return torch.tensor(shares, dtype=torch.float64), torch.tensor(means, dtype=torch.float64)
+    return hits
+
+
+def _shares(hits: list[list[bool]]) -> Tensor:
+    return torch.tensor([sum(row) / len(row) for row in hits], dtype=torch.float64)
 
 
 def nearest_subwords(subword_ids: Tensor, table: Tensor, k: int, vocabulary_ids: Tensor | None = None) -> Tensor:
@@ -158,8 +153,8 @@ def hit_rate_shares(
         keyword_ids: (S, N) subword ids, -1 at padding.
         keyword_lengths: (S,) keywords of each utterance.
         gold_subwords: per utterance the subword ids of its caption; empty or None where there is none.
-        config: the model's `SpeechClipPlusConfig`.
-        token_embeddings: (V, E) CLIP's subword embeddings.
+        config: the model's.
+        token_embeddings: (V, E) CLIP's.
         ks: how many of the subwords nearest to a keyword may hit.
 
     Returns:
@@ -175,21 +170,17 @@ def hit_rate_shares(
     shares = {}
     for k in ks:
         for name, convention in (("keyword_hit_rate", "content"), ("keyword_hit_rate_original", "original")):
-            hits, _ = keyword_hits(neighbours[..., :k], keyword_lengths.long(), captions, special, convention)
-            shares[f"{name}@{k}"] = 100.0 * hits
+            hits = _hits(neighbours[..., :k], keyword_lengths, captions, special, convention)
+            shares[f"{name}@{k}"] = 100.0 * _shares(hits)
     return shares
 
 
 def keyword_usage(outputs: Mapping[str, Tensor]) -> dict[str, float]:
-    """How CIF and the vocabulary were used.
-
-    Args:
-        outputs: of the model, (S, ...) each: `keyword_ids`, `keyword_lengths`, and with CIF `alpha_sums` and
-            `target_lengths`.
+    """Use of CIF and the vocabulary, from the model's `keyword_ids` (S, N), `keyword_lengths` (S,) and CIF's lengths.
 
     Returns:
         `keywords_per_utterance`, the mean; `distinct_keywords`, the number of different subwords that were chosen;
-        `cif_length_error`, the mean absolute difference between CIF's sum and the target length, in keywords.
+        with CIF `cif_length_error`, the mean absolute difference between its sum and the target, in keywords.
     """
     ids, lengths = outputs["keyword_ids"], outputs["keyword_lengths"]
     metrics: dict[str, float] = {
@@ -349,26 +340,18 @@ def _agreement(
 def semantic_similarities(
     keywords: Sequence[Sequence[int]], captions: Sequence[Sequence[int]], table: Tensor
 ) -> list[float]:
-    """Mean, over an utterance's keywords, of the highest cosine with any subword of its caption.
+    """Mean, over each utterance's keywords, of the highest cosine with any subword of its caption; else NaN.
 
     Args:
         keywords: subword ids of each utterance's keywords.
         captions: subword ids of each utterance's caption.
         table: (V, E) CLIP's subword embeddings.
-
-    Returns:
-        One cosine per utterance; NaN where the caption is empty.
     """
-    used = torch.tensor(sorted({i for rows in (keywords, captions) for row in rows for i in row}))
-    units = torch.nn.functional.normalize(table[used.to(table.device)].detach().float().cpu(), dim=-1)
-    place = {subword: row for row, subword in enumerate(used.tolist())}
+    units = torch.nn.functional.normalize(table.detach().float().cpu(), dim=-1)
     found = []
     for given, wanted in zip(keywords, captions, strict=True):
-        if not wanted:
-            found.append(math.nan)
-            continue
-        cosines = units[[place[i] for i in given]] @ units[[place[i] for i in wanted]].T  # (N, L)
-        found.append(cosines.amax(1).mean().item())
+        cosines = units[list(given)] @ units[list(wanted)].T  # (N, L)
+        found.append(cosines.amax(1).mean().item() if wanted else math.nan)
     return found
 
 

@@ -213,15 +213,12 @@ def recall_curve(ranks: Tensor) -> list[float]:
 
 
 def unique_images(image_embeds: Tensor, image_ids: Tensor, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Keep each image once, in ascending order of ids.
+    """Keep each image once: rows (I', P) and ids (I',), in ascending order of ids.
 
     Args:
         image_embeds: (I, P).
         image_ids: (I,) integers.
         tolerance: how far the elements of two rows with the same id may differ (rounding between batches).
-
-    Returns:
-        The first row of every id, (I', P), and the ids, (I',).
 
     Raises:
         ValueError: if two rows with the same id differ by more than `tolerance`.

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
-from ...atomic_files import check_new_folder, write_bytes, write_json
+from ...atomic_files import MANIFEST, check_new_folder, write_bytes, write_json
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from ...modeling_speechclip_plus.embedding import Batch, audio_batches, image_batches
 from ...modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
@@ -87,9 +87,7 @@ def build_index(
         ValueError: If the source, an item or an argument cannot be used; if `folder` holds something else.
         FileNotFoundError: If the source, or a file that it names, is not there.
     """
-    folder = Path(folder).expanduser().resolve()
-    if (path := Path(source).expanduser()).exists() and path.resolve().is_relative_to(folder):
-        raise ValueError(f"{folder} holds what shall be indexed: name another folder for the index.")
+    folder = Path(folder).expanduser().absolute()
     collection = open_collection(
         source, kind, [split] if isinstance(split, str) else split, data_dir, on_error, **options
     )
@@ -97,7 +95,7 @@ def build_index(
         raise ValueError(f"branch={branch!r} is for audio: CLIP alone embeds images.")
     builder = _Builder(collection, model, processor, branch, batch_size, on_error == "skip")
     facts = builder.facts(shard_size)
-    _begin(folder, facts, force)
+    _begin(folder, facts, force, (source, data_dir, model.name_or_path))
     was_training = model.training
     model.eval()
     try:
@@ -107,19 +105,18 @@ def build_index(
     return _finish(folder, facts, collection)
 
 
-def _begin(folder: Path, facts: dict[str, Any], force: bool) -> None:
+def _begin(folder: Path, facts: dict[str, Any], force: bool, inputs: Sequence[str | Path | None]) -> None:
     """Make the folder, or check that what was begun there is the same index."""
-    check_new_folder(folder, force=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        begun = None
+        begun: dict[str, Any] = {"complete": True}
         if (folder / FACTS).is_file():
             try:
                 begun = read_facts(folder)
             except ValueError:
                 if not force:
                     raise
-        if begun is not None and not begun.get("complete"):
+        if not begun.get("complete"):
             other = [name for name in facts if not _same(name, begun.get(name), facts[name])]
             if not other:
                 return
@@ -128,9 +125,12 @@ def _begin(folder: Path, facts: dict[str, Any], force: bool) -> None:
                     f"An index was begun in {folder} with another {' and another '.join(other)}: give the command "
                     "that began it to go on, or begin anew with force=True (--force)."
                 )
-        check_new_folder(folder, force)
+        check_new_folder(folder, force, inputs)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
+        names = [shard_file(folder, number).stem for number in range(facts["shards"])]
+        files = [FACTS, *(f"{name}{suffix}" for name in names for suffix in (".safetensors", ".parquet", ".lock"))]
+        write_json(folder / MANIFEST, files + [f".{file}.tmp" for file in files])  # those of a process that was killed
         write_json(folder / FACTS, facts)
 
 

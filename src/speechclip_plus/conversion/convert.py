@@ -1,7 +1,5 @@
 """Conversion of a checkpoint of the original research code into a folder that `from_pretrained` loads."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

@@ -1,7 +1,5 @@
 """open_clip models converted to transformers' `CLIPModel`, where both compute the same."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Mapping

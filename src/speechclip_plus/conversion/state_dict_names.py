@@ -4,8 +4,6 @@ The original stores fairseq's HuBERT, OpenAI's CLIP and its own branch in one st
 (SpeechCLIP) or of 2024 (SpeechCLIP+).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Vocabularies of CLIP: its tokenizer, and the ids of the tokens that a reduced embedding table holds."""
 
-from __future__ import annotations
-
 import gzip
 import os
 from importlib.util import find_spec
