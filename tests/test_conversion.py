@@ -377,7 +377,7 @@ def test_a_full_vocabulary_leaves_out_what_the_original_left_out(write, tmp_path
     conversion = convert_checkpoint(write(to_original(model), settings), tmp_path / "out")
     assert conversion.config.keyword_config.vocabulary_ids is None
     assert conversion.config.keyword_config.excluded_ids == [0, 2, 3]
-    assert any("never takes the subwords [0, 2, 3]" in note for note in conversion.notes)
+    assert any("never takes the tokens [0, 2, 3]" in note for note in conversion.notes)
     assert_same_model(tmp_path / "out", model)
 
 

@@ -78,7 +78,7 @@ def convert_checkpoint(
         output_dir: Folder to make: weights as safetensors, configuration, processor, model card, and
             `conversion.json`, which tells what was used and what ignored.
         preset: Name of a published configuration that fills in what neither weights nor hyper-parameters tell.
-        vocabulary: `.npy` file of CLIP subword ids (the original's own has them beside their counts), row by row of
+        vocabulary: `.npy` file of CLIP token ids (the original's own has them beside their counts), row by row of
             the reduced table; only needed if they cannot be recovered, and checked against the table.
         clip: Repository or folder of the `CLIPModel` that a checkpoint with a reduced table, but without the full one,
             was trained with.
@@ -106,7 +106,7 @@ def convert_checkpoint(
         hyperparameters = _hyperparameters(saved)
         found, notes = _settings(weights, state, hyperparameters, given, clip)
         if found["variant"] == "parallel" and FULL_TABLE in state:
-            ignored["clip.model.token_embedding.weight"] = "reduced subword table, which only keywords need"
+            ignored["clip.model.token_embedding.weight"] = "reduced token table, which only keywords need"
         if preset_settings is not None:
             found = merge_settings(("the checkpoint", found), (f"the preset {preset}", preset_settings))
         presets = matching_presets(found)
@@ -153,11 +153,11 @@ def _settings(
     given: list[int] | None,
     clip: str | os.PathLike | None,
 ) -> tuple[Settings, list[str]]:
-    """Settings that the checkpoint tells; puts CLIP's full subword table into the weights."""
+    """Settings that the checkpoint tells; puts CLIP's full token table into the weights."""
     notes: list[str] = []
     reduced = weights.get(_TOKEN_TABLE)
     if reduced is None:
-        raise ValueError("The checkpoint holds no subword table of CLIP (clip.model.token_embedding.weight).")
+        raise ValueError("The checkpoint holds no token table of CLIP (clip.model.token_embedding.weight).")
     full = state.get(FULL_TABLE)
     was_reduced = setting_at(hyperparameters, "clip.reduce_subword_embbedding")
     if full is None and clip is not None:
@@ -165,7 +165,7 @@ def _settings(
     if full is None:
         if was_reduced is not None or given is not None or len(reduced) < VOCABULARY_SIZE and not hyperparameters:
             raise ValueError(
-                f"The checkpoint's subword table is reduced to {len(reduced)} rows and CLIP's own is not in the file. "
+                f"The checkpoint's token table is reduced to {len(reduced)} rows and CLIP's own is not in the file. "
                 "Pass the CLIP that it was trained with: clip=REPOSITORY_OR_FOLDER (--clip)."
             )
         full = reduced
@@ -181,7 +181,7 @@ def _settings(
         if masked != special:
             found["keyword_config.excluded_ids"] = sorted(masked)
             notes.append(
-                f"the original never takes the subwords {sorted(masked)} for keywords, where start, end and padding "
+                f"the original never takes the tokens {sorted(masked)} for keywords, where start, end and padding "
                 f"are {sorted(special)}; the configuration does as the original did"
             )
     known = settings_of_hyperparameters(hyperparameters, found["variant"])

@@ -1,4 +1,4 @@
-"""The configuration of an original checkpoint, from its tensors' shapes and its own hyper-parameters."""
+"""Configuration of an original checkpoint, from its tensors' shapes and its own hyper-parameters."""
 
 import math
 import re
@@ -234,7 +234,7 @@ def _clip(weights: Mapping[str, Tensor]) -> Settings:
     return found | {
         "text_config.vocab_size": vocabulary,
         "text_config.max_position_embeddings": text_positions,
-        # OpenAI's tokenizer has the start and the end subword last.
+        # OpenAI's tokenizer has the start and the end token last.
         "text_config.bos_token_id": vocabulary - 2,
         "text_config.eos_token_id": vocabulary - 1,
         "vision_config.patch_size": patches[2],
