@@ -377,7 +377,7 @@ def test_a_full_vocabulary_leaves_out_what_the_original_left_out(write, tmp_path
     conversion = convert_checkpoint(write(to_original(model), settings), tmp_path / "out")
     assert conversion.config.keyword_config.vocabulary_ids is None
     assert conversion.config.keyword_config.excluded_ids == [0, 2, 3]
-    assert any("never takes the subwords [0, 2, 3]" in note for note in conversion.notes)
+    assert any("never takes the tokens [0, 2, 3]" in note for note in conversion.notes)
     assert_same_model(tmp_path / "out", model)
 
 
@@ -611,7 +611,7 @@ class Evil:
         (torch.UntypedStorage.from_file, ("{}", True, 8), r"builtins\.getattr|torch\._C\.StorageBase"),
         (torch.from_file, ("{}", True, 8), r"torch\._C\._VariableFunctionsClass"),
         (torch.load, ("{}",), "torch.serialization.load"),
-        (pickle.loads, (b"",), r"pickle\.loads"),
+        (pickle.loads, (b"",), r"pickle\.loads|builtins\.bytes"),
         (getattr, (dict, "fromkeys"), r"builtins\.getattr"),
         (np.load, ("{}",), r"numpy\.load|numpy.*load"),
         (pytest.main, (["{}"],), r"asks for .*main"),
@@ -849,22 +849,22 @@ def test_hostile_names_and_misplaced_settings_are_one_short_line_without_control
 # The output
 
 
-def test_an_existing_folder_is_replaced_only_when_told_and_kept_after_an_error(write, tmp_path):
+def test_an_earlier_output_is_replaced_when_told_and_kept_after_an_error(write, tmp_path):
     model = make_model("parallel")
     path, out = write(to_original(model), model.config), tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("kept")
+    convert_checkpoint(path, out)
     with pytest.raises(ValueError, match="exists; .*--force"):
         convert_checkpoint(path, out)
-    with pytest.raises(ValueError, match="was not written by"):
-        convert_checkpoint(path, out, force=True)
-    assert (out / "mine.txt").read_text() == "kept"
-    (out / "mine.txt").unlink()
-    convert_checkpoint(path, out)
+    (tmp_path / "bad").write_text("bad")
     with pytest.raises(ValueError, match="no checkpoint"):
-        (tmp_path / "bad").write_text("bad")
         convert_checkpoint(tmp_path / "bad", out, force=True)
     assert_same_model(out, model)
+    convert_checkpoint(path, out, force=True)
+    assert_same_model(out, model)
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(ValueError, match="mine.txt was not written by an earlier run"):
+        convert_checkpoint(path, out, force=True)
+    assert (out / "mine.txt").read_text() == "kept"
     with pytest.raises(ValueError, match="is a file"):
         convert_checkpoint(path, path)
     with pytest.raises(ValueError, match="cannot be made: .* is a file"):

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from speechclip_plus.configuration.presets import load_preset, published_results
+from speechclip_plus.configuration.presets import published_results
 from speechclip_plus.hub_cards.results import Results, ScoreRow, ScoreTable, markdown_table, result_tables
 from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
@@ -23,7 +23,7 @@ from speechclip_plus.trainer.evaluation.retrieval_metrics import chance_recall, 
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus_cli import main as cli
 from speechclip_plus_cli.console import model_source
-from speechclip_plus_cli.evaluate import presets_of_model, published_figures
+from speechclip_plus_cli.evaluate import published_figures, published_preset
 
 CAPTIONS = ["a red circle", "a red circle", "a blue star above a moon", "the big green ring", "a pink heart", "a moon"]
 SECONDS = [0.9, 1.3, 1.7, 1.1, 0.8, 1.5]
@@ -283,42 +283,41 @@ def test_force_replaces_an_earlier_evaluation_and_nothing_else(
     assert_replaces_only_its_own_output(run, [own, model])
 
 
-class FakeProcessor:
-    class feature_extractor:  # noqa: N801
-        do_normalize = False
-
-
 @pytest.mark.parametrize(
     "preset", ["parallel-base-flickr8k", "parallel-large-spokencoco", "hybrid_plus-large-flickr8k"]
 )
-def test_a_published_configuration_is_recognised(preset):
-    FakeProcessor.feature_extractor.do_normalize = load_preset(preset)["processor"]["do_normalize"]
+def test_a_published_configuration_is_one_as_long_as_it_still_says_the_same(preset):
     config = SpeechClipPlusConfig.from_preset(preset)
-    found = presets_of_model(config, FakeProcessor)
-    # Nothing tells large parallel models of the two data sets apart.
-    both = [preset, preset.replace("flickr8k", "spokencoco")] if preset.startswith("parallel-large") else [preset]
-    assert preset in found and set(found) <= {*both, preset.replace("spokencoco", "flickr8k")}
+    assert published_preset(config) == preset
     config.branch_config.num_attention_heads = 2
-    assert presets_of_model(config, FakeProcessor) == []
+    assert published_preset(config) is None
 
 
 def test_a_tiny_model_is_none_of_the_published_ones():
-    values = SpeechClipPlusConfig.from_preset("parallel-base-flickr8k").to_dict()
-    tiny = SpeechClipPlusConfig.from_preset("parallel-tiny").to_dict()
-    config = SpeechClipPlusConfig(**values | {name: tiny[name] for name in ("speech_config", "clip_config")})
-    FakeProcessor.feature_extractor.do_normalize = False
-    assert presets_of_model(config, FakeProcessor) == []
+    sizes = SpeechClipPlusConfig.from_preset("parallel-tiny").to_dict()
+    tiny = {name: sizes[name] for name in ("speech_config", "clip_config")}
+    config = SpeechClipPlusConfig(**SpeechClipPlusConfig.from_preset("parallel-base-flickr8k").to_dict() | tiny)
+    assert config.preset == "parallel-base-flickr8k" and published_preset(config) is None
+    assert published_preset(SpeechClipPlusConfig.from_preset("hybrid_plus-tiny")) is None
 
 
 def test_published_figures_stand_beside_results_on_their_own_data_alone():
     expected = published_results("parallel-large-flickr8k")["test"]["speech_to_image_R@1"]
-    presets = ["parallel-large-flickr8k", "parallel-large-spokencoco"]
-    assert published_figures(presets, "flickr8k", "test")["speech_to_image_R@1"] == expected
-    assert published_figures(presets, "spokencoco", "test")["preset"] == "parallel-large-spokencoco"
-    assert published_figures(presets, "flickr8k", "validation")["mean_R@10"] == 89.0
-    assert published_figures(presets, "spoken_scenes", "test") is None
-    assert published_figures(presets, "flickr8k", "train") is None
-    assert published_figures([], "flickr8k", "test") is None
+    assert published_figures("parallel-large-flickr8k", "flickr8k", "test")["speech_to_image_R@1"] == expected
+    assert (
+        published_figures("parallel-large-spokencoco", "spokencoco", "test")["preset"] == "parallel-large-spokencoco"
+    )
+    assert published_figures("parallel-large-flickr8k", "flickr8k", "validation")["mean_R@10"] == 89.0
+    for data, split in (("spoken_scenes", "test"), ("spokencoco", "test"), ("flickr8k", "train")):
+        assert published_figures("parallel-large-flickr8k", data, split) == {}
+
+
+def test_the_folder_is_named_after_model_data_and_split_unless_told(models, data, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "model").symlink_to(models("parallel"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", "runs/first", "--data", str(data), "--limit", "2"]) == 0
+    assert (tmp_path / "evaluation" / f"first-{data.name}-test" / "results.json").is_file()
 
 
 def test_published_figures_are_a_row_of_the_table_beside_the_measured_ones():

@@ -65,15 +65,15 @@ def test_an_open_clip_model_becomes_a_backbone_that_computes_the_same(name, open
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("RN50", "its image tower is a ResNet"),
-        ("convnext_base", "its image tower is timm's convnext_base"),
-        ("xlm-roberta-base-ViT-B-32", "its text tower is xlm-roberta-base"),
+        ("RN50", "layers = [3, 4, 6, 3]"),
+        ("convnext_base", "timm_model_name = 'convnext_base'"),
+        ("xlm-roberta-base-ViT-B-32", "hf_model_name = 'xlm-roberta-base'"),
         ("coca_ViT-B-32", "multimodal_cfg"),
-        ("ViT-B-16-SigLIP", "its image tower is timm's"),
+        ("ViT-B-16-SigLIP", "timm_model_name"),
         ("tiny-average", "pool_type = 'avg'"),
         ("tiny-new", "surprise = 3"),
         ("tiny-wide", "image_size = [32, 48]"),
-        ("tiny-words", "it has 600 tokens"),
+        ("tiny-words", "vocab_size = 600"),
         ("ViT-B-33", "knows no architecture 'ViT-B-33'. Near to it: ViT-B-32"),
     ],
 )

@@ -198,13 +198,13 @@ def test_a_parquet_of_recordings_alone_keeps_their_bytes(recordings, loaded, tmp
     torch.testing.assert_close(index.embeddings, speech_embeds(loaded, files))
 
 
-def test_the_splits_of_a_folder_of_parquet_files_are_all_taken(pictures, loaded, tmp_path):
-    for number, name in enumerate(("test-0", "train-0", "validation-0")):
+def test_all_parquet_files_of_a_folder_are_taken_if_none_is_named_after_a_split(pictures, loaded, tmp_path):
+    for number, name in enumerate(("some", "first", "more")):
         rows = {"image": [str(pictures / f"p{number}.png")]}
         (tmp_path / "gallery").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "gallery" / f"{name}.parquet")
     index = build_index(tmp_path / "gallery", tmp_path / "index", *loaded, cache_dir=str(tmp_path / "cache"))
-    assert [Path(item["path"]).name for item in index] == ["p1.png", "p2.png", "p0.png"]  # train, validation, test
+    assert [Path(item["path"]).name for item in index] == ["p1.png", "p2.png", "p0.png"]  # first, more, some
 
 
 def test_a_saved_data_set_is_taken_whole(pictures, loaded, tmp_path):
@@ -368,7 +368,7 @@ def test_a_name_that_is_not_utf8_is_an_error_or_left_out(loaded, tmp_path):
 
 def test_an_index_never_replaces_what_it_is_of(loaded, tmp_path):
     images = write_pictures(tmp_path / "images", 2)
-    with pytest.raises(ValueError, match="images is or holds .*images, which is in use"):
+    with pytest.raises(ValueError, match="images is or holds .*images, which is in use; name another folder"):
         build_index(images, images, *loaded, force=True)
     assert len(list(images.iterdir())) == 2
 
@@ -392,7 +392,7 @@ def test_a_folder_of_datasets_is_taken_with_its_texts(pictures, recordings, load
 def test_a_row_of_a_table_with_too_many_fields_is_an_error(pictures, loaded, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "metadata.csv").write_text("file_name,text\np0.png,a dog, and a cat\n")
-    with pytest.raises(ValueError, match=r"metadata.csv, row 1 .* more fields than the header"):
+    with pytest.raises(ValueError, match=r"metadata.csv, row 1 .* 3 fields, but the header has 2"):
         build_index(tmp_path / "data", tmp_path / "index", *loaded)
 
 

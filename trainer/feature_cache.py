@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +119,25 @@ def cache_features(
     return _with_columns(cached, {"speech_hidden_states": (places, dtype), "image_embeds": (images, torch.float32)})
 
 
-def _add_columns(
-    columns: Mapping[str, tuple[Sequence[Place], torch.dtype]], batch: dict[str, list]
-) -> dict[str, list]:
-    """Add columns of tensors, if the batch says which rows it has: a transform for `datasets.Dataset`."""
-    rows = batch.get(CACHED_ROW)
-    if rows is not None:
-        for name, (places, dtype) in columns.items():
-            batch[name] = [_read(places[row], dtype) for row in rows]
-    return batch
+class CachedColumns:
+    """Transform for `datasets.Dataset` that adds columns of tensors, read when a row is asked for.
+
+    Read, not mapped: what was mapped and touched counts as memory of the process.
+
+    Args:
+        columns: By name, the place of each row's tensor and its dtype.
+    """
+
+    def __init__(self, columns: Mapping[str, tuple[Sequence[Place], torch.dtype]]) -> None:
+        self.columns = columns
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Add the columns, if the batch says which rows it has."""
+        rows = batch.get(CACHED_ROW)
+        if rows is not None:
+            for name, (places, dtype) in self.columns.items():
+                batch[name] = [_read(places[row], dtype) for row in rows]
+        return batch
 
     def __deepcopy__(self, memo: dict) -> "CachedColumns":
         """Return itself, which never changes: `datasets` copies a transform whenever a format is set."""
@@ -137,7 +146,7 @@ def _add_columns(
 
 def _with_columns(dataset: Any, columns: Mapping[str, tuple[Sequence[Place], torch.dtype]]) -> Any:
     numbered = dataset.add_column(CACHED_ROW, list(range(len(dataset))))
-    return numbered.with_transform(partial(_add_columns, columns))
+    return numbered.with_transform(CachedColumns(columns))
 
 
 def _check_no_format(dataset: Any) -> None:

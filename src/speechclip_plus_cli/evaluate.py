@@ -1,42 +1,20 @@
-"""`speechclip-plus evaluate`: measure a saved model on a split, and write the results and a page to look at."""
+"""Command `speechclip-plus evaluate`: measures a saved model on a split; writes results.json and a page."""
 
 import argparse
 import datetime
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
-
-from tqdm.auto import tqdm
-
-from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_json
-from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from speechclip_plus.configuration.presets import published_results
-from speechclip_plus.conversion.original_config import matching_presets, settings_of_preset
-from speechclip_plus.hub_cards.model_card import CARD, versions
-from speechclip_plus.hub_cards.report import write_report
-from speechclip_plus.hub_cards.results import Results, ScoreTable, result_tables, update_card
-from speechclip_plus.trainer.data.load import load_speech_image_dataset
-from speechclip_plus.trainer.evaluation.alignments import read_alignments
-from speechclip_plus.trainer.evaluation.evaluate import embed_split, evaluate
-from speechclip_plus.trainer.evaluation.report import evaluation_report
+from typing import TYPE_CHECKING, Any
 
 from .console import data_options, format_table, load_model, model_source, positive, quiet_libraries
 
+if TYPE_CHECKING:
+    from speechclip_plus.hub_cards.results import Results
+
 RESULTS = "results.json"
 REPORT = "report.html"
-# Where a model's backbones came from says nothing about what it computes.
-_IGNORED_SETTINGS = {"speech_backbone", "clip_backbone"}
-_SIZES = (
-    "speech_config.model_type",
-    "speech_config.hidden_size",
-    "speech_config.num_hidden_layers",
-    "clip_config.projection_dim",
-    "clip_config.text_config.hidden_size",
-    "clip_config.vision_config.hidden_size",
-    "clip_config.vision_config.patch_size",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alignments", type=Path, metavar="DIR", help="word alignments: TextGrid or CTM files")
     parser.add_argument("--batch-size", type=positive, default=16, help="utterances at a time (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the shuffled captions (default: 0)")
-    parser.add_argument("--output-dir", type=Path, default=Path("evaluation"), help="folder to make")
+    parser.add_argument(
+        "--output-dir", type=Path, help="folder to make (default: evaluation/MODEL-DATA-SPLIT, by their names)"
+    )
     parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
     parser.add_argument("--update-card", action="store_true", help="put the results into MODEL's README.md too")
 
@@ -63,10 +43,29 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: if the model, the data or the alignments cannot be used; nothing is left behind then.
     """
+    from tqdm.auto import tqdm
+
+    from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_json
+    from speechclip_plus.hub_cards.model_card import CARD, versions
+    from speechclip_plus.hub_cards.report import write_report
+    from speechclip_plus.hub_cards.results import Results, result_tables, update_card
+    from speechclip_plus.trainer.data.load import load_speech_image_dataset
+    from speechclip_plus.trainer.evaluation.alignments import read_alignments
+    from speechclip_plus.trainer.evaluation.evaluate import embed_split, evaluate
+    from speechclip_plus.trainer.evaluation.report import evaluation_report
+
     started = time.perf_counter()
-    check_new_folder(args.output_dir, args.force, (args.model, args.data, args.data_dir, args.alignments))
-    options = data_options(args.option)
     source = model_source(args.model)
+    about = Results(
+        model=source,
+        dataset=str(args.data),
+        data_dir=None if args.data_dir is None else str(args.data_dir),
+        split=args.split,
+        options=data_options(args.option),
+        limit=args.limit,
+    )
+    output_dir = args.output_dir or Path("evaluation", f"{_model_name(source)}-{about.dataset_name}-{args.split}")
+    check_new_folder(output_dir, args.force, (args.model, args.data, args.data_dir, args.alignments))
     card = Path(source) / CARD
     if args.update_card and not card.is_file():
         raise ValueError(f"--update-card writes into the card of a folder: there is no {card}.")
@@ -78,85 +77,75 @@ def run(args: argparse.Namespace) -> int:
             f"Alignments are compared with where CIF fires, and this {model.config.variant} model has no CIF: "
             "leave --alignments out."
         )
-    dataset = load_speech_image_dataset(args.data, split=args.split, data_dir=args.data_dir, **options)
+    dataset = load_speech_image_dataset(args.data, split=args.split, data_dir=args.data_dir, **about.options)
     if args.limit is not None:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
     with tqdm(desc="embedding", unit="item", disable=None, leave=False) as bar:
         split = embed_split(model, processor, dataset, args.batch_size, bar.update)
-    presets = presets_of_model(model.config, processor)
+    preset = published_preset(model.config)
     results = replace(
         evaluate(split, model, processor.tokenizer, alignments, seed=args.seed),
-        published=(published_figures(presets, args.data, args.split) if args.limit is None else None) or {},
-        model=source,
-        presets=presets,
-        dataset=str(args.data),
-        data_dir=None if args.data_dir is None else str(args.data_dir),
-        split=args.split,
-        options=options,
-        limit=args.limit,
+        published=published_figures(preset, args.data, args.split) if preset and args.limit is None else {},
+        presets=[preset] if preset else [],
         captions=sum(map(bool, split.captions)),
         hours=round(sum(split.seconds) / 3600, 4),
         versions=versions(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         how="`speechclip-plus evaluate`",
+        **{name: getattr(about, name) for name in ("model", "dataset", "data_dir", "split", "options", "limit")},
     )
     tables = result_tables(results)
     for table in tables:
-        print(f"\n{table.caption}\n{format_table(table.columns, _lines(table))}")
+        rows = [(f"  {row.name}" if row.is_baseline else row.name, row.texts) for row in table.rows]
+        print(f"\n{table.caption}\n{format_table(table.columns, rows)}")
     for note in results.notes:
         print(f"note: {note}")
     report = evaluation_report(model, processor, dataset, split, results, tables, _facts(results))
-    with finished_folder(args.output_dir) as work:
+    with finished_folder(output_dir) as work:
         write_report(work / REPORT, report)
         write_json(work / RESULTS, replace(results, seconds=round(time.perf_counter() - started, 1)).to_dict())
     if args.update_card:
         update_card(card, results)
-    print(f"\n{args.output_dir / RESULTS} and {args.output_dir / REPORT}, in {time.perf_counter() - started:.0f} s")
+    print(f"\n{output_dir / RESULTS} and {output_dir / REPORT}, in {time.perf_counter() - started:.0f} s")
     return 0
 
 
-def _lines(table: ScoreTable) -> list[tuple[str, list[str]]]:
-    return [(f"  {row.name}" if row.is_baseline else row.name, row.texts) for row in table.rows]
+def _model_name(source: str) -> str:
+    """Name of a repository or a folder; of the one above where that is just called "model"."""
+    path = Path(source).absolute()
+    return path.parent.name if path.name == "model" else path.name
 
 
-def presets_of_model(config: Any, processor: Any) -> list[str]:
-    """Names of the published configurations that a model agrees with, in size and in everything that they say."""
-    values = {**config.to_dict(), "do_normalize": getattr(processor.feature_extractor, "do_normalize", None)}
-    names = matching_presets({})  # nothing contradicts nothing: all of them
-    keys = {key for name in names for key in settings_of_preset(name)} - _IGNORED_SETTINGS
-    sizes = [_setting(values, key) for key in _SIZES]  # which presets leave to the defaults
-    return [
-        name
-        for name in matching_presets({key: _setting(values, key) for key in keys})
-        if sizes == [_setting(SpeechClipPlusConfig.from_preset(name).to_dict(), key) for key in _SIZES]
-    ]
+def published_preset(config: Any) -> str | None:
+    """Name of the preset that a configuration was made from, if it is a published one and still says the same."""
+    from speechclip_plus.configuration.presets import published_results
+    from speechclip_plus.conversion.original_config import settings_of_preset
+
+    if not config.preset or not published_results(config.preset):
+        return None
+    preset = type(config).from_preset(config.preset)
+    # What a preset says, but where its backbones come from; and the sizes that it may leave to the defaults.
+    keys = [key for key in settings_of_preset(config.preset) if key.partition(".")[0].endswith(("_config", "branch"))]
+    keys += ["normalize_hidden_states", "speech_config.hidden_size", "speech_config.num_hidden_layers"]
+    keys += ["clip_config.projection_dim", "clip_config.vision_config.patch_size"]
+    values = attrgetter(*keys)
+    same = config.variant == preset.variant and values(config) == values(preset)
+    return config.preset if same else None
 
 
-def _setting(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
-
-
-def published_figures(presets: Sequence[str], data: str, split: str) -> dict[str, Any] | None:
-    """What the authors reported of a model on a split.
-
-    Args:
-        presets: the configurations it agrees with.
-        data: name of the data set; figures are only comparable on the one that a preset is named after.
-        split: "validation" or "test".
+def published_figures(preset: str, data: str, split: str) -> dict[str, Any]:
+    """What the authors reported of a published model on the split of the data set that it is named after.
 
     Returns:
-        Figures in percent by metric, with their `source` and the `preset`; None if there are none.
+        Figures in percent by metric, with their `source` and the `preset`; empty if there are none.
     """
-    for preset in presets:
-        figures = published_results(preset).get(split)
-        if figures and preset.endswith(f"-{data}"):
-            return {"preset": preset, **figures}
-    return None
+    from speechclip_plus.configuration.presets import load_preset, published_results
+
+    figures = published_results(preset).get(split)
+    return {"preset": preset, **figures} if figures and load_preset(preset)["dataset"] == data else {}
 
 
-def _facts(results: Results) -> list[tuple[str, str]]:
+def _facts(results: "Results") -> list[tuple[str, str]]:
     counts, published = results.metrics, results.published
     # A run calls every model "model": the folder above tells which.
     name = "/".join(Path(results.model).resolve().parts[-2:]) if Path(results.model).exists() else results.model

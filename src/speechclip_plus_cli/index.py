@@ -1,4 +1,4 @@
-"""`speechclip-plus index`: make images or audio searchable, and search them.
+"""Command `speechclip-plus index`: makes images or audio searchable, and searches them.
 
 speechclip-plus index build images/ my-index
 speechclip-plus index search my-index --speech query.wav --top 5 --html found.html

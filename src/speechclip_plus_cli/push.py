@@ -8,7 +8,7 @@ from speechclip_plus.hub_cards.push import REPO_TYPES, prepared_folder, push_fol
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what to push, such as quickstart/model")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what to push; of a training, its model")
     parser.add_argument("repo_id", metavar="OWNER/NAME", help="repository; made if it is not there")
     parser.add_argument("--type", choices=REPO_TYPES, default="model", help="kind of repository (default: model)")
     parser.add_argument("--private", action="store_true", help="a new repository can be seen by its owner alone")
@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and list what is sent, then push it."""
+    if not (args.folder / "config.json").is_file() and (args.folder / "model" / "config.json").is_file():
+        args.folder /= "model"  # of a training or a quickstart
     with prepared_folder(args.folder, args.repo_id, args.type, args.exclude) as prepared:
         files = sorted(file for file in prepared.rglob("*") if file.is_file())
         sizes = {file.relative_to(prepared).as_posix(): file.stat().st_size for file in files}

@@ -66,28 +66,22 @@ def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
         The words of each utterance, in order of time, without silences.
 
     Raises:
-        ValueError: for a line of another form, or an utterance on two channels; the message names file and line.
+        ValueError: for a line of another form, or words that overlap; the message names the file.
         OSError: if the file cannot be read.
     """
     path = Path(path)
     words: dict[str, list[AlignedWord]] = {}
-    channels: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith(";;"):
             continue
-        fields = line.split()
         try:
-            name, channel, start, duration, text = fields[0], fields[1], float(fields[2]), float(fields[3]), fields[4]
-        except (IndexError, ValueError):
+            name, _, start, duration, text = line.split()[:5]
+            word = AlignedWord(text, float(start), float(start) + float(duration))
+        except ValueError:
             raise ValueError(
                 f"{path}, line {number}: expected 'utterance channel start duration word', got {line.strip()!r}."
             ) from None
-        if channels.setdefault(name, channel) != channel:
-            raise ValueError(
-                f"{path}, line {number}: utterance {name!r} is on channels {channels[name]} and {channel}; recordings "
-                "are mono here, so keep one of them."
-            )
-        words.setdefault(name, []).append(AlignedWord(text, start, start + duration))
+        words.setdefault(name, []).append(word)
     if not words:
         raise ValueError(f"{path} holds no words.")
     return {name: _checked(sorted(own, key=lambda word: word.start), path) for name, own in words.items()}
@@ -122,15 +116,7 @@ def read_alignments(folder: str | Path) -> dict[str, list[AlignedWord]]:
 def match_alignments(
     alignments: Mapping[str, list[AlignedWord]], names: Sequence[Sequence[str]], seconds: Sequence[float]
 ) -> list[list[AlignedWord] | None]:
-    """Find each utterance's alignment.
-
-    Args:
-        alignments: from `read_alignments`.
-        names: what each utterance may be called there: its caption id, the name of its file.
-        seconds: length of each utterance.
-
-    Returns:
-        Its words, or None where it has no alignment.
+    """Find each utterance's alignment, None where it has none, by any of its names: its caption id, its file's name.
 
     Raises:
         ValueError: if no utterance has one, or a word ends more than 0.1 s behind its recording.
@@ -171,15 +157,10 @@ def boundary_agreement(
     reference: Sequence[Sequence[float]],
     tolerances_ms: Sequence[int] = TOLERANCES_MS,
 ) -> dict[str, float]:
-    """Compare boundaries in time, as unsupervised word segmentation is scored.
+    """Agreement of boundaries in time, as unsupervised word segmentation is scored.
 
-    Boundaries are matched one to one within the tolerance, and counted over all utterances together. The beginnings
-    and ends of utterances, which everybody knows, should be in neither list.
-
-    Args:
-        found: boundaries of each utterance, in seconds.
-        reference: the true ones.
-        tolerances_ms: how far apart a matched pair may be, in milliseconds.
+    Boundaries, in seconds and by utterance, are matched one to one within the tolerance, and counted over all
+    utterances together. The beginnings and ends of utterances, which everybody knows, should be in neither list.
 
     Returns:
         `boundary_{precision|recall|f1|r_value}@{tolerance}ms` in percent for each tolerance (the R-value of Rasanen et

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...hub_cards.results import BRANCHES, Results
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from ...modeling_speechclip_plus.cif import keyword_times
-from ...modeling_speechclip_plus.embedding import audio_batches, embed_texts, image_batches
+from ...modeling_speechclip_plus.embedding import audio_batches, embed_images, embed_texts
 from ...modeling_speechclip_plus.outputs import Keyword
 from ..collator import GOLD_SUBWORDS
 from .alignments import AlignedWord, boundary_agreement, even_boundaries, match_alignments, word_boundaries
@@ -76,7 +76,7 @@ class SplitOutputs:
     @classmethod
     def from_predictions(cls, predictions: Any, label_ids: Any) -> "SplitOutputs":
         """Join what the Trainer's evaluation loop collected: batches of `kept_outputs` and of its labels."""
-        outputs, labels = join_outputs(predictions), join_outputs(label_ids)
+        outputs, labels = _join_outputs(predictions), _join_outputs(label_ids)
         gold = labels.get(GOLD_SUBWORDS)
         return cls(
             image_embeds=outputs.pop("image_embeds"),
@@ -98,10 +98,10 @@ def kept_outputs(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def join_batches(batches: Sequence[Any] | Any, padding: int = -1) -> Tensor:
-    """Join batches along their first dimension, padding the second to the longest.
+    """Join batches (B_i, ...) along their first dimension, padding the second to the longest.
 
     Args:
-        batches: a sequence of arrays or tensors (B_i, ...), or one of them.
+        batches: a sequence of arrays or tensors, or one of them.
         padding: the value to pad with; the evaluation loop's own -100 becomes it too.
 
     Example:
@@ -109,18 +109,15 @@ def join_batches(batches: Sequence[Any] | Any, padding: int = -1) -> Tensor:
         tensor([[ 1,  2],
                 [ 3, -1]])
     """
-    parts = [
-        torch.as_tensor(np.asarray(part)) for part in (batches if isinstance(batches, (list, tuple)) else [batches])
-    ]
+    parts = [torch.as_tensor(part) for part in (batches if isinstance(batches, (list, tuple)) else [batches])]
     if parts[0].dim() == 1:
         return torch.cat(parts)
     longest = max(part.shape[1] for part in parts)
-    padded = [torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=padding) for part in parts]
-    joined = torch.cat(padded)
+    joined = torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=padding) for part in parts])
     return joined if joined.is_floating_point() else joined.masked_fill(joined == -100, padding)
 
 
-def join_outputs(batches: Any) -> dict[str, Tensor]:
+def _join_outputs(batches: Any) -> dict[str, Tensor]:
     """Join the evaluation loop's batches (or its one joined batch) name by name."""
     batches = batches if isinstance(batches, list) else [batches]
     names = [name for name in batches[0] if all(name in batch for batch in batches)]
@@ -142,32 +139,28 @@ def embed_split(
         processor: its processor.
         dataset: a `datasets.Dataset` with the columns of this package.
         batch_size: utterances, or images, at a time.
-        progress: called after every batch with the number of utterances or images in it.
+        progress: called with the number of images, and after every batch of utterances with their number.
 
     Raises:
-        ValueError: if the data set is empty or lacks a column, or an utterance or image cannot be read (it is named).
+        ValueError: if the data set is empty, or an utterance or image cannot be read (it is named).
     """
-    missing = [name for name in ("audio", "image", "image_id") if name not in dataset.column_names]
-    if missing or len(dataset) == 0:
-        raise ValueError(
-            f"The data set has {len(dataset)} rows of {', '.join(dataset.column_names)}; expected at least one row, "
-            f"with audio, image and image_id{' (missing: ' + ', '.join(missing) + ')' if missing else ''}."
-        )
+    if len(dataset) == 0:
+        raise ValueError("The data set has no rows.")
     columns, count = set(dataset.column_names), len(dataset)
     progress = progress or (lambda done: None)
     captions = [text or "" for text in dataset["text"]] if "text" in columns else [""] * count
     texts = list(dict.fromkeys(filter(None, captions)))
     gold = processor.tokenizer(captions, add_special_tokens=False)["input_ids"]
     names = list(dataset["caption_id"]) if "caption_id" in columns else [f"row {row}" for row in range(count)]
-    ids = [int(image_id) for image_id in dataset["image_id"]]
-    first: dict[int, int] = {}
-    for row, image_id in enumerate(ids):
-        first.setdefault(image_id, row)
-    rows = list(first.values())
+    ids = list(dataset["image_id"])
+    first = {image_id: row for row, image_id in reversed(list(enumerate(ids)))}
+    rows = sorted(first.values())
     split = SplitOutputs(
         outputs={},
-        image_embeds=torch.empty(len(rows), model.config.clip_config.projection_dim),
-        image_ids=torch.tensor(list(first)),
+        image_embeds=embed_images(
+            model, processor, dataset.select(rows)["image"], batch_size, lambda row: f"image of {names[rows[row]]}"
+        ),
+        image_ids=torch.tensor(ids)[rows],
         speech_image_ids=torch.tensor(ids),
         gold_subwords=[own if caption else None for own, caption in zip(gold, captions, strict=True)],
         captions=captions,
@@ -177,10 +170,7 @@ def embed_split(
         seconds=[0.0] * count,
         boundaries=[[] for _ in range(count)] if model.config.has_cif else None,
     )
-    images = (item["image"] for item in dataset.select_columns(["image"]).select(rows))
-    for batch in image_batches(model, processor, images, batch_size, lambda row: f"image of {names[rows[row]]}"):
-        split.image_embeds[batch.rows] = model.get_image_features(**batch.inputs).pooler_output.float().cpu()
-        progress(len(batch.rows))
+    progress(len(rows))
     _collect_speech(model, processor, dataset, split, batch_size, progress)
     return split
 

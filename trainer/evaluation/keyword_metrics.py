@@ -26,11 +26,10 @@ def keyword_hit_rate(
     special_ids: Collection[int],
     convention: str = "content",
 ) -> dict[str, float | list[float]]:
-    """How many of the keywords are in the caption.
+    """Share of the keywords that are in the caption, averaged over utterances.
 
-    A keyword hits if it, or any of its nearest subwords when several are given, is one of the caption's subwords.
-    Every utterance contributes the share of its keywords that hit, averaged over utterances; with a fixed number of
-    keywords this equals the mean over places of the share of utterances with a hit.
+    A keyword hits if it, or any of its nearest subwords when several are given, is one of the caption's subwords. With
+    a fixed number of keywords the mean over utterances equals that over places.
 
     Args:
         keyword_ids: (B, N) subword ids, or (B, N, k) ids of each keyword's k nearest subwords.
@@ -54,26 +53,22 @@ def keyword_hit_rate(
         >>> keyword_hit_rate(ids, torch.tensor([2, 1]), [{320, 5}, {9}], special_ids={7}, convention="original")
         {'hit_rate': 50.0, 'hit_rate_by_place': [50.0, 100.0]}
     """
-    shares, by_place = keyword_hits(keyword_ids, keyword_lengths, gold_ids, special_ids, convention)
+    hits = _hits(keyword_ids, keyword_lengths, gold_ids, special_ids, convention)
+    by_place = [[row[place] for row in hits if place < len(row)] for place in range(max(map(len, hits)))]
     return {
-        "hit_rate": 100.0 * shares.mean().item(),
-        "hit_rate_by_place": [100.0 * share for share in by_place.tolist()],
+        "hit_rate": 100.0 * _shares(hits).mean().item(),
+        "hit_rate_by_place": [100.0 * sum(found) / len(found) for found in by_place],
     }
 
 
-def keyword_hits(
+def _hits(
     keyword_ids: Tensor,
     keyword_lengths: Tensor,
     gold_ids: Sequence[Collection[int] | None] | Tensor,
     special_ids: Collection[int],
-    convention: str = "content",
-) -> tuple[Tensor, Tensor]:
-    """What `keyword_hit_rate`, which takes the same arguments and raises the same errors, is the mean of.
-
-    Returns:
-        The share of keywords that hit of each utterance that has a caption (B',), and for each place the share of
-        utterances with a keyword there that hit (N,); float64, from 0 to 1.
-    """
+    convention: str,
+) -> list[list[bool]]:
+    """Whether each keyword hits, for each utterance that has a caption."""
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}.")
     neighbours = keyword_ids.unsqueeze(-1) if keyword_ids.dim() == 2 else keyword_ids  # (B, N, k)
@@ -93,26 +88,19 @@ def keyword_hits(
 
     if isinstance(gold_ids, Tensor):
         gold_ids = [[i for i in row if i >= 0] for row in gold_ids.tolist()]
-    captioned = torch.tensor([gold is not None for gold in gold_ids])
-    if not captioned.any():
-        raise ValueError("No utterance has a caption, so there is nothing to compare its keywords with.")
     special = set(special_ids)
-    gold_sets = [
-        set(gold or ()) | special if convention == "original" else set(gold or ()) - special for gold in gold_ids
-    ]
+    hits = []
+    for row, length, caption in zip(neighbours.tolist(), lengths.tolist(), gold_ids, strict=True):
+        if caption is not None:
+            gold = set(caption) | special if convention == "original" else set(caption) - special
+            hits.append([not gold.isdisjoint(near) for near in row[:length]])
+    if not hits:
+        raise ValueError("No utterance has a caption, so there is nothing to compare its keywords with.")
+    return hits
 
-    # Membership in the utterance's own set, for all at once: an (utterance, subword) pair becomes one integer.
-    width = 1 + max(int(neighbours.max()), max((max(gold, default=0) for gold in gold_sets), default=0))
-    pairs = torch.tensor([row * width + i for row, gold in enumerate(gold_sets) for i in gold], dtype=torch.long)
-    neighbours = neighbours.cpu().long()
-    keys = torch.arange(num_utterances)[:, None, None] * width + neighbours  # (B, N, k)
-    hits = (torch.isin(keys, pairs) & (neighbours >= 0)).any(-1)  # (B, N)
-    real = torch.arange(num_places) < lengths[:, None]  # (B, N)
 
-    hits, real = (hits & real)[captioned], real[captioned]
-    shares = hits.sum(1).double() / real.sum(1)
-    by_place = hits.sum(0).double() / real.sum(0).clamp(min=1)
-    return shares, by_place[: int(lengths[captioned].max())]
+def _shares(hits: list[list[bool]]) -> Tensor:
+    return torch.tensor([sum(row) / len(row) for row in hits], dtype=torch.float64)
 
 
 def nearest_subwords(subword_ids: Tensor, table: Tensor, k: int, vocabulary_ids: Tensor | None = None) -> Tensor:
@@ -165,14 +153,14 @@ def hit_rate_shares(
         keyword_ids: (S, N) subword ids, -1 at padding.
         keyword_lengths: (S,) keywords of each utterance.
         gold_subwords: per utterance the subword ids of its caption; empty or None where there is none.
-        config: the model's `SpeechClipPlusConfig`.
-        token_embeddings: (V, E) CLIP's subword embeddings.
+        config: the model's.
+        token_embeddings: (V, E) CLIP's.
         ks: how many of the subwords nearest to a keyword may hit.
 
     Returns:
         (S',) float64 under `keyword_hit_rate@{k}` and `keyword_hit_rate_original@{k}`; empty without any caption.
     """
-    captions = [list(gold) if gold else None for gold in gold_subwords]
+    captions = [gold or None for gold in gold_subwords]
     if not any(captions):
         return {}
     special = {0, config.start_token_id, config.end_token_id}
@@ -181,23 +169,18 @@ def hit_rate_shares(
     neighbours = nearest_subwords(keyword_ids.long(), token_embeddings, max(ks), allowed).cpu()  # (S, N, k)
     shares = {}
     for k in ks:
-        for convention in CONVENTIONS:
-            name = "keyword_hit_rate" if convention == "content" else f"keyword_hit_rate_{convention}"
-            hits, _ = keyword_hits(neighbours[..., :k], keyword_lengths.long(), captions, special, convention)
-            shares[f"{name}@{k}"] = 100.0 * hits
+        for name, convention in (("keyword_hit_rate", "content"), ("keyword_hit_rate_original", "original")):
+            hits = _hits(neighbours[..., :k], keyword_lengths, captions, special, convention)
+            shares[f"{name}@{k}"] = 100.0 * _shares(hits)
     return shares
 
 
 def keyword_usage(outputs: Mapping[str, Tensor]) -> dict[str, float]:
-    """How CIF and the vocabulary were used.
-
-    Args:
-        outputs: of the model, (S, ...) each: `keyword_ids`, `keyword_lengths`, and with CIF `alpha_sums` and
-            `target_lengths`.
+    """Use of CIF and the vocabulary, from the model's `keyword_ids` (S, N), `keyword_lengths` (S,) and CIF's lengths.
 
     Returns:
         `keywords_per_utterance`, the mean; `distinct_keywords`, the number of different subwords that were chosen;
-        `cif_length_error`, the mean absolute difference between CIF's sum and the target length, in keywords.
+        with CIF `cif_length_error`, the mean absolute difference between its sum and the target, in keywords.
     """
     ids, lengths = outputs["keyword_ids"], outputs["keyword_lengths"]
     metrics: dict[str, float] = {
@@ -244,7 +227,7 @@ def keyword_statistics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Statistics:
-    """Compare keywords with captions, and measure how they repeat themselves.
+    """Agreement of keywords with captions, and how they repeat themselves.
 
     Args:
         keyword_ids: (S, N) CLIP subword ids of the keywords in spoken order.
@@ -311,35 +294,22 @@ class Spelling:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._pieces: dict[int, str] = {}
-        self._texts: dict[tuple[int, ...], str] = {}
-
-    def ends_word(self, subword: int) -> bool:
-        """Whether a word ends with this subword."""
-        if subword not in self._pieces:
-            self._pieces[subword] = self._tokenizer.convert_ids_to_tokens(subword) or ""
-        return self._pieces[subword].endswith("</w>")
-
-    def text(self, *subwords: int) -> str:
-        """Text of one word's subwords, in lower case."""
-        if subwords not in self._texts:
-            self._texts[subwords] = self._tokenizer.decode(list(subwords)).strip().lower()
-        return self._texts[subwords]
+        self._ends = cache(lambda subword: (tokenizer.convert_ids_to_tokens(subword) or "").endswith("</w>"))
+        self._text = cache(lambda *subwords: tokenizer.decode(list(subwords)).strip().lower())
 
     def words(self, subwords: Sequence[int]) -> list[str]:
         """Join subwords to words; what has no letter or digit is none, and an unfinished word at the end is one."""
         words, begun = [], []
         for place, subword in enumerate(subwords):
             begun.append(subword)
-            if self.ends_word(subword) or place == len(subwords) - 1:
-                words.append(self.text(*begun))
+            if self._ends(subword) or place == len(subwords) - 1:
+                words.append(self._text(*begun))
                 begun = []
         return [word for word in words if any(letter.isalnum() for letter in word)]
 
     def is_stop_word(self, subword: int) -> bool:
         """Whether a subword is by itself a stop word."""
-        return self.ends_word(subword) and self.text(subword) in stop_words()
+        return self._ends(subword) and self._text(subword) in stop_words()
 
 
 def _agreement(
@@ -357,16 +327,11 @@ def _agreement(
             ("content_subword", content, content_said),
             ("content_word", words - stop_words(), said - stop_words()),
         ):
-            common = len(given & wanted)
-            scores = (
-                (
-                    100.0 * common / len(given) if given else 0.0,
-                    100.0 * common / len(wanted),
-                    200.0 * common / (len(given) + len(wanted)),
-                )
-                if wanted
-                else (math.nan,) * 3
-            )
+            common = 100.0 * len(given & wanted)
+            scores = (math.nan,) * 3  # nothing to be found
+            if wanted:
+                precision = common / len(given) if given else 0.0
+                scores = precision, common / len(wanted), 2 * common / (len(given) + len(wanted))
             for name, score in zip(("precision", "recall", "f1"), scores, strict=True):
                 found.setdefault(f"{unit}_{name}", []).append(score)
     return found
@@ -375,26 +340,18 @@ def _agreement(
 def semantic_similarities(
     keywords: Sequence[Sequence[int]], captions: Sequence[Sequence[int]], table: Tensor
 ) -> list[float]:
-    """Mean, over an utterance's keywords, of the highest cosine with any subword of its caption.
+    """Mean, over each utterance's keywords, of the highest cosine with any subword of its caption; else NaN.
 
     Args:
         keywords: subword ids of each utterance's keywords.
         captions: subword ids of each utterance's caption.
         table: (V, E) CLIP's subword embeddings.
-
-    Returns:
-        One cosine per utterance; NaN where the caption is empty.
     """
-    used = torch.tensor(sorted({i for rows in (keywords, captions) for row in rows for i in row}))
-    units = torch.nn.functional.normalize(table[used.to(table.device)].detach().float().cpu(), dim=-1)
-    place = {subword: row for row, subword in enumerate(used.tolist())}
+    units = torch.nn.functional.normalize(table.detach().float().cpu(), dim=-1)
     found = []
     for given, wanted in zip(keywords, captions, strict=True):
-        if not wanted:
-            found.append(math.nan)
-            continue
-        cosines = units[[place[i] for i in given]] @ units[[place[i] for i in wanted]].T  # (N, L)
-        found.append(cosines.amax(1).mean().item())
+        cosines = units[list(given)] @ units[list(wanted)].T  # (N, L)
+        found.append(cosines.amax(1).mean().item() if wanted else math.nan)
     return found
 
 
@@ -406,10 +363,9 @@ def cloud_counts(
     Returns:
         `hit`, `miss` and `unknown`: subword id to count, the most frequent first.
     """
-    counts: dict[str, dict[int, int]] = {"hit": {}, "miss": {}, "unknown": {}}
+    counts: dict[str, Counter[int]] = {"hit": Counter(), "miss": Counter(), "unknown": Counter()}
     for row, caption in zip(keywords, captions, strict=True):
         gold = None if caption is None else set(caption)
         for subword in row:
-            kind = "unknown" if gold is None else "hit" if subword in gold else "miss"
-            counts[kind][subword] = counts[kind].get(subword, 0) + 1
+            counts["unknown" if gold is None else "hit" if subword in gold else "miss"][subword] += 1
     return {kind: dict(sorted(count.items(), key=lambda item: (-item[1], item[0]))) for kind, count in counts.items()}

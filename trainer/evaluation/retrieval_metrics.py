@@ -78,9 +78,15 @@ def retrieval_statistics(
         ValueError: for empty or mismatched input, values that are not finite, an utterance whose item is missing,
             and an id that stands for two different items.
     """
-    ks, speech_embeds, item_embeds, speech_item_ids, item_ids = _checked_pairs(
-        speech_embeds, item_embeds, speech_item_ids, item_ids, ks
-    )
+    if not ks or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in ks):
+        raise ValueError(f"ks must be one or more whole numbers from 1, such as (1, 5, 10); got {ks!r}.")
+    speech_embeds, speech_item_ids = _checked(speech_embeds, speech_item_ids, "speech")
+    item_embeds, item_ids = _checked(item_embeds, item_ids, "image")
+    if speech_embeds.shape[1] != item_embeds.shape[1]:
+        raise ValueError(
+            f"speech_embeds have width {speech_embeds.shape[1]} and image_embeds {item_embeds.shape[1]}; both must "
+            "be embeddings in the same space."
+        )
     item_embeds, item_ids = unique_images(item_embeds, item_ids)
     ranks = all_ranks(speech_embeds, item_embeds, speech_item_ids, item_ids)
     to_item, to_speech = f"speech_to_{item}", f"{item}_to_speech"
@@ -162,8 +168,8 @@ def all_ranks(speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Ten
     Args:
         speech_embeds: (S, P).
         image_embeds: (I, P), each image once.
-        speech_image_ids: (S,) ids of the utterances' images, each of them in `image_ids`.
-        image_ids: (I,) ids, all different.
+        speech_image_ids: (S,) integers, each of them in `image_ids`.
+        image_ids: (I,) integers, all different.
     """
     targets = _positions(speech_image_ids, image_ids)
     speech, images = _double(speech_embeds), _double(image_embeds)
@@ -180,7 +186,18 @@ def all_ranks(speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Ten
     places[order] = rows - (counts.cumsum(0) - counts)[targets[order]]
     thresholds = torch.full((int(counts.max()), len(images)), torch.inf, dtype=right.dtype, device=right.device)
     thresholds[places, targets] = right  # (most utterances of an image, I)
-    speech_wrong, image_wrong = _wrong_above(speech, images, targets, right, thresholds)
+
+    margin = _TIE_MARGIN * (speech.norm(dim=-1).max() * images.norm(dim=-1).max()).item()
+    speech_wrong = torch.empty_like(targets)
+    image_wrong = torch.zeros(thresholds.shape, dtype=torch.long, device=thresholds.device)
+    for start in range(0, len(speech), chunk):
+        own = slice(start, start + chunk)
+        scores = speech[own] @ images.T  # (chunk, I)
+        # Only wrong answers can push the right one down; an image's other utterances are no competitors.
+        scores.scatter_(1, targets[own, None], -torch.inf)
+        speech_wrong[own] = (scores >= right[own, None] - margin).sum(1)
+        for level, threshold in enumerate(thresholds):
+            image_wrong[level] += (scores >= threshold - margin).sum(0)
     return Ranks(
         speech=1 + speech_wrong.cpu(),
         own=(1 + places + image_wrong[places, targets]).cpu(),
@@ -196,15 +213,12 @@ def recall_curve(ranks: Tensor) -> list[float]:
 
 
 def unique_images(image_embeds: Tensor, image_ids: Tensor, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Keep each image once, in ascending order of ids.
+    """Keep each image once: rows (I', P) and ids (I',), in ascending order of ids.
 
     Args:
         image_embeds: (I, P).
         image_ids: (I,) integers.
         tolerance: how far the elements of two rows with the same id may differ (rounding between batches).
-
-    Returns:
-        The first row of every id, (I', P), and the ids, (I',).
 
     Raises:
         ValueError: if two rows with the same id differ by more than `tolerance`.
@@ -276,15 +290,9 @@ def _mean_name(item: str, k: int) -> str:
 
 
 def resampled_means(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
-    """Means over queries that are drawn again and again with replacement.
+    """Bootstrap means (R, M) float64 of M figures of each of Q queries: values (Q, M), whose rows are drawn together.
 
-    Args:
-        values: (Q, M), M figures of each of Q queries, which are drawn together.
-        resamples: how many times Q queries are drawn, R.
-        seed: seed of the draws; the same seed and number of queries give the same draws.
-
-    Returns:
-        (R, M) float64.
+    The same seed and number of queries give the same draws.
     """
     values = values.double()
     return torch.cat([counts.double() @ values / len(values) for counts in _counts(len(values), resamples, seed)])
@@ -342,52 +350,13 @@ def _counts(num_items: int, resamples: int, seed: int) -> Iterator[Tensor]:
         yield torch.zeros(rows, num_items).scatter_add_(1, drawn, torch.ones(1).expand(rows, num_items))
 
 
-def _wrong_above(
-    speech: Tensor, images: Tensor, targets: Tensor, right: Tensor, thresholds: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Count wrong images that reach each utterance's score `right` (S,), and wrong utterances that reach `thresholds`.
-
-    Returns:
-        (S,), and for thresholds (M, I), M for each image, (M, I).
-    """
-    margin = _TIE_MARGIN * (speech.norm(dim=-1).max() * images.norm(dim=-1).max()).item()
-    chunk = max(1, _CHUNK_BYTES // (8 * len(images)))
-    speech_wrong = torch.empty_like(targets)
-    image_wrong = torch.zeros(thresholds.shape, dtype=torch.long, device=thresholds.device)
-    for start in range(0, len(speech), chunk):
-        rows = slice(start, start + chunk)
-        scores = speech[rows] @ images.T  # (chunk, I)
-        # Only wrong answers can push the right one down; an image's other utterances are no competitors.
-        scores.scatter_(1, targets[rows, None], -torch.inf)
-        speech_wrong[rows] = (scores >= right[rows, None] - margin).sum(1)
-        for level, threshold in enumerate(thresholds):
-            image_wrong[level] += (scores >= threshold - margin).sum(0)
-    return speech_wrong, image_wrong
-
-
 def _group_means(values: Tensor, groups: Tensor) -> Tensor:
     """Mean of values (S,) within each group, (G,)."""
     sums = torch.zeros(int(groups.max()) + 1, dtype=torch.float64).index_add_(0, groups, values.double())
     return sums / groups.bincount()
 
 
-def _checked_pairs(
-    speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor, ks: Sequence[int]
-) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor, Tensor]:
-    """Return the cut-offs and the four tensors of a retrieval, or raise ValueError if they do not fit together."""
-    if not ks or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in ks):
-        raise ValueError(f"ks must be one or more whole numbers from 1, such as (1, 5, 10); got {ks!r}.")
-    speech_embeds, speech_image_ids = _checked_embeddings(speech_embeds, speech_image_ids, "speech")
-    image_embeds, image_ids = _checked_embeddings(image_embeds, image_ids, "image")
-    if speech_embeds.shape[1] != image_embeds.shape[1]:
-        raise ValueError(
-            f"speech_embeds have width {speech_embeds.shape[1]} and image_embeds {image_embeds.shape[1]}; both must "
-            "be embeddings in the same space."
-        )
-    return tuple(ks), speech_embeds, image_embeds, speech_image_ids, image_ids
-
-
-def _checked_embeddings(embeds: Tensor, ids: Tensor, what: str) -> tuple[Tensor, Tensor]:
+def _checked(embeds: Tensor, ids: Tensor, what: str) -> tuple[Tensor, Tensor]:
     embeds, ids = torch.as_tensor(embeds), torch.as_tensor(ids)
     if embeds.dim() != 2 or len(embeds) == 0:
         raise ValueError(f"{what}_embeds must be (number, width) with at least one row; got {tuple(embeds.shape)}.")

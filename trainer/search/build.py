@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ...atomic_files import MANIFEST, check_new_folder, write_bytes, write_json
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
-from ...modeling_speechclip_plus.embedding import audio_batches, image_batches
+from ...modeling_speechclip_plus.embedding import Batch, audio_batches, image_batches
 from ...modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
 from ...modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
 from ..data.schema import some
@@ -28,9 +29,14 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 16
 SHARD_SIZE = 256
 MAX_SECONDS = 120  # of one utterance: attention takes memory with the square of its length
+_COLUMN_TYPES = [
+    ("id", "string"),
+    ("path", "string"),
+    ("bytes", "large_binary"),
+    ("text", "string"),
+    ("seconds", "float64"),
+]
 _ROW_GROUP = 16  # rows of a parquet file that are read together to get the bytes of one
-
-_SUFFIXES = (".safetensors", ".parquet", ".lock")  # of the files of a shard
 
 
 def build_index(
@@ -56,8 +62,9 @@ def build_index(
     the same call share the shards among them.
 
     Args:
-        source: A folder of images or audio files; a data set by its name, path or repository on the Hub; parquet
-            files (see `trainer.search.collection.open_collection`).
+        source: A folder of images or audio files, with all folders in it, or one whose `metadata.csv`, `.jsonl` or
+            `.parquet` names them by `file_name`; a data set by its name, path or repository on the Hub (see
+            `load_speech_image_dataset`); parquet files or a saved data set with a column `audio` or `image`.
         folder: The index.
         model: A `SpeechClipPlusModel`.
         processor: Its processor.
@@ -67,8 +74,8 @@ def build_index(
         branch: The branch that embeds audio; the configured `retrieval_branch` by default.
         batch_size: Images or utterances embedded together.
         shard_size: Images or utterances that are written together: what is lost when the process is killed.
-        on_error: `"raise"`: a broken file is an error that names it. `"skip"`: it is left out, and listed in the log
-            and in `index.json`.
+        on_error: `"raise"`: a broken or missing file is an error that names it. `"skip"`: it is left out, and listed
+            in the log and in `index.json`.
         force: Replace the index if it exists, or if another one was begun in `folder`.
         progress: Called with (items done, all items) at the beginning and after every batch.
         **options: Of the data set, see `load_speech_image_dataset`.
@@ -80,13 +87,7 @@ def build_index(
         ValueError: If the source, an item or an argument cannot be used; if `folder` holds something else.
         FileNotFoundError: If the source, or a file that it names, is not there.
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r}: choose raise or skip.")
-    if batch_size < 1 or shard_size < 1:
-        raise ValueError(f"batch_size={batch_size}, shard_size={shard_size}: at least 1 is needed.")
-    folder = Path(folder).expanduser()
-    check_new_folder(folder, force=True, inputs=(source, data_dir, model.name_or_path or None))
-    folder = folder.resolve()
+    folder = Path(folder).expanduser().absolute()
     collection = open_collection(
         source, kind, [split] if isinstance(split, str) else split, data_dir, on_error, **options
     )
@@ -94,7 +95,7 @@ def build_index(
         raise ValueError(f"branch={branch!r} is for audio: CLIP alone embeds images.")
     builder = _Builder(collection, model, processor, branch, batch_size, on_error == "skip")
     facts = builder.facts(shard_size)
-    _begin(folder, facts, force)
+    _begin(folder, facts, force, (source, data_dir, model.name_or_path))
     was_training = model.training
     model.eval()
     try:
@@ -104,18 +105,18 @@ def build_index(
     return _finish(folder, facts, collection)
 
 
-def _begin(folder: Path, facts: dict[str, Any], force: bool) -> None:
+def _begin(folder: Path, facts: dict[str, Any], force: bool, inputs: Sequence[str | Path | None]) -> None:
     """Make the folder, or check that what was begun there is the same index."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        begun = None
+        begun: dict[str, Any] = {"complete": True}
         if (folder / FACTS).is_file():
             try:
                 begun = read_facts(folder)
             except ValueError:
                 if not force:
                     raise
-        if begun is not None and not begun.get("complete"):
+        if not begun.get("complete"):
             other = [name for name in facts if not _same(name, begun.get(name), facts[name])]
             if not other:
                 return
@@ -124,12 +125,12 @@ def _begin(folder: Path, facts: dict[str, Any], force: bool) -> None:
                     f"An index was begun in {folder} with another {' and another '.join(other)}: give the command "
                     "that began it to go on, or begin anew with force=True (--force)."
                 )
-        check_new_folder(folder, force)
+        check_new_folder(folder, force, inputs)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        shards = [shard_file(folder, number) for number in range(facts["shards"])]
-        files = [shard.with_suffix(suffix).name for shard in shards for suffix in _SUFFIXES]
-        write_json(folder / MANIFEST, [FACTS, *files])
+        names = [shard_file(folder, number).stem for number in range(facts["shards"])]
+        files = [FACTS, *(f"{name}{suffix}" for name in names for suffix in (".safetensors", ".parquet", ".lock"))]
+        write_json(folder / MANIFEST, files + [f".{file}.tmp" for file in files])  # those of a process that was killed
         write_json(folder / FACTS, facts)
 
 
@@ -223,34 +224,35 @@ class _Builder:
 
     def write(self, folder: Path, number: int, rows: range, report: Callable[[int], None]) -> None:
         """Embed the items of a shard and write it; the embeddings come last and say that it is there."""
-        import pyarrow
         import pyarrow.parquet
 
         items = [self.collection[row] for row in rows]
         embeds: dict[int, Tensor] = {}
         seconds: dict[int, float] = {}
         skipped: dict[int, str] = {}
-        for places, embeddings, lengths in self._embedded(items, skipped):
-            embeds.update(zip(places, embeddings, strict=True))
-            seconds.update(zip(places, (round(length / SAMPLING_RATE, 3) for length in lengths), strict=False))
+        for batch, embeddings in self._embedded(items, skipped):
+            embeds.update(zip(batch.rows, embeddings, strict=True))
+            if batch.lengths:
+                seconds.update(zip(batch.rows, (round(n / SAMPLING_RATE, 3) for n in batch.lengths), strict=True))
             report(len(embeds) + len(skipped))
         kept = [
             {
-                "id": items[place][0],
-                "path": None if items[place][1].get("bytes") is not None else items[place][1]["path"],
-                "bytes": items[place][1].get("bytes"),
-                "text": items[place][2] or None,
+                "id": name,
+                "path": None if source.get("bytes") is not None else source["path"],
+                "bytes": source.get("bytes"),
+                "text": text or None,
                 "seconds": seconds.get(place),
             }
-            for place in sorted(embeds)
+            for place, (name, source, text) in enumerate(items)
+            if place in embeds
         ]
-        types = {"id": "string", "path": "string", "bytes": "large_binary", "text": "string", "seconds": "float64"}
-        schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in types.items()])
         content = pyarrow.BufferOutputStream()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kept, schema), content, row_group_size=_ROW_GROUP)
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(kept, pyarrow.schema(_COLUMN_TYPES)), content, row_group_size=_ROW_GROUP
+        )
         file = shard_file(folder, number)
         write_bytes(file.with_suffix(".parquet"), content.getvalue())
-        width = self.model.config.clip_config.projection_dim
+        width = self.model.config.projection_dim
         matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
         reasons = json.dumps([skipped[place] for place in sorted(skipped)])
         write_bytes(file, safetensors.torch.save({"embeddings": matrix}, {"skipped": reasons}))
@@ -258,26 +260,21 @@ class _Builder:
     @torch.no_grad()
     def _embedded(
         self, items: Sequence[tuple[str, dict[str, Any], str]], skipped: dict[int, str]
-    ) -> Iterator[tuple[list[int], Tensor, list[int]]]:
-        """Yield places of items, their embeddings `(B, P)` and, of audio, their samples."""
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield batches of items, rows counted within the shard, with their embeddings `(B, P)`."""
 
         def name(place: int) -> str:
             return f"{COLUMNS[self.collection.kind]} {items[place][0]}"
 
-        def skip(place: int, error: Exception) -> None:
-            skipped[place] = str(error)
-
         arguments = (self.model, self.processor, [source for _, source, _ in items], self.batch_size)
-        options = {"name": name, "on_error": skip if self.skip else None}
+        skip = (lambda place, error: skipped.update({place: str(error)})) if self.skip else None
         if self.collection.kind == "images":
-            batches = image_batches(*arguments, **options)
+            batches, embed = image_batches(*arguments, name=name, on_error=skip), self.model.get_image_features
         else:
-            batches = audio_batches(*arguments, **options, max_seconds=MAX_SECONDS)
+            batches = audio_batches(*arguments, name=name, on_error=skip, max_seconds=MAX_SECONDS)
+            embed = partial(self.model.get_audio_features, branch=self.branch)
         for batch in batches:
-            if self.collection.kind == "images":
-                embeds = self.model.get_image_features(**batch.inputs).pooler_output
-            else:
-                embeds = self.model.get_audio_features(**batch.inputs, branch=self.branch).pooler_output
+            embeds = embed(**batch.inputs).pooler_output
             if wrong := (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist():
                 raise ValueError(f"The model gives NaN or infinity for {name(batch.rows[wrong[0]])}.")
-            yield batch.rows, embeds.float().cpu(), batch.lengths
+            yield batch, embeds.float().cpu()

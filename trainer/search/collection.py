@@ -1,6 +1,5 @@
 """Collections of images or audio to index: the files of a folder, or the rows of a data set."""
 
-import csv
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ from typing import Any
 import datasets
 
 from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files, walk_files
-from ..data.folder import METADATA_FILES
+from ..data.folder import METADATA_FILES, read_table
 from ..data.hub import is_data_path, load_mapped, splits_of
 from ..data.load import DATASETS, is_hub_repository, read_dataset
 from ..data.schema import Findings, NoSuchSplitError
@@ -63,17 +62,7 @@ def open_collection(
     on_error: str = "raise",
     **options: Any,
 ) -> Collection:
-    """Open what shall be indexed.
-
-    Args:
-        source: A folder of images or audio files, with all folders in it, or one whose `metadata.csv`, `.jsonl` or
-            `.parquet` names them by `file_name`; a data set by its name, path or repository on the Hub (see
-            `load_speech_image_dataset`); parquet files or a saved data set with a column `audio` or `image`.
-        kind: `"images"` or `"audio"`; by default what a folder holds, and the images of a data set.
-        splits: Of a data set; by default all there are.
-        data_dir: Where a data set's files are.
-        on_error: `"raise"` or `"skip"`, for files that are not there, or whose names are not UTF-8.
-        **options: Of the data set.
+    """Open what shall be indexed; the arguments are those of `build_index`.
 
     Raises:
         ValueError: If a folder holds both, nothing, or none of that kind; and as `load_speech_image_dataset`.
@@ -108,26 +97,12 @@ def _file_name_tables(folder: Path) -> list[tuple[Path, list[dict[str, Any]]]]:
     """Read the tables of a folder as `datasets` has them (`imagefolder`, `audiofolder`), with a column `file_name`."""
     tables = []
     for file in _metadata(folder):
-        try:
-            rows = _read_table(file)
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from error
-        if rows and "file_name" in rows[0]:
-            if wrong := [number for number, row in enumerate(rows, 1) if None in row or not row.get("file_name")]:
-                raise ValueError(f"{file}, row {wrong[0]} has no file_name, or more fields than the header.")
-            tables.append((file.parent.absolute(), rows))
+        rows = list(read_table(file))
+        if "file_name" in rows[0][1]:
+            if wrong := [place for place, row in rows if not row.get("file_name")]:
+                raise ValueError(f"{wrong[0]} has no file_name.")
+            tables.append((file.parent.absolute(), [row for _, row in rows]))
     return tables
-
-
-def _read_table(file: Path) -> list[dict[str, Any]]:
-    if file.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(file).to_pylist()
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        if file.suffix == ".csv":
-            return list(csv.DictReader(stream, strict=True))
-        return [json.loads(line) for line in stream if line.strip()]
 
 
 def _folder_collection(

@@ -5,8 +5,6 @@
 of a pickle can ask for any amount of memory or time, a child process with limits on both loads the file first.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import sys

@@ -1,7 +1,5 @@
 """Conversion of a checkpoint of the original research code into a folder that `from_pretrained` loads."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os
@@ -21,7 +19,6 @@ from ..hub_cards.model_card import ConvertedCheckpoint, ModelCardFacts, save_mod
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .checkpoint import read_checkpoint
-from .clip_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .original_config import (
     HUBERT_HEADS,
     Settings,
@@ -34,7 +31,7 @@ from .original_config import (
     settings_of_weights,
 )
 from .state_dict_names import FULL_TABLE, rename_original_weights
-from .vocabulary import read_vocabulary, recover_vocabulary
+from .vocabulary import VOCABULARY_SIZE, openai_tokenizer, read_vocabulary, recover_vocabulary
 
 REPORT = "conversion.json"
 _TOKEN_TABLE = "clip.text_model.embeddings.token_embedding.weight"
@@ -81,7 +78,7 @@ def convert_checkpoint(
         output_dir: Folder to make: weights as safetensors, configuration, processor, model card, and
             `conversion.json`, which tells what was used and what ignored.
         preset: Name of a published configuration that fills in what neither weights nor hyper-parameters tell.
-        vocabulary: `.npy` file of CLIP subword ids (the original's own has them beside their counts), row by row of
+        vocabulary: `.npy` file of CLIP token ids (the original's own has them beside their counts), row by row of
             the reduced table; only needed if they cannot be recovered, and checked against the table.
         clip: Repository or folder of the `CLIPModel` that a checkpoint with a reduced table, but without the full one,
             was trained with.
@@ -109,12 +106,12 @@ def convert_checkpoint(
         hyperparameters = _hyperparameters(saved)
         found, notes = _settings(weights, state, hyperparameters, given, clip)
         if found["variant"] == "parallel" and FULL_TABLE in state:
-            ignored["clip.model.token_embedding.weight"] = "reduced subword table, which only keywords need"
+            ignored["clip.model.token_embedding.weight"] = "reduced token table, which only keywords need"
         if preset_settings is not None:
             found = merge_settings(("the checkpoint", found), (f"the preset {preset}", preset_settings))
         presets = matching_presets(found)
         _require_heads(found, hyperparameters, preset, presets)
-        config, do_normalize = _configuration(found, presets)
+        config, do_normalize = _configuration(found, presets, preset)
         model = _model_of(weights, config)
         processor = _processor(config, do_normalize, clip)
         if processor is None:
@@ -156,11 +153,11 @@ def _settings(
     given: list[int] | None,
     clip: str | os.PathLike | None,
 ) -> tuple[Settings, list[str]]:
-    """Settings that the checkpoint tells; puts CLIP's full subword table into the weights."""
+    """Settings that the checkpoint tells; puts CLIP's full token table into the weights."""
     notes: list[str] = []
     reduced = weights.get(_TOKEN_TABLE)
     if reduced is None:
-        raise ValueError("The checkpoint holds no subword table of CLIP (clip.model.token_embedding.weight).")
+        raise ValueError("The checkpoint holds no token table of CLIP (clip.model.token_embedding.weight).")
     full = state.get(FULL_TABLE)
     was_reduced = setting_at(hyperparameters, "clip.reduce_subword_embbedding")
     if full is None and clip is not None:
@@ -168,7 +165,7 @@ def _settings(
     if full is None:
         if was_reduced is not None or given is not None or len(reduced) < VOCABULARY_SIZE and not hyperparameters:
             raise ValueError(
-                f"The checkpoint's subword table is reduced to {len(reduced)} rows and CLIP's own is not in the file. "
+                f"The checkpoint's token table is reduced to {len(reduced)} rows and CLIP's own is not in the file. "
                 "Pass the CLIP that it was trained with: clip=REPOSITORY_OR_FOLDER (--clip)."
             )
         full = reduced
@@ -184,7 +181,7 @@ def _settings(
         if masked != special:
             found["keyword_config.excluded_ids"] = sorted(masked)
             notes.append(
-                f"the original never takes the subwords {sorted(masked)} for keywords, where start, end and padding "
+                f"the original never takes the tokens {sorted(masked)} for keywords, where start, end and padding "
                 f"are {sorted(special)}; the configuration does as the original did"
             )
     known = settings_of_hyperparameters(hyperparameters, found["variant"])
@@ -211,7 +208,7 @@ def _require_heads(
         )
 
 
-def _configuration(settings: Settings, presets: list[str]) -> tuple[SpeechClipPlusConfig, bool]:
+def _configuration(settings: Settings, presets: list[str], preset: str | None) -> tuple[SpeechClipPlusConfig, bool]:
     values = nested(settings)
     # The large HuBERT was trained on normalised waveforms, and fairseq sees to it whatever the data set does.
     do_normalize = bool(values.pop("do_normalize", False)) or values["speech_config"]["feat_extract_norm"] == "layer"
@@ -222,8 +219,9 @@ def _configuration(settings: Settings, presets: list[str]) -> tuple[SpeechClipPl
     if len(backbones) == 1:
         (published,) = backbones.values()
         values |= {key: published[key] for key in ("speech_backbone", "clip_backbone")}
-    config = SpeechClipPlusConfig(**{**values, "padding": "original"})
-    return config, do_normalize
+    if preset is None and len(presets) == 1:
+        preset = presets[0]
+    return SpeechClipPlusConfig(**{**values, "padding": "original", "preset": preset}), do_normalize
 
 
 def _model_of(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> SpeechClipPlusModel:

@@ -1,10 +1,7 @@
 """open_clip models converted to transformers' `CLIPModel`, where both compute the same."""
 
-from __future__ import annotations
-
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,21 +12,12 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from transformers.image_utils import PILImageResampling
 
 from ..atomic_files import check_new_folder, finished_folder
-from .clip_tokenizer import VOCABULARY_SIZE, openai_tokenizer
 from .state_dict_names import rename_clip_weight
+from .vocabulary import VOCABULARY_SIZE, openai_tokenizer
 
-# Settings of an architecture under which open_clip computes what `CLIPModel` does. Any other setting, or another value
-# of these, is refused.
-_VISION = {
-    "image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "patch_dropout",
-}  # fmt: skip
+# The settings of an architecture that `_convert` puts into a `CLIPConfig`; any other has to be off.
+_VISION = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "patch_dropout"}
 _TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-_NEUTRAL = {  # settings that may be there as long as they say this
-    "ls_init_value": None, "attentional_pool": False, "no_ln_pre": False, "pool_type": ("tok", "argmax"),
-    "final_ln_after_pool": False, "output_tokens": False, "no_causal_mask": False, "proj_bias": False,
-    "embed_cls": False, "pos_embed_type": "learnable", "hf_model_name": None, "timm_model_name": None,
-    "proj_type": "linear", "act_kwargs": None, "norm_kwargs": None, "hf_tokenizer_name": None,
-}  # fmt: skip
 _TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 _TOLERANCE = 1e-4
 _MAX_SHARD_SIZE = "2GB"
@@ -98,12 +86,9 @@ def _load(architecture: str, pretrained: str) -> tuple[dict[str, Any], Any]:
     except OSError:
         raise
     except Exception as error:  # of any kind, for a file that is something else
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if asked := re.search(r"GLOBAL:? ([\w.]+)", reason):  # torch goes on to advise loading it unsafely
-            reason = f"it asks for {asked[1]}, which is no data"
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]  # torch first advises loading it unsafely
         raise ValueError(
-            f"{pretrained} could not be loaded as weights of {architecture}, a state dictionary of plain tensors: "
-            f"{reason[:300]}{'...' if len(reason) > 300 else ''}"
+            f"{pretrained} could not be loaded as weights of {architecture}: {type(error).__name__}: {reason[:300]}"
         ) from error
     return config, original
 
@@ -119,31 +104,18 @@ def _check_places(config: dict[str, Any], state: Any) -> None:
 
 
 def _check_plain(architecture: str, config: dict[str, Any]) -> None:
+    """Refuse what `CLIPModel` has no setting for."""
     vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
-    reasons = []
-    if isinstance(vision.get("layers"), list):
-        reasons.append("its image tower is a ResNet")
-    if vision.get("timm_model_name"):
-        reasons.append(f"its image tower is timm's {vision['timm_model_name']}")
-    if text.get("hf_model_name"):
-        reasons.append(f"its text tower is {text['hf_model_name']}")
-    if not reasons:
-        for key in ("image_size", "patch_size"):
-            if not isinstance(vision.get(key, 1), int):
-                reasons.append(f"{key} = {vision[key]!r}, which is no square")
-        if (vocabulary := text.get("vocab_size", VOCABULARY_SIZE)) != VOCABULARY_SIZE:
-            reasons.append(f"it has {vocabulary} tokens, not the {VOCABULARY_SIZE} of CLIP's tokenizer")
-        reasons += [f"{key}" for key in config.keys() - _TOP if config[key]]
-        for block, allowed in ((vision, _VISION), (text, _TEXT)):
-            for key, value in block.items():
-                neutral = _NEUTRAL.get(key, ())
-                same = value in neutral if isinstance(neutral, tuple) else value == neutral
-                if key not in allowed and not same:
-                    reasons.append(f"{key} = {value!r}")
-    if reasons:
+    blocks = ((config, _TOP), (vision, _VISION), (text, _TEXT))
+    other = {key: value for block, known in blocks for key, value in block.items() if key not in known and value}
+    # A list of layers is a ResNet, one of sizes an image that is no square.
+    other |= {key: vision[key] for key in ("layers", "image_size", "patch_size") if isinstance(vision.get(key), list)}
+    if text.get("vocab_size", VOCABULARY_SIZE) != VOCABULARY_SIZE:
+        other["vocab_size"] = text["vocab_size"]
+    if other:
         raise ValueError(
             f"{architecture} is not a plain vision transformer with CLIP's causal text tower, which CLIPModel is: "
-            f"{'; '.join(reasons)}."
+            f"{'; '.join(f'{key} = {value!r}' for key, value in other.items())[:500]}."
         )
 
 
@@ -151,31 +123,32 @@ def _convert(architecture: str, config: dict[str, Any], original: Any) -> CLIPMo
     vision, text = config["vision_cfg"], config["text_cfg"]
     # open_clip itself chooses quick GELU for OpenAI's weights, whatever the architecture's name says.
     quick = "quickgelu" in type(original.transformer.resblocks[0].mlp[1]).__name__.lower()
-    activation = "quick_gelu" if quick else "gelu"
+    shared = {"projection_dim": config["embed_dim"], "hidden_act": "quick_gelu" if quick else "gelu"}
+
+    def tower(block: dict[str, Any], width: int) -> dict[str, Any]:
+        width = block.get("width", width)
+        return shared | {
+            "hidden_size": width,
+            "intermediate_size": int(width * block.get("mlp_ratio", 4.0)),
+            "num_hidden_layers": block.get("layers", 12),
+        }
+
     model = CLIPModel(
         CLIPConfig(
             projection_dim=config["embed_dim"],
-            text_config={
+            text_config=tower(text, 512)
+            | {
                 "vocab_size": VOCABULARY_SIZE,
-                "hidden_size": text.get("width", 512),
-                "intermediate_size": int(text.get("width", 512) * text.get("mlp_ratio", 4.0)),
-                "num_hidden_layers": text.get("layers", 12),
                 "num_attention_heads": text.get("heads", 8),
                 "max_position_embeddings": text.get("context_length", 77),
-                "projection_dim": config["embed_dim"],
-                "hidden_act": activation,
                 "bos_token_id": VOCABULARY_SIZE - 2,
                 "eos_token_id": VOCABULARY_SIZE - 1,
             },
-            vision_config={
-                "hidden_size": vision.get("width", 768),
-                "intermediate_size": int(vision.get("width", 768) * vision.get("mlp_ratio", 4.0)),
-                "num_hidden_layers": vision.get("layers", 12),
+            vision_config=tower(vision, 768)
+            | {
                 "num_attention_heads": vision.get("width", 768) // vision.get("head_width", 64),
                 "image_size": vision.get("image_size", 224),
                 "patch_size": vision.get("patch_size", 16),
-                "projection_dim": config["embed_dim"],
-                "hidden_act": activation,
             },
         )
     ).eval()

@@ -1,6 +1,4 @@
-"""The configuration of an original checkpoint, from its tensors' shapes and its own hyper-parameters."""
-
-from __future__ import annotations
+"""Configuration of an original checkpoint, from its tensors' shapes and its own hyper-parameters."""
 
 import math
 import re
@@ -152,7 +150,7 @@ def merge_settings(*sources: tuple[str, Settings]) -> Settings:
         for key, value in settings.items():
             if key not in merged:
                 merged[key], origin[key] = value, source
-            elif not _same(merged[key], value):
+            elif merged[key] != value:
                 raise ValueError(f"{key} is {_shown(merged[key])} by {origin[key]}, but {_shown(value)} by {source}.")
     return merged
 
@@ -163,7 +161,7 @@ def matching_presets(settings: Settings) -> list[str]:
         name
         for name in preset_names()
         if not name.endswith("-tiny")
-        and all(_same(value, settings[key]) for key, value in settings_of_preset(name).items() if key in settings)
+        and all(settings.get(key, value) == value for key, value in settings_of_preset(name).items())
     ]
 
 
@@ -236,7 +234,7 @@ def _clip(weights: Mapping[str, Tensor]) -> Settings:
     return found | {
         "text_config.vocab_size": vocabulary,
         "text_config.max_position_embeddings": text_positions,
-        # OpenAI's tokenizer has the start and the end subword last.
+        # OpenAI's tokenizer has the start and the end token last.
         "text_config.bos_token_id": vocabulary - 2,
         "text_config.eos_token_id": vocabulary - 1,
         "vision_config.patch_size": patches[2],
@@ -286,14 +284,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Settings:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=1e-6)
-    return (
-        list(one) == list(other) if isinstance(one, list | tuple) and isinstance(other, list | tuple) else one == other
-    )
 
 
 def _shown(value: Any) -> str:

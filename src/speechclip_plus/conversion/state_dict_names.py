@@ -4,8 +4,6 @@ The original stores fairseq's HuBERT, OpenAI's CLIP and its own branch in one st
 (SpeechCLIP) or of 2024 (SpeechCLIP+).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -20,7 +18,7 @@ IGNORED = {
     r"cascaded_branch\.vector_quantizer\.curr_temp$": "the quantiser's temperature, which the configuration holds",
     r"clip\.model\.(visual\.input_resolution|input_resolution|context_length|vocab_size)$": "a size of CLIP",
 }
-FULL_TABLE = "clip.original_text_emb_weight"  # CLIP's own subword table, beside a reduced one
+FULL_TABLE = "clip.original_text_emb_weight"  # CLIP's own token table, beside a reduced one
 _COPY_OF_CLIP = "cascaded_branch.clip."
 
 _SPEECH = [
@@ -57,16 +55,13 @@ _CLIP = [
     (r"^text_projection$", "text_projection.weight"),
     (r"^visual\.proj$", "visual_projection.weight"),
 ]
-# A hidden layer, ReLU and dropout stand between the two linear maps of a projection, which makes them 0 and 3.
-_HEADS = {
-    r"^parallel_branch\.linear_proj\.(?:sequential\.(?=[03]\.))?": "parallel_projection.",
-    r"^cascaded_branch\.parallel_proj\.(?:sequential\.(?=[03]\.))?": "parallel_projection.",
-    r"^cascaded_branch\.linear_proj\.(?:sequential\.(?=[03]\.))?": "keyword_projection.",
-}
 _BRANCH = [
     (r"^audio_encoder\.weightedsum_layer\.weights$", "layer_sum.weight"),
     (r"^criterion\.temperature$", "logit_scale"),
-    *_HEADS.items(),
+    # A hidden layer, ReLU and dropout stand between the two linear maps of a projection, which makes them 0 and 3.
+    (r"^parallel_branch\.linear_proj\.(?:sequential\.(?=[03]\.))?", "parallel_projection."),
+    (r"^cascaded_branch\.parallel_proj\.(?:sequential\.(?=[03]\.))?", "parallel_projection."),
+    (r"^cascaded_branch\.linear_proj\.(?:sequential\.(?=[03]\.))?", "keyword_projection."),
     (r"^cascaded_branch\.downsampling\.weight_proj\.1\.", "cif.weight_projection."),
     (r"^(parallel|cascaded)_branch\.self_att\.multihead_attn_layer\.", "branch.layers.0.attention."),
     (r"^(parallel|cascaded)_branch\.self_att\.attentionBlock_Norm\.", "branch.layers.0.attention_norm."),
@@ -80,6 +75,7 @@ _BRANCH = [
 _CLS_TOKENS = [  # in the order in which they stand before the frames
     "parallel_branch.cls", "cascaded_branch.parallel_cls", "cascaded_branch.cls", "cascaded_branch.cascaded_cls",
 ]  # fmt: skip
+_KEYWORD_BIAS = r"cascaded_branch\.linear_proj\.(sequential\.3\.)?bias$"
 _BATCH_NORM = re.compile(r"^cascaded_branch\.bn_layer\.bn_layers?\.(?:(\d+)\.)?([a-z_]+)$")
 
 
@@ -97,7 +93,7 @@ def rename_original_weights(state: Mapping[str, Tensor]) -> RenamedWeights:
         state: The `state_dict` of an original checkpoint, any variant, or a part of one.
 
     Returns:
-        `weights`: by the names of [`SpeechClipPlusModel`], CLIP's subword table as reduced as it was; `ignored`: the
+        `weights`: by the names of [`SpeechClipPlusModel`], CLIP's token table as reduced as it was; `ignored`: the
         original names of all other tensors, each with the reason.
 
     Raises:
@@ -125,10 +121,7 @@ def rename_original_weights(state: Mapping[str, Tensor]) -> RenamedWeights:
                     )
                 weights[part], origins[part] = tensor, name
     if unknown:
-        raise ValueError(
-            f"These tensors are no part of a SpeechCLIP model: {', '.join(sorted(unknown)[:10])}"
-            f"{f' and {len(unknown) - 10} more' if len(unknown) > 10 else ''}."
-        )
+        raise ValueError(f"These tensors are no part of a SpeechCLIP model: {', '.join(sorted(unknown)[:10])}.")
     if cls_tokens := [state[name].flatten(0, 1) for name in _CLS_TOKENS if name in state]:
         weights["branch.cls_tokens"] = torch.cat(cls_tokens)
     weights |= _batch_norm(state)
@@ -170,11 +163,8 @@ def _reshape(name: str, value: Tensor) -> dict[str, Tensor]:
 
 def _check_copy(name: str, value: Tensor, state: Mapping[str, Tensor]) -> str:
     own = name.removeprefix("cascaded_branch.")
-    if own not in state:
-        raise ValueError(f"The checkpoint holds {name!r}, a copy of {own!r}, but not {own!r} itself.")
-    same = value.data_ptr() == state[own].data_ptr() and value.shape == state[own].shape
-    if not same and not torch.equal(value, state[own]):
-        raise ValueError(f"The checkpoint's {name!r} differs from {own!r}, of which it should be a copy.")
+    if own not in state or not torch.equal(value, state[own]):
+        raise ValueError(f"The checkpoint's {name!r} should be a copy of {own!r}, and is none.")
     return f"copy of {own}"
 
 
@@ -193,17 +183,10 @@ def _batch_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     width = next((v.shape[0] for n, v in state.items() if re.match(_KEYWORD_BIAS, n)), None)
     weights = {}
     for name, by_place in found.items():
-        values = [by_place[place] for place in sorted(by_place)]
-        if values[0].dim() == 0:
-            value = values[0]
-        elif len(values) > 1:  # a batch norm for each place
-            value = torch.stack(values, dim=1).flatten()
-        elif values[0].shape[0] == width and places > 1:  # one for all places
-            value = values[0].repeat_interleave(places)
-        else:
-            value = values[0]
+        value = by_place[min(by_place)]
+        if value.dim() and len(by_place) > 1:  # a batch norm for each place
+            value = torch.stack([by_place[place] for place in sorted(by_place)], dim=1).flatten()
+        elif value.dim() and value.shape[0] == width and places > 1:  # one for all places
+            value = value.repeat_interleave(places)
         weights[f"keyword_norm.{name}"] = value
     return weights
-
-
-_KEYWORD_BIAS = r"cascaded_branch\.linear_proj\.(sequential\.3\.)?bias$"
