@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,6 @@ from ...hub_cards.results import BRANCHES, Results
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from ...modeling_speechclip_plus.cif import keyword_times
 from ...modeling_speechclip_plus.embedding import audio_batches, embed_images, embed_texts
-from ...modeling_speechclip_plus.outputs import Keyword
 from ..collator import GOLD_SUBWORDS
 from .alignments import AlignedWord, boundary_agreement, even_boundaries, match_alignments, word_boundaries
 from .keyword_metrics import chance_keyword_hit_rate, hit_rate_shares, keyword_statistics, keyword_usage
@@ -334,26 +332,6 @@ def _add_boundaries(results: Results, split: SplitOutputs, alignments: Mapping[s
 def _add(results: Results, statistics: Statistics, prefix: str = "") -> None:
     results.metrics |= {f"{prefix}{name}": value for name, value in statistics.values.items()}
     results.intervals |= {f"{prefix}{name}": ends for name, ends in statistics.intervals.items()}
-
-
-@torch.no_grad()
-def spoken_keywords(model: Any, processor: Any, waveform: np.ndarray) -> tuple[list[Keyword], np.ndarray | None]:
-    """Read the keywords out of an utterance.
-
-    Args:
-        model: a `SpeechClipPlusModel`.
-        processor: its processor.
-        waveform: (S,) samples at 16 kHz.
-
-    Returns:
-        The keywords (none if the model has none), and CIF's weight of each frame (T,), or None without CIF.
-    """
-    if not model.config.has_cascaded:
-        return [], None
-    speech = next(audio_batches(model, processor, [waveform], sampling_rate=SAMPLING_RATE)).inputs
-    keywords = model.extract_keywords(**speech, tokenizer=processor, top_k=min(4, int(model.is_keyword.sum())))[0]
-    alphas = model(**speech).alphas
-    return keywords, None if alphas is None else alphas[0].cpu().numpy()
 
 
 def frame_seconds(model: Any) -> float:

@@ -22,7 +22,7 @@ from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ...modeling_speechclip_plus.image_utils import load_image
 from ...modeling_speechclip_plus.keywords import token_text
 from ..card_data import training_curves
-from .evaluate import SplitOutputs, frame_seconds, spoken_keywords
+from .evaluate import SplitOutputs, frame_seconds
 from .keyword_metrics import cloud_counts
 from .retrieval_metrics import CURVE_KS
 
@@ -147,17 +147,18 @@ def _clouds(processor: Any, split: SplitOutputs) -> list[Figure]:
     return figures
 
 
+@torch.no_grad()
 def spoken_query(model: Any, processor: Any, waveform: np.ndarray, caption: str = "") -> dict[str, Any]:
     """What an `Answer` shows of an utterance that asked: its waveform (S,) at 16 kHz and the keywords in it."""
-    keywords, weights = spoken_keywords(model, processor, waveform)
-    said = set(processor.tokenizer(caption, add_special_tokens=False)["input_ids"]) if caption else None
-    return {
-        "waveform": waveform,
-        "keywords": keywords,
-        "said": said,
-        "weights": weights,
-        "frame_seconds": frame_seconds(model),
-    }
+    shown: dict[str, Any] = {"waveform": waveform, "frame_seconds": frame_seconds(model)}
+    if model.config.has_cascaded:
+        inputs = processor(audio=waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt").to(model.device)
+        top_k = min(4, int(model.is_keyword.sum()))
+        shown["keywords"] = model.extract_keywords(**inputs, tokenizer=processor, top_k=top_k)[0]
+        shown["said"] = set(processor.tokenizer(caption, add_special_tokens=False)["input_ids"]) if caption else None
+        alphas = model(**inputs).alphas
+        shown["weights"] = None if alphas is None else alphas[0].cpu().numpy()
+    return shown
 
 
 def _speech_answer(
