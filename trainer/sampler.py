@@ -183,7 +183,7 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, ba
         order = partial(_in_sequence, count)
     elif args.train_sampling_strategy == "group_by_length":
         per_step = together * args.gradient_accumulation_steps
-        order = partial(order, lengths=_row_lengths(dataset, args), batch_size=per_step)
+        order = partial(epoch_order, count, seed=seed, lengths=_row_lengths(dataset, args), batch_size=per_step)
     batches = SharedBatches(count, order, together, args.process_index, args.world_size, args.dataloader_drop_last)
     if len(batches) == 0:
         raise ValueError(

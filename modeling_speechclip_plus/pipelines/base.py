@@ -112,7 +112,8 @@ class SpeechClipPlusPipeline(ChunkPipeline):
             yield {"is_last": True, **self.processor(text=[input_.item], return_tensors="pt")}
         else:
             windowing = self._windowing(chunk_length_s, stride_length_s)
-            recording, rate = input_.item, SAMPLING_RATE
+            recording: Any = input_.item
+            rate: int | None = SAMPLING_RATE
             if isinstance(recording, Mapping):  # "raw" is what transformers' audio pipelines call an array
                 recording, rate = {"array": recording.get("raw"), **recording}, None
             for window in read_windows(recording, windowing, rate, input_.name):

@@ -92,8 +92,8 @@ def read_dataset(
             raise ValueError('on_error="skip" reads everything first: leave streaming out, or keep on_error="raise".')
         _check_options(name, load_mapped, options)
         # What is on this machine is read as it is and streamed afterwards, if it has to be looked through before.
-        streamed = {"streaming": streaming and not read_all, "allow_null": read_all}
-        made = load_mapped(path if path.exists() else name, split, **streamed, **options)
+        source = path if path.exists() else name
+        made = load_mapped(source, split, streaming=streaming and not read_all, allow_null=read_all, **options)
     elif name in DATASETS:
         _check_options(name, DATASETS[name], options)
         made = DATASETS[name](split, data_dir, findings, **options)
