@@ -12,23 +12,14 @@ from transformers.utils import ModelOutput
 class SpeechClipPlusAudioOutput(ModelOutput):
     """Output of [`SpeechClipPlusModel.encode_audio`]: what each utterance gives by itself.
 
-    B utterances, N keywords (of the longest utterance), T frames (50 per second), P joint width, E width of CLIP's
-    token embeddings.
+    B utterances, N keywords (of the longest utterance), P joint width, E width of CLIP's token embeddings.
 
     Attributes:
         parallel_embeds (`(B, P)`, with a parallel branch): Unit-length embedding by that branch.
         keyword_features (`(B, N, E)`, with a cascaded branch): Keywords before batch norm and quantiser.
-        keyword_lengths (`(B,)` int64, with a cascaded branch): Keywords of each utterance.
-        alphas (`(B, T)` float32, with CIF): Weights as integrated, 0 at padding.
-        alpha_sums (`(B,)` float32, with CIF): Sums of the weights before scaling.
-        target_lengths (`(B,)` int64, with CIF): Wanted numbers of keywords; None if they are those of captions and
-            were not given.
-        frame_lengths (`(B,)` int64): Frames of each utterance.
-        hidden_states (tuple of L + 1 `(B, T, D)`, with `output_hidden_states`): The speech encoder's, before any
-            final norm.
-        attentions (tuple of L `(B, heads, T, T)`, with `output_attentions`): The speech encoder's.
-        branch_attentions (tuple of `(B, heads, S, S)`, with `output_attentions`): The branch's, over CLS vectors
-            and frames.
+
+    `keyword_lengths`, `alphas`, `alpha_sums`, `target_lengths`, `frame_lengths`, `hidden_states`, `attentions` and
+    `branch_attentions` are those of [`SpeechClipPlusOutput`].
     """
 
     parallel_embeds: Tensor | None = None
@@ -38,7 +29,7 @@ class SpeechClipPlusAudioOutput(ModelOutput):
     alpha_sums: Tensor | None = None
     target_lengths: Tensor | None = None
     frame_lengths: Tensor | None = None
-    hidden_states: tuple[Tensor | None, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     branch_attentions: tuple[Tensor, ...] | None = None
 
@@ -95,7 +86,7 @@ class SpeechClipPlusOutput(ModelOutput):
     alpha_sums: Tensor | None = None
     target_lengths: Tensor | None = None
     frame_lengths: Tensor | None = None
-    hidden_states: tuple[Tensor | None, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     branch_attentions: tuple[Tensor, ...] | None = None
 
