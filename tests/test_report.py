@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from transformers import AutoTokenizer
 
 from speechclip_plus.hub_cards.charts import bar_chart, line_chart, principal_components, rank_histogram, speech_chart
 from speechclip_plus.hub_cards.report import (
@@ -22,7 +23,9 @@ from speechclip_plus.hub_cards.report import (
     write_report,
 )
 from speechclip_plus.hub_cards.results import ScoreRow, ScoreTable
+from speechclip_plus.modeling_speechclip_plus.keywords import token_text
 from speechclip_plus.modeling_speechclip_plus.outputs import Keyword, Neighbour
+from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 
 class Page(HTMLParser):
@@ -230,6 +233,16 @@ def test_a_report_without_training_or_answers_known_renders(waveform):
     page = Page(render_report(Report(title="Answers", answers=[(("", ""), [query])])))
     assert "my cat.jpg" in " ".join(page.text)
     assert not page.of("li", "right") and not page.of("table")
+
+
+def test_every_token_has_a_text_that_can_be_printed():
+    tokenizer = AutoTokenizer.from_pretrained(tiny_backbone("clip"))
+    texts = [token_text(tokenizer, token) for token in range(len(tokenizer))]
+    assert all(text.isprintable() and text.strip() and "\ufffd" not in text for text in texts)
+    piece = tokenizer("\x7f", add_special_tokens=False)["input_ids"][-1]
+    assert token_text(tokenizer, piece) == tokenizer.convert_ids_to_tokens(piece).removesuffix("</w>")
+    word = tokenizer("red", add_special_tokens=False)["input_ids"][-1]
+    assert token_text(tokenizer, word) == tokenizer.decode([word]).strip()
 
 
 def test_a_failed_write_leaves_the_old_report(tmp_path, report, monkeypatch):
