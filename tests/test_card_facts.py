@@ -154,6 +154,6 @@ def test_a_resumed_run_goes_on_counting_its_hours(tmp_path):
     assert trainer_card_facts(trainer).seconds >= 3600 * after[2]
 
 
-def test_the_card_is_written_beside_its_picture(trained, tmp_path):
+def test_the_card_is_written_beside_its_image(trained, tmp_path):
     save_model_card(tmp_path, trained[1]["after"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "training.png"]

@@ -357,7 +357,7 @@ def test_force_replaces_an_earlier_space_and_nothing_else(
     own = shutil.copytree(gallery, tmp_path / "galleries" / "own")
     command = ["demo", "--model", "somebody/model", "--force", "--write-space"]
     assert_replaces_only_its_own_output(lambda folder: main([*command, str(folder), "--gallery", str(own)]), [own])
-    added = tmp_path / "output" / "galleries" / "own" / "pictures" / "added.png"
+    added = tmp_path / "output" / "galleries" / "own" / "images" / "added.png"
     shutil.copy(next(own.rglob("*.png")), added)
     assert str(added) in failing(capsys, *command[1:], tmp_path / "output", "--gallery", own)
     assert main([*command, str(tmp_path / "drawn")]) == 0 and main([*command, str(tmp_path / "drawn")]) == 0

@@ -35,11 +35,11 @@ def write_folder(root, with_text=True):
     rows = []
     for number, (caption, seconds, image) in enumerate(zip(CAPTIONS, SECONDS, IMAGES, strict=True)):
         soundfile.write(root / f"u{number}.wav", rng.normal(0, 0.1, int(seconds * 16_000)), 16_000)
-        picture = root / f"p{image}.png"
-        if not picture.exists():
-            Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(picture)
+        image = root / f"p{image}.png"
+        if not image.exists():
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(image)
         rows.append(
-            {"audio": f"u{number}.wav", "image": picture.name, "split": "test"}
+            {"audio": f"u{number}.wav", "image": image.name, "split": "test"}
             | ({"text": caption} if with_text else {})
         )
     with (root / "metadata.csv").open("w", newline="") as stream:
@@ -142,7 +142,7 @@ def test_everything_that_the_model_and_the_data_allow_is_measured(evaluated):
 
 def test_guesses_are_of_the_right_numbers_of_items(evaluated):
     chance = read(evaluated)["chance"]
-    assert chance["speech_to_image_R@1"] == 25  # four pictures
+    assert chance["speech_to_image_R@1"] == 25  # four images
     assert chance["speech_to_text_R@1"] == 20  # five different texts
     assert chance["image_to_speech_R@1"] == chance_recall(IMAGES, IMAGES)["image_to_speech_R@1"]
 

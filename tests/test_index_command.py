@@ -1,4 +1,4 @@
-"""`speechclip-plus index`: what it embeds, that it goes on where it was stopped, and what a search prints."""
+"""`speechclip-plus index`: what it embeds, that a stopped build resumes, and what a search prints."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def loaded(model_folder):
     )
 
 
-def write_pictures(folder, count, seed=0):
+def write_images(folder, count, seed=0):
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -63,10 +63,10 @@ def write_pictures(folder, count, seed=0):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, 5)
-    write_pictures(folder / "more", 4, seed=1)
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder, 5)
+    write_images(folder / "more", 4, seed=1)
     return folder
 
 
@@ -80,23 +80,23 @@ def recordings(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pairs(pictures, recordings, tmp_path_factory):
-    """A data set of five recordings of three pictures, with captions, in two splits."""
+def pairs(images, recordings, tmp_path_factory):
+    """A data set of five recordings of three images, with captions, in two splits."""
     folder = tmp_path_factory.mktemp("pairs")
     rows = [("p0", "r0", "one", "train"), ("p0", "r1", "two", "train"), ("p1", "r2", "", "train")]
     rows += [("p2", "r3", "four", "test"), ("p2", "r4", "five", "test")]
     with (folder / "metadata.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["image", "audio", "text", "split"])
-        for picture, recording, text, split in rows:
-            writer.writerow([pictures / f"{picture}.png", recordings / f"{recording}.wav", text, split])
+        for image, recording, text, split in rows:
+            writer.writerow([images / f"{image}.png", recordings / f"{recording}.wav", text, split])
     return folder
 
 
 @pytest.fixture(scope="module")
-def picture_index(pictures, model_folder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("indices") / "pictures"
-    assert build(pictures, folder, "--model", model_folder) == 0
+def image_index(images, model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("indices") / "images"
+    assert build(images, folder, "--model", model_folder) == 0
     return folder
 
 
@@ -132,13 +132,13 @@ def content(folder):
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def test_a_folder_is_embedded_with_the_folders_in_it(picture_index, pictures, loaded):
-    index = EmbeddingIndex.load(picture_index)
+def test_a_folder_is_embedded_with_the_folders_in_it(image_index, images, loaded):
+    index = EmbeddingIndex.load(image_index)
     names = [*(f"more/p{number}.png" for number in range(4)), *(f"p{number}.png" for number in range(5))]
     assert [item["id"] for item in index] == names
-    assert [item["path"] for item in index] == [str(pictures / name) for name in names]
+    assert [item["path"] for item in index] == [str(images / name) for name in names]
     assert index.kind == "images" and index.branch is None
-    torch.testing.assert_close(index.embeddings, image_embeds(loaded, [pictures / n for n in names]))
+    torch.testing.assert_close(index.embeddings, image_embeds(loaded, [images / n for n in names]))
     index.check_model(loaded[0])
 
 
@@ -151,12 +151,12 @@ def test_recordings_are_embedded_by_a_branch_and_in_their_order(recordings, load
     torch.testing.assert_close(index.embeddings, speech_embeds(loaded, files, branch))
 
 
-def test_of_a_data_set_each_picture_is_there_once_with_its_first_caption(pairs, pictures, loaded, tmp_path):
+def test_of_a_data_set_each_picture_is_there_once_with_its_first_caption(pairs, images, loaded, tmp_path):
     index = build_index(pairs, tmp_path / "index", *loaded)
     assert [item["id"] for item in index] == ["train/0", "train/1", "test/0"]
     assert [Path(item["path"]).name for item in index] == ["p0.png", "p1.png", "p2.png"]
     assert [item.get("text") for item in index] == ["one", None, "four"]
-    expected = image_embeds(loaded, [pictures / f"p{number}.png" for number in range(3)])
+    expected = image_embeds(loaded, [images / f"p{number}.png" for number in range(3)])
     torch.testing.assert_close(index.embeddings, expected)
 
 
@@ -174,11 +174,11 @@ def test_a_split_may_be_chosen(pairs, loaded, tmp_path):
         build_index(pairs, tmp_path / "other", *loaded, split=["test", "dev"])
 
 
-def test_a_parquet_of_pictures_alone_keeps_their_bytes(pictures, loaded, tmp_path):
-    files = [pictures / f"p{number}.png" for number in range(3)]
-    rows = {"picture": [{"bytes": file.read_bytes(), "path": file.name} for file in files], "text": ["a", "b", "c"]}
+def test_a_parquet_of_pictures_alone_keeps_their_bytes(images, loaded, tmp_path):
+    files = [images / f"p{number}.png" for number in range(3)]
+    rows = {"image": [{"bytes": file.read_bytes(), "path": file.name} for file in files], "text": ["a", "b", "c"]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "some.parquet")
-    options = {"columns": {"image": "picture"}, "cache_dir": str(tmp_path / "cache")}
+    options = {"columns": {"image": "image"}, "cache_dir": str(tmp_path / "cache")}
     index = build_index(tmp_path / "some.parquet", tmp_path / "index", *loaded, batch_size=2, **options)
     (tmp_path / "some.parquet").unlink()
     assert [index.source(row)["bytes"] for row in range(3)] == [file.read_bytes() for file in files]
@@ -198,24 +198,24 @@ def test_a_parquet_of_recordings_alone_keeps_their_bytes(recordings, loaded, tmp
     torch.testing.assert_close(index.embeddings, speech_embeds(loaded, files))
 
 
-def test_all_parquet_files_of_a_folder_are_taken_if_none_is_named_after_a_split(pictures, loaded, tmp_path):
+def test_all_parquet_files_of_a_folder_are_taken_if_none_is_named_after_a_split(images, loaded, tmp_path):
     for number, name in enumerate(("some", "first", "more")):
-        rows = {"image": [str(pictures / f"p{number}.png")]}
+        rows = {"image": [str(images / f"p{number}.png")]}
         (tmp_path / "gallery").mkdir(exist_ok=True)
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "gallery" / f"{name}.parquet")
     index = build_index(tmp_path / "gallery", tmp_path / "index", *loaded, cache_dir=str(tmp_path / "cache"))
     assert [Path(item["path"]).name for item in index] == ["p1.png", "p2.png", "p0.png"]  # first, more, some
 
 
-def test_a_saved_data_set_is_taken_whole(pictures, loaded, tmp_path):
-    parts = {name: datasets.Dataset.from_dict({"image": [str(pictures / f"{name}.png")]}) for name in ("p0", "p3")}
+def test_a_saved_data_set_is_taken_whole(images, loaded, tmp_path):
+    parts = {name: datasets.Dataset.from_dict({"image": [str(images / f"{name}.png")]}) for name in ("p0", "p3")}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "gallery")
     index = build_index(tmp_path / "gallery", tmp_path / "index", *loaded)
     assert [Path(item["path"]).name for item in index] == ["p0.png", "p3.png"]
 
 
 def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been_killed(model_folder, loaded, tmp_path, capsys):
-    images = write_pictures(tmp_path / "images", 300)
+    images = write_images(tmp_path / "images", 300)
     command = ["index", "build", str(images), str(tmp_path / "killed")]
     command += ["--model", str(model_folder), "--shard-size", "4"]
     process = subprocess.Popen([sys.executable, "-m", "speechclip_plus_cli", *command], stderr=subprocess.PIPE)
@@ -235,7 +235,7 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been_killed(model_fold
 
 
 def test_several_processes_share_the_shards(model_folder, loaded, tmp_path):
-    images = write_pictures(tmp_path / "images", 60)
+    images = write_images(tmp_path / "images", 60)
     command = ["index", "build", str(images), str(tmp_path / "shared")]
     command += ["--model", str(model_folder), "--shard-size", "2"]
     processes = [subprocess.Popen([sys.executable, "-m", "speechclip_plus_cli", *command]) for _ in range(2)]
@@ -256,25 +256,25 @@ def stop_after(count):
     return progress
 
 
-def test_nothing_is_embedded_twice(pictures, loaded, tmp_path, monkeypatch):
+def test_nothing_is_embedded_twice(images, loaded, tmp_path, monkeypatch):
     read = []
     original = embedding.load_image
     monkeypatch.setattr(embedding, "load_image", lambda item, name: read.append(name) or original(item, name))
     for count in (2, 4):
         with pytest.raises(Stopped):
-            build_index(pictures, tmp_path / "index", *loaded, shard_size=2, progress=stop_after(count))
-    index = build_index(pictures, tmp_path / "index", *loaded, shard_size=2)
+            build_index(images, tmp_path / "index", *loaded, shard_size=2, progress=stop_after(count))
+    index = build_index(images, tmp_path / "index", *loaded, shard_size=2)
     assert len(read) == len(set(read)) + 4  # of the two shards that were stopped before they were written
     assert set(read) == {f"image {item['id']}" for item in index}
 
 
-def test_a_shard_that_another_process_is_at_is_left_to_it(pictures, loaded, tmp_path):
+def test_a_shard_that_another_process_is_at_is_left_to_it(images, loaded, tmp_path):
     with pytest.raises(Stopped):
-        build_index(pictures, tmp_path / "index", *loaded, shard_size=2, progress=stop_after(0))
+        build_index(images, tmp_path / "index", *loaded, shard_size=2, progress=stop_after(0))
     done = []
     with FileLock(tmp_path / "index" / "shard-00001.lock"), pytest.raises(Stopped):
         build_index(
-            pictures,
+            images,
             tmp_path / "index",
             *loaded,
             shard_size=2,
@@ -285,28 +285,28 @@ def test_a_shard_that_another_process_is_at_is_left_to_it(pictures, loaded, tmp_
     ]
 
 
-def test_what_was_begun_otherwise_is_an_error_unless_forced(pictures, recordings, loaded, tmp_path):
+def test_what_was_begun_otherwise_is_an_error_unless_forced(images, recordings, loaded, tmp_path):
     folder = tmp_path / "index"
     with pytest.raises(Stopped):
-        build_index(pictures, folder, *loaded, shard_size=2, progress=stop_after(2))
+        build_index(images, folder, *loaded, shard_size=2, progress=stop_after(2))
     with pytest.raises(ValueError, match="begun in .*index with another kind and another branch and another"):
         build_index(recordings, folder, *loaded, shard_size=2)
-    other = write_pictures(tmp_path / "images", 3)
+    other = write_images(tmp_path / "images", 3)
     with pytest.raises(ValueError, match="with another source and another shards: give the command that began it"):
         build_index(other, folder, *loaded, shard_size=2)
     assert len(build_index(other, folder, *loaded, force=True)) == 3
     with pytest.raises(ValueError, match=r"index exists; name another folder, or replace it with force=True"):
-        build_index(pictures, folder, *loaded)
-    assert len(build_index(pictures, folder, *loaded, force=True)) == 9
+        build_index(images, folder, *loaded)
+    assert len(build_index(images, folder, *loaded, force=True)) == 9
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"notes.txt was not written by"):
-        build_index(pictures, tmp_path / "mine", *loaded)
+        build_index(images, tmp_path / "mine", *loaded)
     assert (tmp_path / "mine" / "notes.txt").exists()
 
 
 def test_force_replaces_an_earlier_index_and_nothing_else(model_folder, tmp_path, assert_replaces_only_its_own_output):
-    images = write_pictures(tmp_path / "images" / "own", 3)
+    images = write_images(tmp_path / "images" / "own", 3)
     model = shutil.copytree(model_folder, tmp_path / "models" / "model")
     assert_replaces_only_its_own_output(
         lambda folder: build(images, folder, "--model", model, "--force"), [images, model]
@@ -314,7 +314,7 @@ def test_force_replaces_an_earlier_index_and_nothing_else(model_folder, tmp_path
 
 
 def test_a_broken_file_stops_the_build_or_is_left_out_and_listed(loaded, model_folder, tmp_path, capsys):
-    images = write_pictures(tmp_path / "images", 4)
+    images = write_images(tmp_path / "images", 4)
     (images / "p2.png").write_bytes(b"no image")
     command = (images, tmp_path / "index", "--model", model_folder, "--shard-size", 1)
     assert build(*command) == 1
@@ -346,11 +346,11 @@ def test_a_data_sets_missing_file_is_left_out_and_listed(pairs, loaded, tmp_path
 
 
 def test_hidden_files_are_left_out_and_linked_folders_followed(loaded, tmp_path, monkeypatch):
-    images = write_pictures(tmp_path / "home" / "images", 1)
+    images = write_images(tmp_path / "home" / "images", 1)
     for name in ("__MACOSX", ".thumbnails"):
-        write_pictures(images / name, 1)
+        write_images(images / name, 1)
     (images / "._p0.png").write_bytes(b"no image")
-    (images / "linked").symlink_to(write_pictures(tmp_path / "elsewhere", 2))
+    (images / "linked").symlink_to(write_images(tmp_path / "elsewhere", 2))
     (tmp_path / "elsewhere" / "loop").symlink_to(images)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     index = build_index("~/images", "~/index", *loaded)
@@ -358,7 +358,7 @@ def test_hidden_files_are_left_out_and_linked_folders_followed(loaded, tmp_path,
 
 
 def test_a_name_that_is_not_utf8_is_an_error_or_left_out(loaded, tmp_path):
-    images = write_pictures(tmp_path / "images", 2)
+    images = write_images(tmp_path / "images", 2)
     os.rename(images / "p0.png", os.fsencode(images / "p") + b"\xe9.png")
     with pytest.raises(ValueError, match=r"xe9.png.*the name of this file is not UTF-8"):
         build_index(images, tmp_path / "index", *loaded)
@@ -367,15 +367,15 @@ def test_a_name_that_is_not_utf8_is_an_error_or_left_out(loaded, tmp_path):
 
 
 def test_an_index_never_replaces_what_it_is_of(loaded, tmp_path):
-    images = write_pictures(tmp_path / "images", 2)
+    images = write_images(tmp_path / "images", 2)
     with pytest.raises(ValueError, match="images is or holds .*images, which is in use; name another folder"):
         build_index(images, images, *loaded, force=True)
     assert len(list(images.iterdir())) == 2
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".csv", "images"), (".jsonl", "audio")])
-def test_a_folder_of_datasets_is_taken_with_its_texts(pictures, recordings, loaded, tmp_path, suffix, kind):
-    file = (pictures / "p0.png") if kind == "images" else (recordings / "r0.wav")
+def test_a_folder_of_datasets_is_taken_with_its_texts(images, recordings, loaded, tmp_path, suffix, kind):
+    file = (images / "p0.png") if kind == "images" else (recordings / "r0.wav")
     part = tmp_path / "data" / "train"
     part.mkdir(parents=True)
     for name in (file.name, f"other{file.suffix}"):
@@ -389,7 +389,7 @@ def test_a_folder_of_datasets_is_taken_with_its_texts(pictures, recordings, load
     assert index[0]["id"] == f"train/{file.name}"
 
 
-def test_a_row_of_a_table_with_too_many_fields_is_an_error(pictures, loaded, tmp_path):
+def test_a_row_of_a_table_with_too_many_fields_is_an_error(images, loaded, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "metadata.csv").write_text("file_name,text\np0.png,a dog, and a cat\n")
     with pytest.raises(ValueError, match=r"metadata.csv, row 1 .* 3 fields, but the header has 2"):
@@ -432,8 +432,8 @@ def test_a_gallery_that_cannot_be_used_is_an_error(
     model_folder, tmp_path, monkeypatch, capsys, gallery, arguments, said
 ):
     monkeypatch.chdir(tmp_path)
-    write_pictures(tmp_path / "one", 1)
-    write_pictures(tmp_path / "both", 1)
+    write_images(tmp_path / "one", 1)
+    write_images(tmp_path / "both", 1)
     soundfile.write(tmp_path / "both" / "r.wav", np.zeros(8_000), 16_000)
     (tmp_path / "empty").mkdir()
     assert build(gallery, "index", "--model", model_folder, *arguments) == 1
@@ -441,9 +441,9 @@ def test_a_gallery_that_cannot_be_used_is_an_error(
     assert not (tmp_path / "index").exists() and not list(tmp_path.glob(".index*"))
 
 
-def test_the_quickstarts_model_is_the_default(pictures, model_folder, tmp_path, monkeypatch, capsys):
+def test_the_quickstarts_model_is_the_default(images, model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert build(pictures, "index") == 1
+    assert build(images, "index") == 1
     assert "There is no model in quickstart" in capsys.readouterr().err
     (tmp_path / "quickstart").mkdir()
     (tmp_path / "quickstart" / "model").symlink_to(model_folder)
@@ -462,16 +462,16 @@ def found_by(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def test_speech_texts_and_pictures_find_what_is_nearest(picture_index, pictures, recordings, loaded, capsys):
+def test_speech_texts_and_pictures_find_what_is_nearest(image_index, images, recordings, loaded, capsys):
     model, processor = loaded
-    speech, image = recordings / "r1.wav", pictures / "p3.png"
+    speech, image = recordings / "r1.wav", images / "p3.png"
     answers = found_by(
-        capsys, picture_index, "--speech", speech, "--text", "a dog", "a cat", "--image", image, "--top", 3
+        capsys, image_index, "--speech", speech, "--text", "a dog", "a cat", "--image", image, "--top", 3
     )
     with torch.no_grad():
         texts = model.get_text_features(processor(text=["a dog", "a cat"])["input_ids"]).pooler_output
     queries = torch.cat([speech_embeds(loaded, [speech]), texts, image_embeds(loaded, [image])])
-    index = EmbeddingIndex.load(picture_index)
+    index = EmbeddingIndex.load(image_index)
     scores, rows = (queries @ index.embeddings.T).sort(dim=1, descending=True)
     assert [answer["query"] for answer in answers] == [
         {"speech": str(speech)},
@@ -494,21 +494,21 @@ def test_recordings_are_found_by_the_branch_that_embedded_them(recordings, loade
     assert answers[0]["found"][0]["score"] == pytest.approx(1, abs=1e-5)
 
 
-def test_the_table_names_the_files_and_says_what_they_are(recording_index, pictures, capsys):
-    assert search(recording_index, "--image", pictures / "p0.png", "--text", "one", "--top", 2) == 0
+def test_the_table_names_the_files_and_says_what_they_are(recording_index, images, capsys):
+    assert search(recording_index, "--image", images / "p0.png", "--text", "one", "--top", 2) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == '"one": 2 nearest of 5 audio'
     assert lines[1].split() == ["score", "length"]
-    assert lines[4] == f"{pictures / 'p0.png'}: 2 nearest of 5 audio"
+    assert lines[4] == f"{images / 'p0.png'}: 2 nearest of 5 audio"
     rank, path, *text, score, seconds, unit = lines[6].split()
     assert (rank, unit) == ("1.", "s") and float(seconds) in SECONDS and -1 <= float(score) <= 1
     assert Path(path).is_file() and text in ([], ['"one"'], ['"two"'], ['"four"'], ['"five"'])
 
 
-def test_the_page_holds_the_pictures_and_the_query(picture_index, recordings, pictures, tmp_path, capsys):
+def test_the_page_holds_the_pictures_and_the_query(image_index, recordings, images, tmp_path, capsys):
     page = tmp_path / "pages" / "found.html"
-    queries = ("--speech", recordings / "r0.wav", "--text", "a <dog>", "--image", pictures / "p1.png")
-    assert search(picture_index, *queries, "--top", 4, "--html", page) == 0
+    queries = ("--speech", recordings / "r0.wav", "--text", "a <dog>", "--image", images / "p1.png")
+    assert search(image_index, *queries, "--top", 4, "--html", page) == 0
     assert f"page: {page}" in capsys.readouterr().out
     html = page.read_text(encoding="utf-8")
     assert html.count("<img") == 3 * 4 + 1 and html.count('src="data:audio/flac;base64,') == 1
@@ -522,7 +522,7 @@ def test_the_page_plays_the_recordings_that_were_found(recording_index, tmp_path
 
 
 def test_a_page_of_a_file_that_is_gone_is_an_error(loaded, tmp_path, capsys):
-    gallery = write_pictures(tmp_path / "gallery", 2)
+    gallery = write_images(tmp_path / "gallery", 2)
     index = build_index(gallery, tmp_path / "index", *loaded)
     (gallery / "p0.png").unlink()
     assert search(index.folder, "--text", "a dog", "--html", tmp_path / "page.html") == 1
@@ -530,14 +530,14 @@ def test_a_page_of_a_file_that_is_gone_is_an_error(loaded, tmp_path, capsys):
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_model_that_was_moved_is_asked_for_and_taken(pictures, model_folder, tmp_path, capsys):
+def test_a_model_that_was_moved_is_asked_for_and_taken(images, model_folder, tmp_path, capsys):
     moved = tmp_path / "model"
     moved.symlink_to(model_folder)
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in model_folder.iterdir():
         (copy / file.name).symlink_to(file)
-    assert build(pictures, tmp_path / "index", "--model", copy) == 0
+    assert build(images, tmp_path / "index", "--model", copy) == 0
     for file in copy.iterdir():
         file.unlink()
     copy.rmdir()
@@ -547,22 +547,22 @@ def test_a_model_that_was_moved_is_asked_for_and_taken(pictures, model_folder, t
     assert search(tmp_path / "index", "--text", "a dog", "--model", moved) == 0
 
 
-def test_a_search_without_or_with_a_broken_query_is_an_error(picture_index, tmp_path, capsys):
-    assert search(picture_index) == 1
+def test_a_search_without_or_with_a_broken_query_is_an_error(image_index, tmp_path, capsys):
+    assert search(image_index) == 1
     assert "Search by what? Give --speech FILE, --text TEXT or --image FILE" in capsys.readouterr().err
-    assert search(picture_index, "--text", " ") == 1
+    assert search(image_index, "--text", " ") == 1
     assert "--text ' ' is empty" in capsys.readouterr().err
-    assert search(picture_index, "--speech", tmp_path / "gone.wav") == 1
+    assert search(image_index, "--speech", tmp_path / "gone.wav") == 1
     assert "gone.wav): no such file" in capsys.readouterr().err
-    assert search(picture_index, "--text", "a dog", "--top", "0") == 2
+    assert search(image_index, "--text", "a dog", "--top", "0") == 2
 
 
-def test_another_model_is_an_error_that_names_both(picture_index, model_folder, loaded, tmp_path, capsys):
+def test_another_model_is_an_error_that_names_both(image_index, model_folder, loaded, tmp_path, capsys):
     other = SpeechClipPlusModel.from_pretrained(model_folder)
     with torch.no_grad():
         other.clip.visual_projection.weight.mul_(1.1)
     other.save_pretrained(tmp_path / "other")
     loaded[1].save_pretrained(tmp_path / "other")
-    assert search(picture_index, "--text", "a dog", "--model", tmp_path / "other") == 1
+    assert search(image_index, "--text", "a dog", "--model", tmp_path / "other") == 1
     error = capsys.readouterr().err
     assert f"{tmp_path / 'other'} has other weights" in error and f"made by {model_folder}" in error

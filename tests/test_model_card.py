@@ -359,15 +359,15 @@ def test_a_card_says_which_data_without_their_folder():
     assert Results(dataset="me/pairs").title == "test split of me/pairs"
 
 
-# ---- the picture, and the card in a folder
+# ---- the image, and the card in a folder
 
 
 def test_the_picture_shows_a_panel_for_losses_and_one_for_recalls(facts, tmp_path):
     save_model_card(tmp_path, facts)
-    picture = Image.open(tmp_path / "training.png").convert("RGB")
-    assert picture.size == (2080, 600)
+    image = Image.open(tmp_path / "training.png").convert("RGB")
+    assert image.size == (2080, 600)
     assert "](training.png)" in (tmp_path / "README.md").read_text()
-    left = np.asarray(picture)[:, :1040].reshape(-1, 3)
+    left = np.asarray(image)[:, :1040].reshape(-1, 3)
     is_curve = (np.abs(left.astype(int) - (0x0B, 0x6E, 0x69)) < 24).all(1)
     assert is_curve.sum() > 500
     assert training_chart({"Loss": {"total": ([1], [float("nan")])}}) is None
@@ -375,8 +375,8 @@ def test_the_picture_shows_a_panel_for_losses_and_one_for_recalls(facts, tmp_pat
 
 def test_a_curve_is_drawn_where_its_values_are(facts):
     def top_of(values):
-        picture = training_chart({"Recall, %": {"a": ([0, 10], values)}})
-        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)[130:520]
+        image = training_chart({"Recall, %": {"a": ([0, 10], values)}})
+        pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(int)[130:520]
         return np.nonzero((np.abs(pixels - (0x0B, 0x6E, 0x69)) < 24).all(2))[0].min()
 
     quarter, half, three = (top_of([value, value]) for value in (25.0, 50.0, 75.0))

@@ -215,8 +215,12 @@ def test_one_word_for_one_thing(repository_root):
     listed = subprocess.run(["git", "ls-files"], cwd=repository_root, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
         path = repository_root / name
+        if name.startswith("scripts/"):  # word lists of the tiny backbones
+            continue
         if path.suffix in (".py", ".md", ".jinja", ".js", ".html") and not path.is_symlink() and path.is_file():
             text = path.read_text(encoding="utf-8").replace(table, "")
+            for quoted in ("8k-pictures.html", "a picture of {}."):  # an address, a prompt that CLIP knows
+                text = text.replace(quoted, "")
             found = pattern.search(text)
             assert not found, f"{name}: {found[0]!r}; CONTRIBUTING.md has the word for it"
 

@@ -49,7 +49,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model, processor):
-    """A folder as a model has it on the Hub, with recordings and pictures beside it."""
+    """A folder as a model has it on the Hub, with recordings and images beside it."""
     root = tmp_path_factory.mktemp("pipelines")
     model.save_pretrained(root / "quickstart" / "model")
     processor.save_pretrained(root / "quickstart" / "model")
@@ -71,7 +71,7 @@ def speech():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     random = np.random.default_rng(1)
     return [Image.fromarray(random.integers(0, 255, (48, 64, 3), dtype=np.uint8)) for _ in range(5)]
 
@@ -96,11 +96,11 @@ def same(first, second):
     return first is second or bool(np.all(first == second))
 
 
-def calls(make, pictures):
+def calls(make, images):
     """Each pipeline with what it needs beside speech."""
     return {
         KEYWORDS: partial(make(KEYWORDS), return_timestamps=True, top_k=2),
-        RETRIEVAL: make(RETRIEVAL, candidate_images=pictures),
+        RETRIEVAL: make(RETRIEVAL, candidate_images=images),
         CLASSIFICATION: make(CLASSIFICATION, candidate_labels=["red", "blue", "a circle"]),
         FEATURES: partial(make(FEATURES), return_tensors=True),
         "pooled": partial(make(FEATURES), pool=True),
@@ -158,8 +158,8 @@ def test_a_saved_pipeline_loads_again_and_gives_the_same_answers(folder, tmp_pat
 
 
 @pytest.mark.parametrize("name", [KEYWORDS, RETRIEVAL, CLASSIFICATION, FEATURES, "pooled"])
-def test_batches_give_the_answers_of_one_by_one(make, pictures, speech, name):
-    call = calls(make, pictures)[name]
+def test_batches_give_the_answers_of_one_by_one(make, images, speech, name):
+    call = calls(make, images)[name]
     one_by_one = [call(utterance) for utterance in speech]
     assert not any(same(one_by_one[0], other) for other in one_by_one[1:])
     for batch_size in (1, 2, 8):
@@ -247,13 +247,13 @@ def test_a_generator_is_read_as_answers_are_asked_for(make, speech):
     assert len(asked) < 10
 
 
-def test_bfloat16_gives_float32_scores_near_those_of_float32(folder, pictures, speech):
-    half = pipeline(RETRIEVAL, model=str(folder), candidate_images=pictures, dtype=torch.bfloat16, device="cpu")
-    full = pipeline(RETRIEVAL, model=str(folder), candidate_images=pictures, device="cpu")
+def test_bfloat16_gives_float32_scores_near_those_of_float32(folder, images, speech):
+    half = pipeline(RETRIEVAL, model=str(folder), candidate_images=images, dtype=torch.bfloat16, device="cpu")
+    full = pipeline(RETRIEVAL, model=str(folder), candidate_images=images, device="cpu")
     assert half.dtype == torch.bfloat16 and full.dtype == torch.float32
     scores = [{found["index"]: found["score"] for found in pipe(speech[0])} for pipe in (half, full)]
     assert scores[0] != scores[1]
-    assert all(abs(scores[0][index] - scores[1][index]) < 0.02 for index in range(len(pictures)))
+    assert all(abs(scores[0][index] - scores[1][index]) < 0.02 for index in range(len(images)))
     for task in (FEATURES, KEYWORDS):
         pipe = pipeline(task, model=str(folder), dtype=torch.bfloat16)
         if task == FEATURES:
@@ -308,27 +308,27 @@ def test_full_windows_are_told_of(make, speech, caplog, monkeypatch):
 # Retrieval
 
 
-def test_images_are_ranked_by_their_similarity_with_speech(make, model, processor, pictures, speech):
-    searcher = make(RETRIEVAL, candidate_images=pictures)
+def test_images_are_ranked_by_their_similarity_with_speech(make, model, processor, images, speech):
+    searcher = make(RETRIEVAL, candidate_images=images)
     with torch.no_grad():
         query = model.get_audio_features(
             **processor(audio=speech[0], sampling_rate=RATE, return_tensors="pt")
         ).pooler_output
-        scores = (query @ model.get_image_features(**processor(images=pictures)).pooler_output.T)[0]
+        scores = (query @ model.get_image_features(**processor(images=images)).pooler_output.T)[0]
     found = searcher(speech[0], top_k=3)
     assert [one["index"] for one in found] == scores.argsort(descending=True).tolist()[:3]
     assert [one["score"] for one in found] == pytest.approx(scores.sort(descending=True).values.tolist()[:3], abs=1e-5)
-    assert all(one["image"] is pictures[one["index"]] for one in found)
-    assert len(searcher(speech[0], top_k=99)) == len(searcher(speech[0])) == len(pictures)
+    assert all(one["image"] is images[one["index"]] for one in found)
+    assert len(searcher(speech[0], top_k=99)) == len(searcher(speech[0])) == len(images)
 
 
-def test_recordings_are_ranked_for_images_texts_and_speech(make, pictures, speech):
+def test_recordings_are_ranked_for_images_texts_and_speech(make, images, speech):
     searcher = make(RETRIEVAL, candidate_audio=speech)
-    by_image = searcher(pictures[0], top_k=5)
+    by_image = searcher(images[0], top_k=5)
     reverse = {
         number: found["score"]
         for number, utterance in enumerate(speech)
-        for found in [make(RETRIEVAL)(utterance, candidate_images=pictures[:1])[0]]
+        for found in [make(RETRIEVAL)(utterance, candidate_images=images[:1])[0]]
     }
     assert {found["index"]: found["score"] for found in by_image} == pytest.approx(reverse, abs=1e-5)
     assert searcher(audio=speech[3], top_k=1)[0] == {"score": pytest.approx(1), "index": 3, "audio": speech[3]}
@@ -337,7 +337,7 @@ def test_recordings_are_ranked_for_images_texts_and_speech(make, pictures, speec
 
 
 def test_candidates_of_the_pipeline_are_embedded_once_and_those_of_a_call_each_time(
-    make, model, pictures, speech, tmp_path, monkeypatch
+    make, model, images, speech, tmp_path, monkeypatch
 ):
     embedded = []
     original = SpeechClipPlusModel.get_image_features
@@ -348,18 +348,18 @@ def test_candidates_of_the_pipeline_are_embedded_once_and_those_of_a_call_each_t
 
     monkeypatch.setattr(SpeechClipPlusModel, "get_image_features", counting)
     paths = [tmp_path / f"{number}.png" for number in range(3)]
-    for path, picture in zip(paths, pictures, strict=False):
-        picture.save(path)
-    given = list(pictures)
+    for path, image in zip(paths, images, strict=False):
+        image.save(path)
+    given = list(images)
     searcher = make(RETRIEVAL, candidate_images=given)
     assert not embedded
     searcher(speech[0]), searcher(speech, batch_size=2)
     assert sum(embedded) == 5
-    given.append(pictures[0])
+    given.append(images[0])
     assert len(searcher(speech[0], top_k=9)) == 5
     first, second = (searcher(speech[0], candidate_images=paths) for _ in range(2))
     assert sum(embedded) == 11
-    pictures[4].save(paths[0])
+    images[4].save(paths[0])
     third = searcher(speech[0], candidate_images=paths)
     searcher(speech[1])
     assert sum(embedded) == 14
@@ -385,30 +385,30 @@ def test_images_of_equal_raw_pixels_are_told_apart_by_what_is_seen(make):
     assert len({round(score, 5) for score in alone}) == 4
 
 
-def test_what_was_embedded_by_other_weights_is_not_used(model, processor, pictures, speech):
+def test_what_was_embedded_by_other_weights_is_not_used(model, processor, images, speech):
     own = copy.deepcopy(model)
-    searcher = pipeline(RETRIEVAL, model=own, processor=processor, candidate_images=pictures)
+    searcher = pipeline(RETRIEVAL, model=own, processor=processor, candidate_images=images)
     classifier = pipeline(CLASSIFICATION, model=own, processor=processor, candidate_labels=["red", "a blue circle"])
-    before = searcher(speech[0]), searcher(speech[0], candidate_images=pictures[:2]), classifier(speech[0])
+    before = searcher(speech[0]), searcher(speech[0], candidate_images=images[:2]), classifier(speech[0])
     generator = torch.Generator().manual_seed(0)
     for weight in (own.clip.visual_projection.weight, own.clip.text_projection.weight):
         with torch.no_grad():
             weight.copy_(torch.randn(weight.shape, generator=generator))
-    after = searcher(speech[0]), searcher(speech[0], candidate_images=pictures[:2]), classifier(speech[0])
-    again = pipeline(RETRIEVAL, model=own, processor=processor, candidate_images=pictures)
+    after = searcher(speech[0]), searcher(speech[0], candidate_images=images[:2]), classifier(speech[0])
+    again = pipeline(RETRIEVAL, model=own, processor=processor, candidate_images=images)
     labels = pipeline(CLASSIFICATION, model=own, processor=processor, candidate_labels=["red", "a blue circle"])
-    assert same(after, (again(speech[0]), again(speech[0], candidate_images=pictures[:2]), labels(speech[0])))
+    assert same(after, (again(speech[0]), again(speech[0], candidate_images=images[:2]), labels(speech[0])))
     assert not any(same(old, new) for old, new in zip(before, after, strict=True))
 
 
-def test_an_index_is_searched_like_candidates(make, model, processor, folder, pictures, speech, tmp_path):
+def test_an_index_is_searched_like_candidates(make, model, processor, folder, images, speech, tmp_path):
     (tmp_path / "images").mkdir()
-    for number, picture in enumerate(pictures):
-        picture.save(tmp_path / "images" / f"{number}.png")
+    for number, image in enumerate(images):
+        image.save(tmp_path / "images" / f"{number}.png")
     build_index(tmp_path / "images", tmp_path / "index", model, processor)
     index = EmbeddingIndex.load(tmp_path / "index")
     searcher = make(RETRIEVAL, index=index)
-    expected = make(RETRIEVAL, candidate_images=pictures)([*speech, noise(40, 9)])
+    expected = make(RETRIEVAL, candidate_images=images)([*speech, noise(40, 9)])
     found = make(RETRIEVAL)([*speech, noise(40, 9)], index=index)
     assert [[one["path"][-5] for one in ranked] for ranked in found] == [
         [str(one["index"]) for one in ranked] for ranked in expected
@@ -422,17 +422,17 @@ def test_an_index_is_searched_like_candidates(make, model, processor, folder, pi
         make(RETRIEVAL, other)(speech[0], index=index)
 
 
-def test_an_index_of_recordings_is_searched_by_images(make, model, processor, pictures, speech, tmp_path):
+def test_an_index_of_recordings_is_searched_by_images(make, model, processor, images, speech, tmp_path):
     (tmp_path / "recordings").mkdir()
     for number, samples in enumerate(speech):
         soundfile.write(tmp_path / "recordings" / f"{number}.wav", samples, RATE, subtype="FLOAT")
     searcher = make(RETRIEVAL, index=build_index(tmp_path / "recordings", tmp_path / "index", model, processor))
-    expected = make(RETRIEVAL, candidate_audio=speech)(pictures[0])
-    found = searcher(pictures[0])
+    expected = make(RETRIEVAL, candidate_audio=speech)(images[0])
+    found = searcher(images[0])
     assert [one["path"][-5] for one in found] == [str(one["index"]) for one in expected]
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-5)
     with pytest.raises(ValueError, match="an index keeps one embedding"):
-        searcher(pictures[0], return_timestamps=True)
+        searcher(images[0], return_timestamps=True)
 
 
 # Zero-shot classification and features
@@ -455,7 +455,7 @@ def test_labels_are_scored_by_softmax_of_scaled_similarities(make, model, proces
     assert {one["label"]: one["score"] for one in ensemble} != {one["label"]: one["score"] for one in found}
 
 
-def test_features_are_frames_or_one_embedding(make, model, processor, pictures, speech):
+def test_features_are_frames_or_one_embedding(make, model, processor, images, speech):
     features = make(FEATURES)
     inputs = processor(audio=speech[0], sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
@@ -468,9 +468,9 @@ def test_features_are_frames_or_one_embedding(make, model, processor, pictures, 
     assert features(speech[0]) == features(speech[0], return_tensors=True).tolist()
     for branch, right in embeds.items():
         torch.testing.assert_close(features(speech[0], pool=True, branch=branch, return_tensors=True), right)
-    image = features(images=pictures[:3], batch_size=2, return_tensors=True)
+    image = features(images=images[:3], batch_size=2, return_tensors=True)
     torch.testing.assert_close(
-        torch.cat(image), model.get_image_features(**processor(images=pictures[:3])).pooler_output.detach()
+        torch.cat(image), model.get_image_features(**processor(images=images[:3])).pooler_output.detach()
     )
     text = features(text=["red", "a blue circle"], batch_size=2, return_tensors=True)
     torch.testing.assert_close(
@@ -629,9 +629,9 @@ def test_what_cannot_be_done_is_one_clear_error(make, task, arguments, error, me
         make(task)(**arguments)
 
 
-def test_timestamps_need_a_recording_that_has_them(make, pictures):
+def test_timestamps_need_a_recording_that_has_them(make, images):
     with pytest.raises(ValueError, match="neither the query nor the candidates are recordings"):
-        make(RETRIEVAL)(text="red", candidate_images=pictures, return_timestamps=True)
+        make(RETRIEVAL)(text="red", candidate_images=images, return_timestamps=True)
 
 
 # Documentation

@@ -27,7 +27,7 @@ from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTraine
 from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 
 GOLDEN = Path(__file__).parent / "golden"
-NUM_ROWS = 11  # two captions of each picture but the last: no multiple of any batch size used here
+NUM_ROWS = 11  # two captions of each image but the last: no multiple of any batch size used here
 
 
 def make_config(variant="hybrid_plus", vocabulary_size=518):
@@ -86,13 +86,13 @@ def make_model(tiny_tokenizer):
 @pytest.fixture(scope="module")
 def dataset():
     generator = np.random.default_rng(0)
-    pictures = [
+    images = [
         Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range((NUM_ROWS + 1) // 2)
     ]
     rows = [
         {
             "audio": {"array": generator.uniform(-1, 1, 8000 + 640 * number).tolist(), "sampling_rate": 16_000},
-            "image": pictures[number // 2],
+            "image": images[number // 2],
             "image_id": 100 + number // 2,
             "text": ["red dog", "dog", "a red do"][number % 3],
             "caption_id": str(number),
@@ -540,7 +540,7 @@ def test_training_in_chunks_logs_the_same_losses(make_trainer, make_model):
 
 
 def counting_images(model):
-    """Count the pictures that go through CLIP's image tower."""
+    """Count the images that go through CLIP's image tower."""
     seen = []
     tower = model.clip.vision_model
     tower.register_forward_pre_hook(

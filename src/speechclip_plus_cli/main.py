@@ -31,11 +31,11 @@ COMMANDS = {
     "train": Command(".train", "train a preset's model on a data set, with one GPU or many"),
     "convert": Command(".convert", "turn a checkpoint of the original research code into a folder to load"),
     "import-clip": Command(".import_clip", "turn an open_clip model into a folder that serves as a backbone"),
-    "data": Command(".data", "check a data set of recordings and pictures, and write a copy of it"),
+    "data": Command(".data", "check a data set of recordings and images, and write a copy of it"),
     "push": Command(".push", "send a model, a data set or a Space to a repository on the Hub"),
     "evaluate": Command(".evaluate", "measure a model on a split; write results and a report"),
     "demo": Command(".demo", "search with a model in the browser, or write a Space of it for the Hub"),
-    "index": Command(".index", "make a gallery of pictures or recordings searchable, and search it"),
+    "index": Command(".index", "embed images or recordings into an index, and search it"),
 }
 
 # What our own checks and those of the libraries below us raise for wrong input: the message alone says what to do.
