@@ -24,7 +24,7 @@ from PIL import Image
 from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor
 from speechclip_plus.trainer.spoken_scenes.espeak import Voice, synthesise
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
-from speechclip_plus_cli.demo import SCENES, SPACE, load_app, write_scenes, write_space
+from speechclip_plus_cli.demo import SCENES, load_app, write_scenes, write_space
 from speechclip_plus_cli.main import main
 
 pytest.importorskip("gradio")
@@ -34,6 +34,8 @@ PATIENCE = 300  # seconds: the machine may be busy
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 RATE = 16_000
 VISITOR = types.SimpleNamespace(session_hash="a visitor")
+
+SPACE = Path(__file__).parents[1] / "hub_cards" / "space"
 
 
 def save_model(folder, variant):

@@ -15,15 +15,9 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import transformers
-from huggingface_hub import RepoCard
 
-from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_text
-from speechclip_plus.hub_cards import __file__ as _hub_cards
+from .console import QUICKSTART_MODEL, model_source, quiet_libraries
 
-from .console import QUICKSTART_MODEL, model_source
-
-SPACE = Path(_hub_cards).resolve().parent / "space"
 SCENES = "drawn scenes"
 NUM_SCENES = 48
 SPACE_SCENES = 24
@@ -68,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         if not folder.is_dir():
             raise ValueError(f"--gallery {folder} is no folder.")
     app = load_app()
-    transformers.logging.disable_progress_bar()
+    quiet_libraries()
     with ExitStack() as stack:
         galleries = args.gallery or [
             write_scenes(Path(stack.enter_context(tempfile.TemporaryDirectory())) / SCENES, NUM_SCENES)
@@ -149,6 +143,11 @@ def write_space(folder: Path, model: str, galleries: Sequence[Path] = (), *, for
     Raises:
         ValueError: If `model` is no repository's name, or a folder is not to be used.
     """
+    from huggingface_hub import RepoCard
+
+    from speechclip_plus import hub_cards
+    from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_text
+
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or Path(model).exists():
         raise ValueError("A Space loads its model from the Hub: give the repository, as in --model USER/NAME.")
     names = [gallery.resolve().name for gallery in galleries]
@@ -157,7 +156,7 @@ def write_space(folder: Path, model: str, galleries: Sequence[Path] = (), *, for
             raise ValueError(f"--gallery {gallery} is no folder, or another one has the same name.")
     check_new_folder(folder, force, galleries)
     with finished_folder(folder) as work:
-        for file in SPACE.iterdir():
+        for file in (Path(hub_cards.__file__).resolve().parent / "space").iterdir():
             if file.is_file():
                 shutil.copy(file, work)
         source = (work / "app.py").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from speechclip_plus.hub_cards.push import REPO_TYPES, prepared_folder, push_folder
+REPO_TYPES = ("model", "dataset", "space")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and list what is sent, then push it."""
+    from speechclip_plus.hub_cards.push import prepared_folder, push_folder
+
     if not (args.folder / "config.json").is_file() and (args.folder / "model" / "config.json").is_file():
         args.folder /= "model"  # of a training or a quickstart
     with prepared_folder(args.folder, args.repo_id, args.type, args.exclude) as prepared:
