@@ -164,7 +164,6 @@ def test_the_trainer_trains_and_evaluates(model, processor, chunk, tmp_path):
         per_device_train_batch_size=4,
         max_audio_samples=12_000,
         gradient_cache_chunk=chunk,
-        cache_image_embeddings=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
