@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .console import data_options, format_table, load_model, model_source, positive, quiet_libraries
 
 if TYPE_CHECKING:
-    from speechclip_plus.hub_cards.results import Results
+    from speechclip_plus.hub_cards.results import Results, ScoreTable
 
 RESULTS = "results.json"
 REPORT = "report.html"
@@ -95,11 +96,7 @@ def run(args: argparse.Namespace) -> int:
         **{name: getattr(about, name) for name in ("model", "dataset", "data_dir", "split", "options", "limit")},
     )
     tables = result_tables(results)
-    for table in tables:
-        rows = [(f"  {row.name}" if row.is_baseline else row.name, row.texts) for row in table.rows]
-        print(f"\n{table.caption}\n{format_table(table.columns, rows)}")
-    for note in results.notes:
-        print(f"note: {note}")
+    _print(tables, results.notes)
     report = evaluation_report(model, processor, dataset, split, results, tables, _facts(results))
     with finished_folder(output_dir) as work:
         write_report(work / REPORT, report)
@@ -108,6 +105,14 @@ def run(args: argparse.Namespace) -> int:
         update_card(card, results)
     print(f"\n{output_dir / RESULTS} and {output_dir / REPORT}, in {time.perf_counter() - started:.0f} s")
     return 0
+
+
+def _print(tables: "Sequence[ScoreTable]", notes: Sequence[str]) -> None:
+    for table in tables:
+        rows = [(f"  {row.name}" if row.is_baseline else row.name, row.texts) for row in table.rows]
+        print(f"\n{table.caption}\n{format_table(table.columns, rows)}")
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _model_name(source: str) -> str:
