@@ -518,7 +518,7 @@ def test_a_repository_of_the_hub_is_asked_for_by_its_name(foreign, monkeypatch):
 @pytest.mark.parametrize(
     "columns, named",
     [
-        ({}, "no column 'audio', 'image'; its columns are sound, image"),
+        ({}, "no column 'audio'; its columns are sound, image"),
         ({**MAPPED, "text": "words"}, "no column 'words'"),
         ({**MAPPED, "words": "caption"}, "columns maps words"),
         ({**MAPPED, "image_id": "image"}, "stands for two"),

@@ -300,7 +300,7 @@ def test_what_was_begun_otherwise_is_an_error_unless_forced(images, recordings, 
     assert len(build_index(images, folder, *loaded, force=True)) == 9
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"notes.txt was not written by"):
+    with pytest.raises(ValueError, match=r"mine exists; name another folder"):
         build_index(images, tmp_path / "mine", *loaded)
     assert (tmp_path / "mine" / "notes.txt").exists()
 
@@ -553,7 +553,7 @@ def test_a_search_without_or_with_a_broken_query_is_an_error(image_index, tmp_pa
     assert search(image_index, "--text", " ") == 1
     assert "--text ' ' is empty" in capsys.readouterr().err
     assert search(image_index, "--speech", tmp_path / "gone.wav") == 1
-    assert "gone.wav): no such file" in capsys.readouterr().err
+    assert "gone.wav): No such file" in capsys.readouterr().err
     assert search(image_index, "--text", "a dog", "--top", "0") == 2
 
 

@@ -183,7 +183,7 @@ def test_a_missing_file_is_named_with_its_row(folder):
 
 def test_missing_columns_are_named(folder):
     write_csv(folder, "file,image,text", "0.wav,0.png,one")
-    with pytest.raises(ValueError, match="no audio and no image.*file, image, text"):
+    with pytest.raises(ValueError, match="row 1 .line 2. has no audio.*file, image, text"):
         load_speech_image_dataset("folder", data_dir=folder)
 
 
