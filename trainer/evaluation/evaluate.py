@@ -103,7 +103,7 @@ def join_batches(batches: Sequence[Any] | Any, padding: int = -1) -> Tensor:
         padding: the value to pad with; the evaluation loop's own -100 becomes it too.
 
     Example:
-        >>> join_batches([np.array([[1, 2]]), np.array([[3]])])
+        >>> join_batches([torch.tensor([[1, 2]]), torch.tensor([[3]])])
         tensor([[ 1,  2],
                 [ 3, -1]])
     """
