@@ -893,6 +893,8 @@ def _commit(repo_id: str, revision: str | None, **kwargs: Any) -> str | None:
 
 
 def _absolute_if_folder(source: str | os.PathLike) -> str:
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"A backbone is given by its repository or folder, not as a {type(source).__name__}.")
     # A folder must be found again from wherever the saved model is loaded.
     return os.path.abspath(source) if os.path.isdir(source) else os.fspath(source)
 

@@ -617,3 +617,8 @@ def test_a_list_instead_of_a_tensor_points_to_the_processor():
 def test_a_misspelt_argument_is_an_error():
     with pytest.raises(TypeError, match="'pixel_value'"):
         make_model()(**make_inputs(), pixel_value=torch.randn(3, 3, 16, 16))
+
+
+def test_a_backbone_that_is_no_repository_or_folder_is_named():
+    with pytest.raises(TypeError, match="repository or folder, not as a HubertModel"):
+        SpeechClipPlusModel.from_backbones(HubertModel(HubertConfig(**SPEECH)), "some/clip")

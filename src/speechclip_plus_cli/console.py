@@ -182,7 +182,8 @@ def load_model(path: str, revision: str | None = None) -> tuple[Any, Any]:
     if folder.exists():
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "speechclip_plus":
-            raise ValueError(f"{path} holds a {kind!r} model; expected one of type 'speechclip_plus'.")
+            held = f"a {kind!r} model" if kind else "no model: its config.json names no model_type"
+            raise ValueError(f"{path} holds {held}; expected a model of type 'speechclip_plus'.")
     try:
         model = SpeechClipPlusModel.from_pretrained(path, revision=revision or "main").eval()
     except OSError as error:
