@@ -36,6 +36,20 @@ def raising(error):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_worker_has_no_handler_that_could_come_too_late(command):
+    """A Python handler does not run while its thread waits in C for a lock that nobody gives."""
+
+    def run(args):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else 1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    command(run)
+    assert cli.main(["probe"]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_killed_command_unwinds_and_its_forked_workers_just_end(command, capsys):
     def run(args):
         child = os.fork()

@@ -111,18 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _unwinding_when_killed() -> Iterator[None]:
     """Let `kill` unwind like Ctrl-C, so that temporary folders go."""
-    own_process = os.getpid()
-
-    def stop(*_: Any) -> None:
-        if os.getpid() != own_process:
-            # A forked worker of some pool, which is told to end in this way: an exception could get lost in whatever
-            # it is doing, and the pool would wait for it for ever.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
-        raise KeyboardInterrupt
-
     try:
-        previous = signal.signal(signal.SIGTERM, stop)
+        previous = signal.signal(signal.SIGTERM, _interrupt)
     except ValueError:  # not in the main thread: whoever runs us there decides about signals
         yield
         return
@@ -130,6 +120,24 @@ def _unwinding_when_killed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _die_by_default() -> None:
+    """Let a forked worker of some pool end at once when it is told to.
+
+    A Python handler runs only between bytecodes: in a worker that is about to wait for a lock it would come too late,
+    and the pool would wait for the worker for ever.
+    """
+    if signal.getsignal(signal.SIGTERM) is _interrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_die_by_default)
 
 
 def _describe(error: Exception) -> str:
