@@ -46,6 +46,7 @@ def test_it_prints_the_budget_and_the_plan_first_and_progress_after(made):
     in_order = ("making the data", "frozen encoders", "training: 6 steps", "evaluating", "Done")
     places = [told.index(text, told.index("1. making the data")) for text in in_order]
     assert places == sorted(places)
+    assert "{'loss'" not in told  # the trainer's own dictionaries
     assert "loss" in told and "parallel" in told and "quantity" in told and "validation" in told
 
 

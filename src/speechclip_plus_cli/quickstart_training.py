@@ -11,6 +11,7 @@ from typing import Any
 
 import soundfile
 import torch
+from transformers import PrinterCallback
 
 from speechclip_plus import (
     SpeechClipPlusConfig,
@@ -154,7 +155,7 @@ def _make_trainer(
         eval_dataset=features["validation"],
         callbacks=[ProgressPrinter(console.say, console.bar)],
     )
-    trainer.pop_callback("PrinterCallback")
+    trainer.remove_callback(PrinterCallback)  # which prints dictionaries of forty figures
     return trainer
 
 
