@@ -128,10 +128,10 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate_in_new_process(plan: Plan, work: Path) -> dict[str, Any]:
     """Run `speechclip-plus evaluate` on the saved model; leaves `report.html` and returns the results."""
     folder = work / "evaluation"
-    command = [sys.executable, "-m", __package__, "evaluate", str(work / "model"), "--data", DATASET]
+    command = [sys.executable, "-m", __package__, "evaluate", "model", "--data", DATASET]
     command += ["--option", f"num_scenes={plan.eval_scenes}", "--option", f"seed={plan.seed}"]
-    command += ["--output-dir", str(folder), "--update-card"]
-    if (code := subprocess.run(command, check=False).returncode) != 0:
+    command += ["--output-dir", folder.name, "--update-card"]
+    if (code := subprocess.run(command, cwd=work, check=False).returncode) != 0:
         raise ValueError(f"The evaluation of the saved model failed (exit code {code}); its error stands above.")
     (folder / "report.html").rename(work / "report.html")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
