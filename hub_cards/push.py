@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, RepoCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
+from ..atomic_files import MANIFEST
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..configuration.publication import WEIGHT_FILES, is_generated, portable_config, render_readme
 from ..remote_code import add_remote_code
@@ -39,7 +40,18 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.jso
 _PATH = re.compile(r"(?<![\w:/.~$<-])~?/[\w.+@-]+(?:/[\w.+@-]+)+|\b[A-Za-z]:\\{1,2}Users\\[^\s\"']+")
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "etc", "dev", "proc", "sys", "boot", "opt", "var")
 _READ = 20_000_000  # bytes up to which texts are looked through
-_NEVER = (".git", ".git/*", ".cache/*", "*__pycache__/*", "*.pyc", "*.DS_Store", ".*.tmp", "*/.*.tmp", ".unfinished/*")
+_NEVER = (
+    ".git",
+    ".git/*",
+    ".cache/*",
+    "*__pycache__/*",
+    "*.pyc",
+    "*.DS_Store",
+    ".*.tmp",
+    "*/.*.tmp",
+    ".unfinished/*",
+    MANIFEST,
+)
 
 
 def push_folder(

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -10,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.numpy import save_file
 
+from speechclip_plus.atomic_files import MANIFEST, finished_folder
 from speechclip_plus.configuration.publication import GENERATED
 from speechclip_plus.hub_cards.push import prepared_folder, push_folder
 from speechclip_plus_cli import main as cli
@@ -280,3 +282,11 @@ def test_a_generated_card_never_replaces_one_that_somebody_made_their_own(on_hub
     (folder / "README.md").write_text(f"{CARD}My words.\n")
     push_folder(folder, "ann/model")
     assert published(on_hub, "ann/model")["README.md"].decode() == f"{CARD}My words.\n"
+
+
+def test_the_list_by_which_a_folder_is_known_again_stays_here(folder, tmp_path):
+    with finished_folder(tmp_path / "run") as work:
+        shutil.copytree(folder, work, dirs_exist_ok=True)
+    assert (tmp_path / "run" / MANIFEST).is_file()
+    with prepared_folder(tmp_path / "run", "ann/model") as prepared:
+        assert (prepared / "config.json").is_file() and not (prepared / MANIFEST).exists()
