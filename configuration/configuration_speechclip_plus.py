@@ -147,7 +147,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     """Configuration of a [`SpeechClipPlusModel`].
 
     Args:
-        variant: `"parallel"`, `"cascaded"`, `"cascaded_plus"`, `"hybrid"` or `"hybrid_plus"`.
+        model_variant: `"parallel"`, `"cascaded"`, `"cascaded_plus"`, `"hybrid"` or `"hybrid_plus"`.
         speech_config: Configuration (or its dictionary with `model_type`) of the speech encoder: hubert, wavlm,
             wav2vec2, wav2vec2-bert or whisper. Its LayerDrop is set to 0, since every layer enters the weighted sum.
         clip_config: Configuration of the CLIP model.
@@ -179,7 +179,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     Example:
     ```python
     >>> from speechclip_plus import SpeechClipPlusConfig
-    >>> SpeechClipPlusConfig.from_preset("hybrid_plus-base-flickr8k").variant
+    >>> SpeechClipPlusConfig.from_preset("hybrid_plus-base-flickr8k").model_variant
     'hybrid_plus'
 
     ```
@@ -195,7 +195,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         "loss_config": SpeechClipPlusLossConfig,
     }
 
-    variant: str = "hybrid_plus"
+    model_variant: str = "hybrid_plus"
     speech_config: dict | PreTrainedConfig | None = None
     clip_config: dict | PreTrainedConfig | None = None
     branch_config: dict | PreTrainedConfig | None = None
@@ -220,15 +220,15 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 f"This configuration has format_version {self.format_version}, but this speechclip-plus reads up to "
                 f"{FORMAT_VERSION}: it was saved by a newer version. Upgrade with `pip install -U speechclip-plus`."
             )
-        if self.variant not in VARIANTS:
-            raise ValueError(f"Unknown variant {self.variant!r}; choose one of {', '.join(VARIANTS)}.")
+        if self.model_variant not in VARIANTS:
+            raise ValueError(f"Unknown model_variant {self.model_variant!r}; choose one of {', '.join(VARIANTS)}.")
         if not __name__.startswith("transformers_modules"):
             # This package registers its pipelines. With those that travel with a model in its configuration,
             # transformers would ask for `trust_remote_code`.
             kwargs.pop("custom_pipelines", None)
         names = [field.name for field in fields(self)]
         for key in kwargs:
-            if (close := difflib.get_close_matches(key, names, n=1, cutoff=0.85)) and key not in names:
+            if (close := difflib.get_close_matches(key, names, n=1, cutoff=0.7)) and key not in names:
                 raise ValueError(f"SpeechClipPlusConfig does not know {key!r}; did you mean {close[0]!r}?")
         if self.has_cif and self.cif_config is None:
             self.cif_config = {}
@@ -267,17 +267,17 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     @property
     def has_parallel(self) -> bool:
         """Whether the variant has a parallel branch."""
-        return self.variant in ("parallel", "hybrid", "hybrid_plus")
+        return self.model_variant in ("parallel", "hybrid", "hybrid_plus")
 
     @property
     def has_cascaded(self) -> bool:
         """Whether the variant has a cascaded branch, that is keywords."""
-        return self.variant != "parallel"
+        return self.model_variant != "parallel"
 
     @property
     def has_cif(self) -> bool:
         """Whether CIF decides the number of keywords (the plus variants)."""
-        return self.variant in ("cascaded_plus", "hybrid_plus")
+        return self.model_variant in ("cascaded_plus", "hybrid_plus")
 
     @property
     def hidden_size(self) -> int:
@@ -319,7 +319,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         ]
         if self.retrieval_branch not in branches:
             raise ValueError(
-                f"retrieval_branch is {self.retrieval_branch!r}, but the {self.variant} variant has only: "
+                f"retrieval_branch is {self.retrieval_branch!r}, but the {self.model_variant} variant has only: "
                 f"{', '.join(branches)}."
             )
         heads = self.branch_config.num_attention_heads
@@ -330,13 +330,13 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             )
         if self.has_cif != (self.cif_config is not None):
             raise ValueError(
-                f"The {self.variant} variant has no CIF, but a cif_config was given. Remove it, or choose "
+                f"The {self.model_variant} variant has no CIF, but a cif_config was given. Remove it, or choose "
                 "cascaded_plus or hybrid_plus."
             )
         if self.has_cascaded != (self.keyword_config is not None):
             raise ValueError(
-                f"The {self.variant} variant has no keywords, but a keyword_config was given. Remove it, or choose "
-                "a cascaded or hybrid variant."
+                f"The {self.model_variant} variant has no keywords, but a keyword_config was given. Remove it, or "
+                "choose a cascaded or hybrid variant."
             )
         if self.has_cif:
             self._validate_cif()
@@ -365,7 +365,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         keyword, text = self.keyword_config, self.clip_config.text_config
         if self.has_cif and keyword.num_keywords is not None:
             raise ValueError(
-                f"keyword_config.num_keywords is {keyword.num_keywords}, but in the {self.variant} variant CIF "
+                f"keyword_config.num_keywords is {keyword.num_keywords}, but in the {self.model_variant} variant CIF "
                 "decides how many keywords there are. Remove it, or choose cascaded or hybrid."
             )
         if not self.has_cif and not 1 <= (keyword.num_keywords or 0) <= self.max_keywords:

@@ -150,7 +150,7 @@ def render_readme(config: Any, name: str, tags: Sequence[str] = ()) -> str:
         metadata=ModelCardData(**card_metadata(config, tags)).to_yaml(),
         generated=GENERATED,
         title=name.split("/")[-1],
-        variant=config.variant,
+        variant=config.model_variant,
         dimensions=config.clip_config.projection_dim,
         usage=render_usage(config, name),
     )

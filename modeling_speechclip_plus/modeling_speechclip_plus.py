@@ -554,7 +554,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         """
         branch = branch or self.config.retrieval_branch
         if branch not in ("parallel", "cascaded") or not getattr(self.config, f"has_{branch}"):
-            raise ValueError(f"This {self.config.variant} model has no {branch!r} branch.")
+            raise ValueError(f"This {self.config.model_variant} model has no {branch!r} branch.")
         audio: Any = self.encode_audio(
             input_values,
             attention_mask,

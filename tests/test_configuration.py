@@ -24,7 +24,7 @@ def test_the_fifteen_published_configurations_and_a_tiny_one_of_each_variant_are
 def test_a_preset_is_what_its_name_says_and_survives_saving(name, tmp_path):
     config = SpeechClipPlusConfig.from_preset(name)
     variant, size, *dataset = name.split("-")
-    assert config.variant == variant
+    assert config.model_variant == variant
     if dataset:
         assert config.hidden_size == {"base": 768, "large": 1024}[size]
         assert load_preset(name)["dataset"] == dataset[0]
@@ -114,9 +114,9 @@ def test_showing_a_configuration_shortens_its_vocabulary():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variant": "serial"}, "Unknown variant 'serial'; choose one of parallel, cascaded"),
-        ({"variant": "parallel", "cif_config": {}}, "has no CIF.*choose cascaded_plus or hybrid_plus"),
-        ({"variant": "parallel", "keyword_config": {}}, "has no keywords"),
+        ({"model_variant": "serial"}, "Unknown model_variant 'serial'; choose one of parallel, cascaded"),
+        ({"model_variant": "parallel", "cif_config": {}}, "has no CIF.*choose cascaded_plus or hybrid_plus"),
+        ({"model_variant": "parallel", "keyword_config": {}}, "has no keywords"),
         ({"branch_config": {"num_attention_heads": 7}}, r"\(7\) does not divide.*\(768\)"),
         ({"branch_config": {"layer_type": "lstm"}}, "layer_type.*'attention_and_norm', 'transformer_encoder'"),
         ({"branch_config": {"dropout": 1.0}}, "dropout.*smaller than 1, got 1.0"),
@@ -124,17 +124,17 @@ def test_showing_a_configuration_shortens_its_vocabulary():
         ({"cif_config": {"conv_width": 4}}, "must be odd"),
         ({"cif_config": {"tail_threshold": 1.5}}, "no remainder could ever reach it"),
         ({"cif_config": {"treshold": 1}}, "does not know 'treshold'; it has.*threshold"),
-        ({"variant": "hybrid", "keyword_config": {"num_keywords": 76}}, "between 1 and 75"),
+        ({"model_variant": "hybrid", "keyword_config": {"num_keywords": 76}}, "between 1 and 75"),
         ({"keyword_config": {"num_keywords": 8}}, "CIF decides how many"),
         ({"keyword_config": {"vocabulary_ids": [1, 1]}}, "repeated ids"),
         ({"keyword_config": {"vocabulary_ids": [5, 50_000]}}, "the id 50000, outside CLIP's 49408"),
         ({"keyword_config": {"vocabulary_ids": [0]}}, "no token that may become a keyword"),
         ({"keyword_config": {"temperature": 0}}, "temperature.*greater than 0"),
         ({"loss_config": {"cascaded_weight": -1}}, "cascaded_weight.*greater or equal to 0"),
-        ({"variant": "cascaded", "retrieval_branch": "parallel"}, "has only: cascaded"),
+        ({"model_variant": "cascaded", "retrieval_branch": "parallel"}, "has only: cascaded"),
         ({"padding": "none"}, "padding.*'invariant', 'original'"),
         ({"format_version": 99}, "saved by a newer version. Upgrade"),
-        ({"varient": "hybrid"}, "did you mean 'variant'"),
+        ({"variant": "hybrid"}, "did you mean 'model_variant'"),
         ({"backbones_saved": False}, "speech_backbone must say where"),
         ({"speech_backbone": {"name": "hubert"}}, "repo_id"),
         ({"clip_config": {"text_config": {"vocab_size": 99}}}, "bos_token_id is 49406, outside its vocabulary of 99"),

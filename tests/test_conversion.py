@@ -55,7 +55,7 @@ def make_model(variant="hybrid_plus", large=False, reduced=True, **blocks):
     blocks["branch_config"] = {"num_attention_heads": 2} | blocks.get("branch_config", {})
     model = SpeechClipPlusModel(
         SpeechClipPlusConfig(
-            variant=variant,
+            model_variant=variant,
             padding="original",
             normalize_hidden_states=True,
             speech_config=speech,
@@ -74,7 +74,7 @@ def make_model(variant="hybrid_plus", large=False, reduced=True, **blocks):
 def to_original(model, batch_norm="joint", weight_norm="hook", copies=True):
     """The weights as the original stores them."""
     config, state = model.config, model.state_dict()
-    branch = "parallel_branch" if config.variant == "parallel" else "cascaded_branch"
+    branch = "parallel_branch" if config.model_variant == "parallel" else "cascaded_branch"
     mode = ".2.1." if config.speech_config.feat_extract_norm == "layer" else ".2."
     gains = {"hook": "weight_{}", "parametrization": "parametrizations.weight.original{}"}[weight_norm]
     first, second = ("g", "v") if weight_norm == "hook" else ("0", "1")
@@ -113,7 +113,7 @@ def to_original(model, batch_norm="joint", weight_norm="hook", copies=True):
         (r"^keyword_projection\.", "cascaded_branch.linear_proj."),
         (r"^logit_scale$", "criterion.temperature"),
     ]
-    projection = f"{branch}.{'linear_proj' if config.variant == 'parallel' else 'parallel_proj'}."
+    projection = f"{branch}.{'linear_proj' if config.model_variant == 'parallel' else 'parallel_proj'}."
     rules += [(r"^parallel_projection\.(?=\d)", f"{projection}sequential."), (r"^parallel_projection\.", projection)]
     if config.branch_config.layer_type == "attention_and_norm":
         rules += [(r"^branch\.layers\.0\.attention\.", f"{branch}.self_att.multihead_attn_layer.")]
@@ -135,7 +135,7 @@ def to_original(model, batch_norm="joint", weight_norm="hook", copies=True):
             continue
         if name == "branch.cls_tokens":
             counts = {"parallel": [1], "hybrid_plus": [1], "hybrid": [1, len(value) - 1]}.get(
-                config.variant, [len(value)]
+                config.model_variant, [len(value)]
             )
             names = ["parallel_cls", "cascaded_cls"] if len(counts) == 2 else ["cls"]
             for part, tokens in zip(names, value.split(counts), strict=True):
@@ -195,7 +195,7 @@ def hyperparameters(config, year=2024):
     kind = {"type": "Whatever"} if year == 2024 else {}
     used, unused = {"transformer_args": args | kind}, {"transformer_args": args | kind | {"nhead": 1}}
     cascaded = {
-        **(unused if config.variant == "parallel" else used),
+        **(unused if config.model_variant == "parallel" else used),
         "vq": {"args": {"temp": "fixed=0.1", "hard": True}},
         "keyword": {"batchnorms": {"std_scale": 1.0}, "detokenized_K_neighbors": 5},
     }
@@ -211,7 +211,7 @@ def hyperparameters(config, year=2024):
         "model_settings": {
             "cascaded_objective_weight": 0.5,
             "parallel_objective_weight": 1.5,
-            "parallel_branch": used if config.variant == "parallel" else unused,
+            "parallel_branch": used if config.model_variant == "parallel" else unused,
             "cascaded_branch": cascaded,
         },
         "cl_loss": {"args": {"temperature": 0.05}},
@@ -316,7 +316,7 @@ def test_every_variant_becomes_the_same_model_again(variant, year, large, write,
     converted = assert_same_model(tmp_path / "out", model).config
     assert conversion.used + len(conversion.ignored) == len(state)
     assert ("clip.model.token_embedding.weight" in conversion.ignored) == (variant == "parallel")
-    assert converted.variant == variant and converted.padding == "original"
+    assert converted.model_variant == variant and converted.padding == "original"
     assert converted.branch_config.num_attention_heads == 2
     assert converted.loss_config.parallel_weight == 1.5 and converted.retrieval_branch == model.config.retrieval_branch
     if converted.has_cif:
@@ -515,7 +515,9 @@ def test_hyperparameters_that_contradict_the_weights_are_an_error_that_names_bot
 
 def test_a_preset_that_contradicts_the_checkpoint_is_an_error_that_names_both(write, tmp_path):
     model = make_model()
-    with pytest.raises(ValueError, match=r"variant is 'hybrid_plus' by the checkpoint, but 'parallel' by the preset"):
+    with pytest.raises(
+        ValueError, match=r"model_variant is 'hybrid_plus' by the checkpoint, but 'parallel' by the preset"
+    ):
         convert_checkpoint(write(to_original(model), model.config), tmp_path / "out", preset="parallel-base-flickr8k")
     with pytest.raises(ValueError, match="no preset 'parallel'"):
         convert_checkpoint(write(to_original(model), model.config), tmp_path / "out", preset="parallel")

@@ -49,7 +49,7 @@ CLIP = {
 def make_config(variant="hybrid_plus", speech=None, **kwargs) -> SpeechClipPlusConfig:
     kwargs.setdefault("branch_config", {"num_attention_heads": 2, "intermediate_size": 32})
     speech = {"model_type": "hubert", **SPEECH, **(speech or {})}
-    return SpeechClipPlusConfig(variant=variant, speech_config=speech, clip_config=CLIP, **kwargs)
+    return SpeechClipPlusConfig(model_variant=variant, speech_config=speech, clip_config=CLIP, **kwargs)
 
 
 def make_model(variant="hybrid_plus", **kwargs) -> SpeechClipPlusModel:
@@ -98,7 +98,7 @@ def test_texts_of_a_published_clip_configuration_end_at_the_right_subword():
     # openai/clip-vit-base-patch32 carries bos 0 and eos 2; start and end are the table's last two rows.
     text = {**CLIP["text_config"], "bos_token_id": 0, "eos_token_id": 2}
     config = SpeechClipPlusConfig(
-        variant="cascaded",
+        model_variant="cascaded",
         speech_config={"model_type": "hubert", **SPEECH},
         clip_config={**CLIP, "text_config": text},
         branch_config={"num_attention_heads": 2},

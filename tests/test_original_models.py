@@ -58,7 +58,9 @@ def build(variant: str, padding: str, layers: int = 1, channels: int = 8, **bloc
     }
     if variant.endswith("_plus"):
         blocks["cif_config"] = {"dropout": 0.0}
-    config = SpeechClipPlusConfig(variant=variant, padding=padding, speech_config=speech, clip_config=CLIP, **blocks)
+    config = SpeechClipPlusConfig(
+        model_variant=variant, padding=padding, speech_config=speech, clip_config=CLIP, **blocks
+    )
     return SpeechClipPlusModel(config)
 
 

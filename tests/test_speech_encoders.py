@@ -77,7 +77,7 @@ def backbone(kind, tmp_path_factory):
 
 def make_model(backbone, **values):
     config = SpeechClipPlusConfig(
-        variant="hybrid_plus",
+        model_variant="hybrid_plus",
         branch_config={"num_attention_heads": 2, "dropout": 0.0},
         cif_config={"dropout": 0.0, "frames_per_keyword": 10},
         **values,

@@ -32,7 +32,7 @@ NUM_ROWS = 11  # two captions of each image but the last: no multiple of any bat
 
 def make_config(variant="hybrid_plus", vocabulary_size=518):
     return SpeechClipPlusConfig(
-        variant=variant,
+        model_variant=variant,
         speech_config={
             "model_type": "hubert",
             "hidden_size": 16,

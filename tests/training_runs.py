@@ -31,7 +31,7 @@ VOCABULARY = 653
 def make_config(variant="hybrid_plus", dropout=0.0, **changes):
     plus = variant.endswith("plus")
     values = {
-        "variant": variant,
+        "model_variant": variant,
         "speech_config": {
             "model_type": "hubert",
             "hidden_size": 16,

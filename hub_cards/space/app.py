@@ -430,7 +430,7 @@ class Demo:
         config, name = self.searcher.model.config, self.searcher.name
         # Files of uploads that never reached us (a page closed half way) go after five minutes.
         with gr.Blocks(title="Say something, find the image", delete_cache=(60, 300)) as page:
-            gr.HTML(PAGE.header(name, config.variant, MAX_SECONDS, MAX_MEGABYTES, MAX_FILES))
+            gr.HTML(PAGE.header(name, config.model_variant, MAX_SECONDS, MAX_MEGABYTES, MAX_FILES))
             with gr.Tabs():
                 with gr.Tab("Find images"), gr.Row(equal_height=False):
                     self._tab("images")

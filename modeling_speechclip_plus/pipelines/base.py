@@ -142,7 +142,7 @@ class SpeechClipPlusPipeline(ChunkPipeline):
         config = self.model.config
         known = [name for name in ("parallel", "cascaded") if getattr(config, f"has_{name}")]
         if branch not in known:
-            raise ValueError(f"branch={branch!r}: this {config.variant} model has {' and '.join(known)}.")
+            raise ValueError(f"branch={branch!r}: this {config.model_variant} model has {' and '.join(known)}.")
         return branch
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

@@ -35,7 +35,7 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
     def _check_model(self, model: PreTrainedModel) -> None:
         if not model.config.has_cascaded:
             raise ValueError(
-                f"This {model.config.variant} model has no keywords; use a cascaded or hybrid one, or the task "
+                f"This {model.config.model_variant} model has no keywords; use a cascaded or hybrid one, or the task "
                 "'speech-image-retrieval'."
             )
 
@@ -77,8 +77,8 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
         if return_timestamps is not None:
             if return_timestamps and not self.model.config.has_cif:
                 raise ValueError(
-                    f"return_timestamps: the {self.model.config.variant} variant does not say when its keywords are "
-                    "said; cascaded_plus and hybrid_plus do."
+                    f"return_timestamps: the {self.model.config.model_variant} variant does not say when its keywords "
+                    "are said; cascaded_plus and hybrid_plus do."
                 )
             postprocess["return_timestamps"] = return_timestamps
         return preprocess, forward, postprocess
@@ -91,8 +91,8 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
         windowing = super()._windowing(chunk_length_s, 0 if stride_length_s is None else stride_length_s)
         if windowing.left or windowing.right:
             raise ValueError(
-                f"stride_length_s={stride_length_s!r}: the {self.model.config.variant} variant does not say when its "
-                "keywords are said, so those that two windows both hear would be told twice; leave it out."
+                f"stride_length_s={stride_length_s!r}: the {self.model.config.model_variant} variant does not say "
+                "when its keywords are said, so those that two windows both hear would be told twice; leave it out."
             )
         return windowing
 

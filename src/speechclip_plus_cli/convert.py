@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         show_progress=True,
     )
     size = sum(file.stat().st_size for file in args.output_dir.iterdir())
-    print(f"{conversion.config.variant}, as published: {', '.join(conversion.presets) or 'none of these sizes'}")
+    print(f"{conversion.config.model_variant}, as published: {', '.join(conversion.presets) or 'none of these sizes'}")
     print(f"{conversion.used} tensors used; {len(conversion.ignored)} not:")
     reasons = Counter(reason.partition(" of clip.")[0] for reason in conversion.ignored.values())
     for reason, count in reasons.most_common():

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(source)
     if alignments is not None and not model.config.has_cif:
         raise ValueError(
-            f"Alignments are compared with where CIF fires, and this {model.config.variant} model has no CIF: "
+            f"Alignments are compared with where CIF fires, and this {model.config.model_variant} model has no CIF: "
             "leave --alignments out."
         )
     dataset = load_speech_image_dataset(args.data, split=args.split, data_dir=args.data_dir, **about.options)
@@ -134,7 +134,7 @@ def published_preset(config: Any) -> str | None:
     keys += ["normalize_hidden_states", "speech_config.hidden_size", "speech_config.num_hidden_layers"]
     keys += ["clip_config.projection_dim", "clip_config.vision_config.patch_size"]
     values = attrgetter(*keys)
-    same = config.variant == preset.variant and values(config) == values(preset)
+    same = config.model_variant == preset.model_variant and values(config) == values(preset)
     return config.preset if same else None
 
 

@@ -83,7 +83,7 @@ def train(plan: Plan, preset: str, dataset: str, folder: Path, console: Console)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    save_model_card(folder, _card_facts(trainer, dataset, model.config.variant))
+    save_model_card(folder, _card_facts(trainer, dataset, model.config.model_variant))
     _write_samples(splits["test"], folder.parent)
     shutil.rmtree(cache)
     return {

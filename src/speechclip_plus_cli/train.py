@@ -267,7 +267,7 @@ def _say_what_is_trained(trainer: SpeechClipPlusTrainer) -> None:
             told = [text.format(count) for count, text in counts if count is not None]
             print(f"{name}: {', '.join(told) or 'a stream'}")
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    print(f"model: {model.config.variant}, {trained:,} of {model.num_parameters():,} parameters trained")
+    print(f"model: {model.config.model_variant}, {trained:,} of {model.num_parameters():,} parameters trained")
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     evaluated = {"no": "not evaluated", "epoch": "evaluated every epoch"}

@@ -241,10 +241,10 @@ def evaluate(
     """
     if alignments is not None and split.boundaries is None:
         raise ValueError(
-            f"Alignments are compared with where CIF fires, and a {model.config.variant} model has no CIF."
+            f"Alignments are compared with where CIF fires, and a {model.config.model_variant} model has no CIF."
         )
     results = Results(
-        variant=model.config.variant,
+        variant=model.config.model_variant,
         retrieval_branch=model.config.retrieval_branch,
         bootstrap={"resamples": resamples, "confidence": CONFIDENCE, "seed": seed},
     )

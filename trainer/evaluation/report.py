@@ -67,7 +67,7 @@ def evaluation_report(
     return Report(
         title=f"Evaluation of {dict(facts).get('model', 'a model')}",
         summary=[
-            f"A {model.config.variant} model on {len(split.captions)} utterances of {count} images. "
+            f"A {model.config.model_variant} model on {len(split.captions)} utterances of {count} images. "
             "The examples at the end are the first of the split, not chosen; the best are shown first."
         ],
         tables=tables,

@@ -105,7 +105,7 @@ def convert_checkpoint(
         weights, ignored = rename_original_weights(state)
         hyperparameters = _hyperparameters(saved)
         found, notes = _settings(weights, state, hyperparameters, given, clip)
-        if found["variant"] == "parallel" and FULL_TABLE in state:
+        if found["model_variant"] == "parallel" and FULL_TABLE in state:
             ignored["clip.model.token_embedding.weight"] = "reduced token table, which only keywords need"
         if preset_settings is not None:
             found = merge_settings(("the checkpoint", found), (f"the preset {preset}", preset_settings))
@@ -171,7 +171,7 @@ def _settings(
         full = reduced
     weights[_TOKEN_TABLE] = full
     found = settings_of_weights(weights)
-    has_keywords = found["variant"] != "parallel"
+    has_keywords = found["model_variant"] != "parallel"
     if has_keywords:
         ids = list(range(len(full)))
         if len(reduced) != len(full) or given is not None or not torch.equal(reduced, full):
@@ -184,8 +184,11 @@ def _settings(
                 f"the original never takes the tokens {sorted(masked)} for keywords, where start, end and padding "
                 f"are {sorted(special)}; the configuration does as the original did"
             )
-    known = settings_of_hyperparameters(hyperparameters, found["variant"])
-    if known.get("retrieval_branch") not in ("parallel", "cascaded") or found["variant"] in ("parallel", "cascaded"):
+    known = settings_of_hyperparameters(hyperparameters, found["model_variant"])
+    if known.get("retrieval_branch") not in ("parallel", "cascaded") or found["model_variant"] in (
+        "parallel",
+        "cascaded",
+    ):
         known.pop("retrieval_branch", None)
     width, heads = found["speech_config.hidden_size"], found["speech_config.num_attention_heads"]
     if width not in HUBERT_HEADS:
@@ -235,7 +238,9 @@ def _model_of(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> Speec
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"What the checkpoint holds is not the whole of a {config.variant} model: {error}") from None
+        raise ValueError(
+            f"What the checkpoint holds is not the whole of a {config.model_variant} model: {error}"
+        ) from None
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"What becomes {name!r} holds numbers that are infinite or none: training had failed.")

@@ -34,7 +34,7 @@ def settings_of_weights(weights: Mapping[str, Tensor]) -> Settings:
     if not (has_parallel or has_cascaded):
         raise ValueError("The checkpoint holds neither a parallel nor a cascaded branch: it is no SpeechCLIP model.")
     kind = "hybrid" if has_parallel and has_cascaded else "cascaded" if has_cascaded else "parallel"
-    found: Settings = {"variant": f"{kind}_plus" if has_cif else kind}
+    found: Settings = {"model_variant": f"{kind}_plus" if has_cif else kind}
     found |= {f"speech_config.{key}": value for key, value in _speech(weights).items()}
     found |= {f"clip_config.{key}": value for key, value in _clip(weights).items()}
     found |= {f"branch_config.{key}": value for key, value in _branch(weights).items()}
