@@ -115,8 +115,3 @@ def test_an_utterance_that_is_short_enough_is_not_cropped(tiny_processor):
 def test_a_bad_row_is_named(tiny_processor, change, message):
     with pytest.raises(ValueError, match=message):
         SpeechImageCollator(tiny_processor)([make_row(3), make_row(7, **change)])
-
-
-def test_an_empty_batch_is_an_error(tiny_processor):
-    with pytest.raises(ValueError, match="at least one row"):
-        SpeechImageCollator(tiny_processor)([])

@@ -13,8 +13,7 @@ from PIL import Image
 
 from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
 from speechclip_plus.trainer.collator import SpeechImageCollator
-from speechclip_plus.trainer.data.hub import is_data_path
-from speechclip_plus.trainer.data.load import load_speech_image_dataset
+from speechclip_plus.trainer.data.load import is_data_path, load_speech_image_dataset
 
 COLUMNS = {
     "audio": datasets.Audio(sampling_rate=16_000, decode=False),

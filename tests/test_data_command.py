@@ -7,9 +7,8 @@ from PIL import Image
 
 from speechclip_plus.configuration.presets import load_vocabulary
 from speechclip_plus.conversion.vocabulary import openai_tokenizer, read_vocabulary
-from speechclip_plus.trainer.data import export as data_copies
-from speechclip_plus.trainer.data.check import count_tokens
-from speechclip_plus.trainer.data.export import write_parquet
+from speechclip_plus.trainer.data import check as data_copies
+from speechclip_plus.trainer.data.check import count_tokens, write_parquet
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
 from speechclip_plus_cli import main as cli
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from speechclip_plus import SpeechClipPlusModel
-from speechclip_plus.trainer.checkpoints import last_complete_checkpoint
+from speechclip_plus.trainer.trainer_speechclip_plus import last_complete_checkpoint
 
 SCRIPT = Path(__file__).parent / "training_runs.py"
 spec = importlib.util.spec_from_file_location("training_runs", SCRIPT)

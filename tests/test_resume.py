@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechclip_plus.trainer.checkpoints import last_complete_checkpoint, mark_complete
+from speechclip_plus.atomic_files import write_json
+from speechclip_plus.trainer.trainer_speechclip_plus import last_complete_checkpoint
 
 # Imports once, then forks: a killed process costs no new start of Python. It never computes gradients itself.
 KILLED_AGAIN_AND_AGAIN = """
@@ -18,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
 import training_runs
-from speechclip_plus.trainer.checkpoints import last_complete_checkpoint
+from speechclip_plus.trainer.trainer_speechclip_plus import last_complete_checkpoint
 
 folder, kills = Path({folder!r}), {kills}
 steps = 40
@@ -112,7 +113,7 @@ def write_checkpoint(folder, step):
     checkpoint.mkdir()
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    mark_complete(checkpoint)
+    write_json(checkpoint / "files.json", {path.name: path.stat().st_size for path in checkpoint.iterdir()})
     return checkpoint
 
 

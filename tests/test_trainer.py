@@ -228,15 +228,6 @@ def test_the_mean_recall_is_that_of_the_retrieval_branch(evaluated):
         assert metrics[f"eval_mean_R@{k}"] == metrics[f"eval_parallel_mean_R@{k}"]
 
 
-def test_an_utterance_lost_in_evaluation_is_an_error(make_trainer, dataset, monkeypatch):
-    trainer = make_trainer()
-    loader = trainer.get_eval_dataloader()
-    short = [batch for batch in loader][:-1]
-    monkeypatch.setattr(type(loader), "__iter__", lambda self: iter(short))
-    with pytest.raises(RuntimeError, match=f"8 utterances were scored, but the data set has {NUM_ROWS}"):
-        trainer.evaluate()
-
-
 def test_the_optimiser_is_adam_with_an_l2_term_on_every_trained_parameter(make_trainer):
     trainer = make_trainer(weight_decay=0.125)
     optimizer = trainer.create_optimizer()
@@ -456,7 +447,7 @@ def test_columns_of_a_cached_data_set_are_read_without_its_tensors(make_model, d
 
 
 def test_a_cache_that_was_being_written_is_written_anew(make_model, dataset, tiny_processor, tmp_path):
-    def broken_off(done, count):
+    def broken_off(done):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -762,11 +753,9 @@ def test_a_preset_brings_its_published_hyper_parameters(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"optimizer": "sgd"}, "optimizer must be one of adam, trainer"),
+        ({"optimizer": "sgd"}, "choose adam, or trainer with optim"),
         ({"schedule": "cosine"}, "lr_scheduler_type='cosine'"),
-        ({"final_learning_rate": 1.0}, "between 0 and learning_rate"),
         ({"max_audio_samples": 100}, "at least 400"),
-        ({"gradient_cache_chunk": 0}, "at least 1 or None"),
         ({"train_sampling_strategy": "batch_rebalance"}, "use 'group_by_length'"),
     ],
 )

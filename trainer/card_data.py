@@ -11,11 +11,7 @@ import datasets
 import torch
 
 from ..hub_cards.charts import Series
-from ..hub_cards.model_card import (
-    DATASETS,
-    ModelCardFacts,
-    SplitSize,
-)
+from ..hub_cards.model_card import DATASETS, ModelCardFacts, SplitSize
 from ..hub_cards.results import Results
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from .evaluation.evaluate import SplitOutputs, evaluate
@@ -23,7 +19,6 @@ from .evaluation.retrieval_metrics import chance_recall
 from .sampler import stored_column, utterance_lengths
 
 EXAMPLES = 5
-_LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Z]{2})?")
 _LOSSES = {
     "loss": "total",
     "parallel_loss": "parallel",
@@ -49,21 +44,15 @@ _PROGRESS = {
 def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
     """Gather what a `SpeechClipPlusTrainer` knows of its model, at any time of the training.
 
-    Before the first evaluation there are no results, and the card has no such section.
-
     Args:
         trainer: the trainer.
-        **given: fields of `ModelCardFacts` that take the place of what was gathered, such as `name`, `license`,
-            `languages` or `results`.
-
-    Raises:
-        TypeError: if there is no such field.
+        **given: fields of `ModelCardFacts` that take the place of what was gathered, such as `name` or `license`.
     """
     model, args, state = trainer.speech_clip, trainer.args, trainer.state
     evaluated = named_splits(trainer)
     prefix = next(iter(evaluated.values()))[0]  # the first is watched in training
     splits = {"train": trainer.train_dataset, **{split: data for split, (_, data) in evaluated.items()}}
-    name = next((name for split in splits.values() if (name := dataset_name(split))), "")
+    name = next(filter(None, map(dataset_name, splits.values())), "")
     steps = _steps_of_weights(trainer)
     facts = ModelCardFacts(
         name=args.hub_model_id or Path(args.output_dir).resolve().name,
@@ -73,13 +62,15 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
             "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad),
         },
         dataset=name,
-        languages=spoken_languages(name, splits["train"]),
+        languages=DATASETS[name].languages if name in DATASETS else (),
         hyperparameters=_hyperparameters(trainer),
         steps=steps,
         best_step=state.best_global_step,
         best_metric=(args.metric_for_best_model or "").removeprefix("eval_"),
         hardware=_hardware(args),
-        seconds=_training_seconds(state.log_history),
+        seconds=max(
+            (entry["train_hours"] * 3600 for entry in state.log_history if "train_hours" in entry), default=None
+        ),
         progress=_progress(state.log_history, prefix),
         curves=training_curves(state.log_history, prefix),
     )
@@ -95,19 +86,8 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
     return replace(facts, **given)
 
 
-def _training_seconds(history: Sequence[Mapping[str, float]]) -> float | None:
-    """Seconds of training, evaluations included; None before the first log."""
-    seconds = [entry["train_hours"] * 3600 for entry in history if "train_hours" in entry]
-    return max([*seconds, *(entry["train_runtime"] for entry in history if "train_runtime" in entry)], default=None)
-
-
 def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_") -> dict[str, dict[str, Series]]:
-    """Losses and recalls over the steps, for the card's chart.
-
-    Args:
-        history: the trainer's log.
-        prefix: of the names of what was evaluated.
-    """
+    """Losses and recalls of a trainer's log over the steps, for the card's chart."""
     losses = {title: _curve(history, name) for name, title in _LOSSES.items()}
     losses["validation"] = _curve(history, f"{prefix}loss")
     recalls = {title: _curve(history, f"{prefix}{name}") for name, title in _RECALLS.items()}
@@ -137,9 +117,7 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
 def _hardware(args: Any) -> str:
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
-    return f"{args.device.type.upper()}: {found[1] if found else platform.machine()}"
+    return f"{args.device.type.upper()}: {platform.processor() or platform.machine()}"
 
 
 def _steps_of_weights(trainer: Any) -> int | None:
@@ -167,15 +145,7 @@ def _curve(history: Sequence[Mapping[str, float]], name: str) -> Series:
 
 
 def predicted_results(trainer: Any, output: Any, dataset: str, split: str, how: str = "") -> Results:
-    """Return what `trainer.predict` measured, with intervals and chance.
-
-    Args:
-        trainer: the `SpeechClipPlusTrainer`.
-        output: what its `predict(..., metric_key_prefix=split)` returned.
-        dataset: the data set's name.
-        split: the split's.
-        how: by what it was measured, for the card.
-    """
+    """Return what `trainer.predict(..., metric_key_prefix=split)` measured, with intervals and chance."""
     model = trainer.speech_clip
     outputs = SplitOutputs.from_predictions(output.predictions, output.label_ids)
     results = evaluate(outputs, model, hit_rate_neighbours=trainer.args.hit_rate_neighbours)
@@ -251,35 +221,19 @@ def has_audio(data: Any) -> bool:
     return isinstance(data, datasets.Dataset) and "audio" in data.column_names
 
 
-def spoken_languages(name: str, data: Any) -> tuple[str, ...]:
-    """BCP 47 codes of a data set's speech, as far as its name or its speakers, if called by languages, tell them."""
-    if name in DATASETS and DATASETS[name].languages:
-        return DATASETS[name].languages
-    if not isinstance(data, datasets.Dataset) or "speaker" not in data.column_names:
-        return ()
-    speakers = set(stored_column(data, "speaker"))
-    if not all(speaker and _LANGUAGE.fullmatch(speaker) for speaker in speakers):
-        return ()
-    return tuple(sorted(speaker.replace("_", "-") for speaker in speakers))
-
-
 def split_size(data: Any) -> SplitSize:
     """Count a split; what it does not tell without reading it all stays open."""
-    if not hasattr(data, "__len__"):
-        return SplitSize()
-
-    def different(column: str) -> int | None:
-        if not isinstance(data, datasets.Dataset) or column not in data.column_names:
-            return None
-        return len(set(stored_column(data, column)) - {"", None}) or None
-
-    return SplitSize(rows=len(data), images=different("image_id"), speakers=different("speaker"), hours=_hours(data))
-
-
-def _hours(data: Any) -> float | None:
-    if not has_audio(data):
-        return None
-    try:
-        return sum(utterance_lengths(data.select_columns(["audio"])["audio"])) / SAMPLING_RATE / 3600
-    except ValueError:  # a broken file: whoever reads it says so
-        return None
+    if not isinstance(data, datasets.Dataset):
+        return SplitSize(rows=len(data) if hasattr(data, "__len__") else None)
+    counts = {
+        column: len(set(stored_column(data, column)) - {"", None}) or None
+        for column in ("image_id", "speaker")
+        if column in data.column_names
+    }
+    hours = None
+    if has_audio(data):
+        try:
+            hours = sum(utterance_lengths(data.select_columns(["audio"])["audio"])) / SAMPLING_RATE / 3600
+        except ValueError:  # a broken file: whoever reads it says so
+            pass
+    return SplitSize(rows=len(data), images=counts.get("image_id"), speakers=counts.get("speaker"), hours=hours)

@@ -20,14 +20,13 @@ GOLD_SUBWORDS = "gold_subwords"
 class SpeechImageCollator:
     """Turn rows of speech-image pairs into a batch for `SpeechClipPlusModel`.
 
-    A row has `audio` and `image` (as the data sets of this package hold them: dictionaries with `bytes` or `path`; or
-    anything the processor takes, but an array needs its rate: `{"array": ..., "sampling_rate": ...}`), an integer
-    `image_id`, and where known `text` and `caption_id`. What is computed already is taken as it is:
-    `speech_hidden_states` (L+1, T, D) in place of `audio`, `image_embeds` (P,) in place of `image`.
+    A row has `audio` and `image` (dictionaries with `bytes` or `path`, or anything the processor takes, but an array
+    needs its rate: `{"array": ..., "sampling_rate": ...}`), an integer `image_id`, and where known `text` and
+    `caption_id`; or `speech_hidden_states` (L+1, T, D) in place of `audio`, `image_embeds` (P,) in place of `image`.
 
     The batch has `input_values` (B, S) and `attention_mask` (B, S), or `speech_hidden_states` (B, L+1, T, D) and
-    `frame_lengths` (B,); `pixel_values` or `image_embeds` (B, P); `image_ids` (B,) int64; and `return_loss`. So it
-    serves transformers' own `Trainer` too, with `remove_unused_columns=False`.
+    `frame_lengths` (B,); `pixel_values` or `image_embeds` (B, P); `image_ids` (B,) int64; and `return_loss`. It serves
+    transformers' own `Trainer` too, with `remove_unused_columns=False`.
 
     Args:
         processor: a `SpeechClipPlusProcessor`.
@@ -65,11 +64,9 @@ class SpeechImageCollator:
         """Collate.
 
         Raises:
-            ValueError: for an empty batch, a row without audio, image or `image_id`, and audio or images that
-                cannot be read; the message names the row by its `caption_id` or `image_id`.
+            ValueError: for a row without audio, image or `image_id`, and audio or images that cannot be read; the
+                message names the row by its `caption_id` or `image_id`.
         """
-        if len(rows) == 0:
-            raise ValueError("The batch is empty; a batch needs at least one row.")
         names = [_name(row, number) for number, row in enumerate(rows)]
         return {
             **self._speech(rows, names),

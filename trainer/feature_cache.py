@@ -36,8 +36,7 @@ def cache_image_embeddings(
 ) -> Any:
     """Replace a data set's images by their embeddings, each computed once for all epochs and runs.
 
-    Several processes may do this at once, but each would embed the images: let the first go ahead
-    (`with args.main_process_first():`).
+    Of several processes let the first go ahead (`with args.main_process_first():`), or each embeds the images.
 
     Args:
         model: A `SpeechClipPlusModel` with a frozen CLIP, on the device that is to compute.
@@ -66,22 +65,20 @@ def cache_features(
     folder: str | Path,
     batch_size: int = 16,
     dtype: torch.dtype = torch.float16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Any:
     """Replace a data set's recordings and images by what the frozen encoders give for them, computed once.
 
-    Training on it costs what the branch costs. Utterances are never cropped. Count on
-    `2 * 50 * (layers + 1) * hidden_size` bytes for a second of speech.
+    Utterances are never cropped. Count on `2 * 50 * (layers + 1) * hidden_size` bytes for a second of speech.
 
     Args:
-        model: A `SpeechClipPlusModel` whose speech encoder and CLIP are frozen and whose padding is `"invariant"` (in
-            the original mode an utterance's features depend on the batch).
+        model: A `SpeechClipPlusModel` whose speech encoder and CLIP are frozen and whose padding is `"invariant"`.
         processor: Its processor.
         dataset: A `datasets.Dataset` with `audio`, `image` and `image_id`.
         folder: Root of the cache.
         batch_size: Utterances, or images, at a time.
         dtype: How hidden states are stored.
-        progress: Called with (utterances done, utterances to do) after every batch.
+        progress: Called with the number of utterances of each batch.
 
     Returns:
         The data set with `speech_hidden_states` `(L+1, T, D)` and `image_embeds` `(P,)` in place of `audio` and
@@ -93,8 +90,8 @@ def cache_features(
     _check_no_format(dataset)
     if not is_frozen(model.speech_encoder) or model.config.padding != "invariant":
         raise ValueError(
-            "Features can be computed beforehand only if they never change: the speech encoder must be frozen and "
-            f"padding='invariant'; frozen is {is_frozen(model.speech_encoder)}, padding is {model.config.padding!r}."
+            "Features can be computed beforehand only if the speech encoder is frozen and padding='invariant'; frozen "
+            f"is {is_frozen(model.speech_encoder)}, padding is {model.config.padding!r}."
         )
     images = _image_places(model, processor, dataset, folder, batch_size)
     settings = [model.config.speech_config.to_diff_dict(), processor.feature_extractor.to_dict(), str(dtype)]
@@ -102,14 +99,13 @@ def cache_features(
     audio = dataset.select_columns(["audio"])
 
     def hidden_states(rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        done, recordings = 0, (audio[row]["audio"] for row in rows)
+        recordings = (audio[row]["audio"] for row in rows)
         for batch in audio_batches(model, processor, recordings, batch_size, name=_names("audio", rows)):
             hidden, lengths = model.encode_speech_frames(**batch.inputs)  # (B, L+1, T, D), (B,)
             for number, states, length in zip(batch.rows, hidden.to("cpu", dtype), lengths.tolist(), strict=True):
                 yield rows[number], states[:, :length]
-            done += len(batch.rows)
             if progress is not None:
-                progress(done, len(rows))
+                progress(len(batch.rows))
 
     keys = {row: _item_key(audio[row]["audio"], load_audio) for row in range(len(dataset))}
     places = list(_cached(model, tower, keys, hidden_states, f"hidden states in {dtype}").values())
@@ -120,23 +116,16 @@ def cache_features(
 
 
 class CachedColumns:
-    """Transform for `datasets.Dataset` that adds columns of tensors, read when a row is asked for.
-
-    Read, not mapped: what was mapped and touched counts as memory of the process.
-
-    Args:
-        columns: By name, the place of each row's tensor and its dtype.
-    """
+    """Transform for `datasets.Dataset` that adds columns of tensors, read when a row is asked for."""
 
     def __init__(self, columns: Mapping[str, tuple[Sequence[Place], torch.dtype]]) -> None:
-        self.columns = columns
+        self.columns = columns  # by name, the place of each row's tensor and its dtype
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Add the columns, if the batch says which rows it has."""
-        rows = batch.get(CACHED_ROW)
-        if rows is not None:
+        if CACHED_ROW in batch:
             for name, (places, dtype) in self.columns.items():
-                batch[name] = [_read(places[row], dtype) for row in rows]
+                batch[name] = [_read(places[row], dtype) for row in batch[CACHED_ROW]]
         return batch
 
     def __deepcopy__(self, memo: dict) -> "CachedColumns":
@@ -154,8 +143,8 @@ def _check_no_format(dataset: Any) -> None:
         raise ValueError("The data set is empty, so there is nothing to compute.")
     if dataset.format["type"] is not None:
         raise ValueError(
-            f"The data set has a format or transform ({dataset.format['type']}), and what a cache holds must not "
-            "depend on it: take it off with dataset.with_format(None), or train without a cache."
+            f"The data set has a format or transform ({dataset.format['type']}), on which a cache must not depend: "
+            "take it off with dataset.with_format(None), or train without a cache."
         )
 
 

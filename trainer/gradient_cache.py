@@ -35,8 +35,7 @@ def backward_in_chunks(
     of other draws.
 
     Args:
-        model: a `SpeechClipPlusModel` in training mode, with `padding="invariant"`: what an utterance gives must not
-            depend on its chunk.
+        model: a `SpeechClipPlusModel` in training mode, with `padding="invariant"`.
         inputs: of its forward, with images.
         chunk_size: utterances at a time.
         global_step: see the model's forward.
@@ -82,22 +81,17 @@ def backward_in_chunks(
         torch.autograd.backward([feature for feature, _ in pairs], [gradient for _, gradient in pairs])
         start = stop
     _set_random_state(after, model.device)
-    detached: dict[str, Any] = {
-        name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()
-    }
-    return SpeechClipPlusOutput(**detached)
+    return SpeechClipPlusOutput(
+        **{name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()}
+    )
 
 
 def check_chunks_are_exact(config: Any) -> None:
-    """Check that a model's utterances do not depend on their batch.
-
-    Raises:
-        ValueError: if they do.
-    """
+    """Raise a ValueError if a model's utterances depend on their batch."""
     if config.padding != "invariant":
         raise ValueError(
             "A gradient cache needs padding='invariant': with padding='original' an utterance's features depend on "
-            "what it is batched with, so chunks would not give the gradients of the whole batch."
+            "what it is batched with."
         )
 
 

@@ -1,8 +1,8 @@
 """Samplers for training: which rows meet in a batch, and which process gets which of them.
 
 The order of an epoch follows from the seed and the epoch alone, so that a resumed run meets the rows it would have
-met, and a run of several processes those of one. (The samplers of transformers draw from the global generator, run
-through length-bucketed batches from long to short, and fill or drop the last batch of several processes.)
+met, and a run of several processes those of one. The samplers of transformers draw from the global generator, and
+fill or drop the last batch of several processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +26,8 @@ def epoch_order(
 ) -> list[int]:
     """Rows in the random order of an epoch.
 
-    Args:
-        count: Number of rows.
-        epoch: Number of the epoch; each has an order of its own.
-        seed: Of the order.
-        lengths: Of all rows, in any unit: rows are sorted by them within groups of batches, and the batches shuffled.
-            Little of a batch is padding, and which rows meet still changes with every epoch.
-        batch_size: Rows of a batch, for `lengths`.
+    With `lengths` of all rows, in any unit, rows are sorted by them within groups of batches of `batch_size`, and the
+    batches shuffled: little of a batch is padding, and which rows meet still changes with every epoch.
 
     Example:
         >>> order = epoch_order(4, lengths=[5, 1, 4, 2], batch_size=2)
@@ -57,9 +52,9 @@ def epoch_order(
 class SharedBatches(Sampler[list[int]]):
     """A process's share of every batch, such that the processes together have the batches of one process.
 
-    Process r takes every N-th row from the r-th on, so that batches sorted by length are of about equal work. The
-    last batch of an epoch may be smaller, and the shares differ by a row. It is left out if it is a single row, which
-    has no negatives, or if it has fewer rows than there are processes.
+    Process `rank` takes every N-th row from there on, so that batches sorted by length are of about equal work. An
+    incomplete last batch is left out if it is a single row, which has no negatives, or has fewer rows than there are
+    processes.
 
     Args:
         count: Number of rows.
@@ -67,7 +62,7 @@ class SharedBatches(Sampler[list[int]]):
         batch_size: Rows of a batch of all processes together.
         rank: Number of this process.
         num_processes: How many there are.
-        drop_last: Leave out an incomplete batch.
+        drop_last: Leave any incomplete batch out.
 
     Example:
         >>> [list(SharedBatches(7, lambda epoch: range(7), 4, rank, 2)) for rank in (0, 1)]
@@ -103,13 +98,7 @@ class SharedBatches(Sampler[list[int]]):
 class StreamShare(IterableDataset):
     """A process's share of a stream, begun anew whenever it ends.
 
-    Without an end no process runs out of rows before the others; training ends at its `max_steps`.
-
-    Args:
-        stream: A `datasets.IterableDataset`. With as many files as processes each reads files of its own; otherwise
-            all read everything and keep their share.
-        rank: Number of this process.
-        num_processes: How many there are.
+    No process runs out of rows before the others; training ends at its `max_steps`.
     """
 
     def __init__(self, stream: Any, rank: int = 0, num_processes: int = 1) -> None:
@@ -143,17 +132,13 @@ def utterance_lengths(audio: Sequence[Any]) -> list[int]:
 
 
 def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, batch_size: int) -> DataLoader:
-    """Make the loader of this process's share of the training batches, in which long utterances are cropped.
-
-    Args:
-        dataset: Rows.
-        collator: As the trainer has it.
-        args: The trainer's.
-        batch_size: Rows of a batch of one process.
+    """Make the loader of this process's share, `batch_size` rows at a time, in which long utterances are cropped.
 
     Raises:
-        ValueError: If there is too little for the processes, or a stream without `max_steps`.
+        ValueError: If there is no data or too little for the processes, or a stream without `max_steps`.
     """
+    if dataset is None:
+        raise ValueError("There is nothing to train on: give train_dataset.")
     seed = args.seed if args.data_seed is None else args.data_seed
     if isinstance(collator, SpeechImageCollator):
         collator = collator.for_training(args.max_audio_samples, seed)
@@ -183,7 +168,7 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, ba
         order = partial(_in_sequence, count)
     elif args.train_sampling_strategy == "group_by_length":
         per_step = together * args.gradient_accumulation_steps
-        order = partial(epoch_order, count, seed=seed, lengths=_row_lengths(dataset, args), batch_size=per_step)
+        order = partial(order, lengths=_row_lengths(dataset, args), batch_size=per_step)
     batches = SharedBatches(count, order, together, args.process_index, args.world_size, args.dataloader_drop_last)
     if len(batches) == 0:
         raise ValueError(
@@ -199,14 +184,8 @@ def _in_sequence(count: int, epoch: int) -> Sequence[int]:
 
 
 def _row_lengths(dataset: Any, args: TrainingArguments) -> Sequence[int]:
-    columns = getattr(dataset, "column_names", None) or ()
-    if args.length_column_name in columns:
+    if args.length_column_name in dataset.column_names:
         return stored_column(dataset, args.length_column_name)
-    if "audio" not in columns:
-        raise ValueError(
-            f"Grouping by length needs the rows' lengths: give the data set a column {args.length_column_name!r} or "
-            "'audio', or use train_sampling_strategy='random'."
-        )
     longest = args.max_audio_samples
     lengths = utterance_lengths(dataset.select_columns(["audio"])["audio"])
     return lengths if longest is None else [min(length, longest) for length in lengths]

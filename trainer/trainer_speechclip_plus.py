@@ -1,11 +1,11 @@
 """`transformers.Trainer` for speech-image models: the published optimiser, named losses, retrieval as evaluation."""
 
+import copy
 import inspect
+import json
 import math
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,17 +14,17 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from ..atomic_files import write_json
 from ..configuration.publication import is_generated
 from ..hub_cards.model_card import save_model_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel, is_frozen
 from ..remote_code import add_remote_code
 from .card_data import trainer_card_facts
-from .checkpoints import last_complete_checkpoint, mark_complete, mark_incomplete
 from .collator import GOLD_SUBWORDS, SpeechImageCollator
 from .evaluation.evaluate import SplitOutputs, evaluate, kept_outputs
 from .gradient_cache import backward_in_chunks, check_chunks_are_exact
@@ -35,24 +35,21 @@ from .training_log import TrainingLog
 logger = logging.get_logger(__name__)
 
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
+FILE_LIST = "files.json"  # a checkpoint's files and their sizes, written when all of them are there
 
 
 class SpeechClipPlusTrainer(Trainer):
     """Train a `SpeechClipPlusModel`, also inside `peft` or `torch.compile`, on pairs of speech and images.
 
-    Logs, beside the loss, each of its parts, the temperature, the mean number of keywords per utterance, the error of
-    CIF's length, of the tokens chosen since the last log how many are different and their perplexity, and the hours
-    of training with those before a resumption. Evaluates retrieval over the whole split: docs/metrics.md has the
-    names. CIF's scaling ends at a global step, which a resumed run knows.
-
-    Several processes (`torchrun`) train as one would with their batches joined: all pairs are negatives of each
-    other. A run that was killed goes on with `train(resume_from_checkpoint=True)` as if nothing had been.
+    Logs the parts of the loss, the temperature and the use of keywords, and evaluates retrieval over the whole split:
+    docs/training.md and docs/metrics.md have the names. Several processes (`torchrun`) train as one would with their
+    batches joined: all pairs are negatives of each other.
 
     Args:
         model: The model, or a module that holds it.
-        args: `SpeechClipPlusTrainingArguments`.
+        args: The training arguments.
         data_collator: Default: `SpeechImageCollator(processing_class)`. In training it crops long utterances.
-        train_dataset: Rows as the collator takes them. See `feature_cache` for embedding the images beforehand.
+        train_dataset: Rows as the collator takes them; `cache_image_embeddings` embeds their images beforehand.
         eval_dataset: The same.
         processing_class: A `SpeechClipPlusProcessor`, saved with every checkpoint.
         **kwargs: See `transformers.Trainer`.
@@ -100,7 +97,6 @@ class SpeechClipPlusTrainer(Trainer):
         encoders = (speech_clip.speech_encoder, speech_clip.clip)
         if args.ddp_find_unused_parameters is None and all(map(is_frozen, encoders)):
             args.ddp_find_unused_parameters = False  # every step uses the whole branch: nothing to look for
-        knows_use_cache = hasattr(speech_clip.config, "use_cache")
         super().__init__(
             model=model,
             args=args,
@@ -110,8 +106,6 @@ class SpeechClipPlusTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        if not knows_use_cache and hasattr(speech_clip.config, "use_cache"):
-            del speech_clip.config.use_cache  # Trainer sets it on every model; nothing here reads it
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not over tokens
         if self.compute_metrics is None:
             self.compute_metrics = self._split_metrics
@@ -127,12 +121,7 @@ class SpeechClipPlusTrainer(Trainer):
         return find_speech_clip(self.model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train; see `transformers.Trainer.train`.
-
-        Args:
-            resume_from_checkpoint: A checkpoint's folder, or True for the last complete one in the output folder.
-            *args: As there.
-            **kwargs: As there.
+        """Train as `transformers.Trainer` does; True resumes from the last complete checkpoint of the output folder.
 
         Raises:
             ValueError: If there is no complete checkpoint to resume from, or it holds no optimiser and schedule.
@@ -141,9 +130,7 @@ class SpeechClipPlusTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-        if resume_from_checkpoint and not (
-            self.args.deepspeed or Path(resume_from_checkpoint, "scheduler.pt").is_file()
-        ):
+        if resume_from_checkpoint and not Path(resume_from_checkpoint, "scheduler.pt").is_file():
             raise ValueError(
                 f"{resume_from_checkpoint} holds no optimiser and schedule, which save_only_model=True leaves out: "
                 "training cannot go on from it. Load its model and train that anew."
@@ -216,11 +203,8 @@ class SpeechClipPlusTrainer(Trainer):
         if self.args.optimizer == "trainer" or self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
             return super().create_optimizer(model)
         model = self.model if model is None else model  # a compiled one has no truth value
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not trained:
-            raise ValueError("No parameter of the model requires a gradient, so there is nothing to train.")
         self.optimizer = torch.optim.Adam(
-            trained,
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=self.args.learning_rate,
             betas=(self.args.adam_beta1, self.args.adam_beta2),
             eps=self.args.adam_epsilon,
@@ -247,36 +231,19 @@ class SpeechClipPlusTrainer(Trainer):
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return this process's share of the training batches, long utterances cropped.
-
-        Raises:
-            ValueError: If there is no training data, too little for the processes, or a stream without `max_steps`.
-        """
-        if self.train_dataset is None:
-            raise ValueError("There is nothing to train on: give train_dataset.")
-        # Not that of the arguments: auto_find_batch_size lowers it.
+        """Return this process's share of the training batches, long utterances cropped."""
+        # Not the batch size of the arguments: auto_find_batch_size lowers it.
         return training_dataloader(self.train_dataset, self.data_collator, self.args, self._train_batch_size)
 
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """Return all evaluation batches in the data set's order, the incomplete last one too."""
-        with self._without_training_order():
-            return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Return all test batches in the data set's order, the incomplete last one too."""
-        with self._without_training_order():
-            return super().get_test_dataloader(test_dataset)
-
-    @contextmanager
-    def _without_training_order(self) -> Iterator[None]:
-        # Both are meant for training, but Trainer applies them to evaluation too.
-        args = self.args
-        given = args.dataloader_drop_last, args.train_sampling_strategy
-        args.dataloader_drop_last, args.train_sampling_strategy = False, "random"
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Return all batches of an evaluation in the data set's order."""
+        # Private, because Trainer applies the order and the last batch of the training to evaluation too.
+        given, self.args = self.args, copy.copy(self.args)
+        self.args.dataloader_drop_last, self.args.train_sampling_strategy = False, "random"
         try:
-            yield
+            return super()._get_dataloader(*args, **kwargs)
         finally:
-            args.dataloader_drop_last, args.train_sampling_strategy = given
+            self.args = given
 
     # ---- checkpoints and the Hub
 
@@ -286,8 +253,8 @@ class SpeechClipPlusTrainer(Trainer):
         # there would be left with nothing complete.
         folder = Path(self._get_output_dir(trial))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            mark_incomplete(checkpoint)
+        if self.args.should_save:  # an earlier run may have left a checkpoint of the same step
+            (checkpoint / FILE_LIST).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -296,7 +263,7 @@ class SpeechClipPlusTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(checkpoint)
+            write_json(checkpoint / FILE_LIST, _file_sizes(checkpoint))
             rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -321,9 +288,6 @@ class SpeechClipPlusTrainer(Trainer):
             tags: Tags to add to the card's metadata.
             model_name: The card's title; default: the repository's or the output folder's name.
             **facts: Other fields of `ModelCardFacts`, in place of what the trainer knows.
-
-        Raises:
-            TypeError: If there is no such field.
         """
         if not self.is_world_process_zero():
             return
@@ -354,21 +318,6 @@ class SpeechClipPlusTrainer(Trainer):
         loss = loss.detach().float().mean()
         return (loss, None, None) if prediction_loss_only else (loss, kept_outputs(outputs), labels)
 
-    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> Any:
-        """Run over the whole split.
-
-        Raises:
-            RuntimeError: If fewer or more utterances were scored than the data set has.
-        """
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
-        scored = (output.metrics or {}).get(f"{kwargs.get('metric_key_prefix', 'eval')}_utterances")
-        dataset: Any = getattr(dataloader, "dataset", None)
-        if scored is not None and has_length(dataset) and scored != len(dataset):
-            raise RuntimeError(
-                f"{scored} utterances were scored, but the data set has {len(dataset)}: the figures would be wrong."
-            )
-        return output
-
     def _split_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         split = SplitOutputs.from_predictions(prediction.predictions, prediction.label_ids)
         return evaluate(
@@ -377,7 +326,7 @@ class SpeechClipPlusTrainer(Trainer):
 
 
 class _EachEpochAndStep(TrainerCallback):
-    """Tells the epoch to the order of rows and to the crops, as a resumed run needs it, and bounds the logit scale."""
+    """Tells the epoch to the order of rows and to the crops, and bounds the logit scale."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         for part in (train_dataloader.collate_fn, train_dataloader.batch_sampler):
@@ -398,6 +347,21 @@ def find_speech_clip(model: nn.Module) -> SpeechClipPlusModel:
         if any(kind.__name__ == SpeechClipPlusModel.__name__ for kind in type(module).__mro__):
             return cast(SpeechClipPlusModel, module)
     raise TypeError(f"{type(model).__name__} is no SpeechClipPlusModel and holds none.")
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """Find the `checkpoint-STEP` of the highest step in a folder of which all files are there, if any."""
+    checkpoints = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for path in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        listed = path / FILE_LIST
+        if listed.is_file() and json.loads(listed.read_text(encoding="utf-8")).items() <= _file_sizes(path).items():
+            return str(path)
+    return None
+
+
+def _file_sizes(checkpoint: Path) -> dict[str, int]:
+    files = (path for path in checkpoint.rglob("*") if path.is_file())
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
 
 
 def _choose_metric(args: SpeechClipPlusTrainingArguments, eval_dataset: Any) -> None:
@@ -439,5 +403,3 @@ def _check_arguments(args: Any, model: SpeechClipPlusModel) -> None:
         logger.warning(f"All {args.max_steps:,} steps lie in the warm-up of {warmup:,} steps: give warmup_steps too.")
     if args.gradient_cache_chunk is not None:
         check_chunks_are_exact(model.config)
-        if args.deepspeed:
-            raise ValueError("gradient_cache_chunk works with DDP, not with DeepSpeed: leave one of them out.")

@@ -60,11 +60,11 @@ class ProgressPrinter(TrainerCallback):
 
     Args:
         say: Prints a line.
-        bar: Makes a `tqdm` bar of a total, a text and a unit.
+        make_bar: Makes a `tqdm` bar of a total, a text and a unit.
     """
 
-    def __init__(self, say: Callable[[str], None], bar: Callable[[int, str, str], Any]) -> None:
-        self.say, self.make_bar = say, bar
+    def __init__(self, say: Callable[[str], None], make_bar: Callable[[int, str, str], Any]) -> None:
+        self.say, self.make_bar = say, make_bar
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
@@ -78,9 +78,7 @@ class ProgressPrinter(TrainerCallback):
         """Close the bar."""
         self.bar.close()
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Print the losses."""
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
@@ -91,17 +89,15 @@ class ProgressPrinter(TrainerCallback):
             f"  temperature {logs['temperature']:.3f}{more}"
         )
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Print R@1 and R@10 of each branch."""
         if not metrics or "eval_images" not in metrics or not state.is_world_process_zero:
             return
-        recalls = {branch: f"eval_{branch}_speech_to_image_R@" for branch in ("parallel", "cascaded")}
         told = [
-            f"{branch} R@1 {metrics[f'{name}1']:.0f} % R@10 {metrics[f'{name}10']:.0f} %"
-            for branch, name in recalls.items()
-            if f"{name}10" in metrics
+            f"{branch} R@1 {metrics[f'eval_{branch}_speech_to_image_R@1']:.0f} % "
+            f"R@10 {metrics[f'eval_{branch}_speech_to_image_R@10']:.0f} %"
+            for branch in ("parallel", "cascaded")
+            if f"eval_{branch}_speech_to_image_R@10" in metrics
         ]
         chance = [f"{min(100.0, 100 * k / metrics['eval_images']):.1f} %" for k in (1, 10)]
         self.say(f"    validation, speech to image: {'; '.join(told)}; chance {' and '.join(chance)}")

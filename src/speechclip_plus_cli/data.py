@@ -1,13 +1,13 @@
 """`speechclip-plus data check`: contents of a data set, what is broken in it, and a copy of it as parquet."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts
-    from speechclip_plus.trainer.data.check import DatasetReport
+    from speechclip_plus.trainer.data.check import SplitReport
 
 _SHOWN_TOKENS = 20
 
@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from speechclip_plus.atomic_files import check_new_folder
-    from speechclip_plus.trainer.data.check import check_dataset
-    from speechclip_plus.trainer.data.export import push_dataset, write_parquet
+    from speechclip_plus.trainer.data.check import check_dataset, push_dataset, write_parquet
 
     from .console import data_options
 
@@ -57,46 +56,46 @@ def run(args: argparse.Namespace) -> int:
     inputs = (args.name, args.data_dir)
     if args.write:
         check_new_folder(args.write, args.force, inputs)
-    report = check_dataset(args.name, args.data_dir, args.split, args.on_error, **options)
-    _print_report(report)
-    _print_tokens([text for split in report.splits.values() for text in split.data["text"] if text], args.vocabulary)
-    if any(report.broken.values()) and args.on_error == "raise":
+    reports, absent = check_dataset(args.name, args.data_dir, args.split, args.on_error, **options)
+    for split, reason in absent.items():
+        print(f"{split}: not there. {reason}")
+    _print_reports(reports)
+    _print_tokens([text for report in reports.values() for text in report.data["text"] if text], args.vocabulary)
+    if any(report.findings.broken for report in reports.values()) and args.on_error == "raise":
         print("Nothing is written while files are broken: mend them, or leave them out with --on-error skip.")
         return 1
-    splits = {split: found.data for split, found in report.splits.items()}
+    splits = {split: report.data for split, report in reports.items()}
     if args.write:
-        facts = replace(_card_facts(args, report), repo_id=args.write.name)
+        facts = replace(_card_facts(args, reports), repo_id=args.write.name)
         names = write_parquet(splits, args.write, args.force, facts, inputs)
         print(f"{args.write}: {len(names)} parquet file{'s' if len(names) > 1 else ''}")
     if args.push:
-        print(push_dataset(splits, args.push, _card_facts(args, report)))
+        print(push_dataset(splits, args.push, _card_facts(args, reports)))
         print("A new repository is private until you make it public, which the corpus's licence has to allow.")
     return 0
 
 
-def _print_report(report: "DatasetReport") -> None:
+def _print_reports(reports: Mapping[str, "SplitReport"]) -> None:
     from .console import format_table
 
-    for split, reason in report.absent.items():
-        print(f"{split}: not there. {reason}")
     rows = []
-    for split, found in report.splits.items():
-        counts = [f"{value or 0:,}" for value in (found.size.rows, found.size.images, found.size.speakers)]
-        seconds = [f"{value:.2f} s" for value in found.durations]
-        rows.append((split, [*counts, f"{found.size.hours:.2f}", *seconds, f"{report.broken[split]:,}"]))
-    columns = ["recordings", "images", "speakers", "hours", "shortest", "mean", "longest", "broken"]
-    print(format_table(columns, rows))
-    for line in report.findings():
-        print(line)
+    found: dict[str, list[str]] = {}  # what holds for the corpus as a whole is said once
+    for split, report in reports.items():
+        size, broken = report.size, len(report.findings.broken)
+        counts = [f"{value or 0:,}" for value in (size.rows, size.images, size.speakers)]
+        seconds = [f"{value:.2f} s" for value in report.durations]
+        rows.append((split, [*counts, f"{size.hours:.2f}", *seconds, f"{broken:,}"]))
+        for line in report.findings.lines():
+            found.setdefault(line, []).append(split)
+    print(format_table(["recordings", "images", "speakers", "hours", "shortest", "mean", "longest", "broken"], rows))
+    for line, splits in found.items():
+        print(f"{', '.join(splits)}: {line}")
 
 
 def _print_tokens(captions: Sequence[str], file: Path | None) -> None:
     """Print the commonest tokens of the captions, and write all of them to `file`."""
-    import io
-
     import numpy as np
 
-    from speechclip_plus.atomic_files import write_bytes
     from speechclip_plus.conversion.vocabulary import openai_tokenizer
     from speechclip_plus.modeling_speechclip_plus.keywords import token_text
     from speechclip_plus.trainer.data.check import count_tokens
@@ -117,28 +116,27 @@ def _print_tokens(captions: Sequence[str], file: Path | None) -> None:
     if truncated:
         print(f"captions: {truncated:,} are longer than CLIP's {tokenizer.model_max_length} positions and are cut")
     if file is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, counts)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, buffer.getvalue())
+        np.save(file, counts)
         print(f"{file}: {len(counts):,} token ids and counts, most frequent first")
 
 
-def _card_facts(args: argparse.Namespace, report: "DatasetReport") -> "DatasetCardFacts":
+def _card_facts(args: argparse.Namespace, reports: Mapping[str, "SplitReport"]) -> "DatasetCardFacts":
     from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts
-    from speechclip_plus.trainer.card_data import given_name, spoken_languages
+    from speechclip_plus.hub_cards.model_card import DATASETS
+    from speechclip_plus.trainer.card_data import given_name
 
     name = given_name(args.name, args.data_dir)
     options = [f"--option {option}" for option in args.option if "/" not in option]
     skipped = ["--on-error skip"] if args.on_error == "skip" else []
-    written = {split: sum(map(bool, found.data["text"])) for split, found in report.splits.items()}
+    written = {split: sum(map(bool, report.data["text"])) for split, report in reports.items()}
     return DatasetCardFacts(
         name=args.push.split("/")[-1] if args.push else args.write.name,
         source=name,
-        splits={split: found.size for split, found in report.splits.items()},
+        splits={split: report.size for split, report in reports.items()},
         written=written if any(written.values()) else {},
-        languages=spoken_languages(name, next(iter(report.splits.values())).data),
+        languages=DATASETS[name].languages if name in DATASETS else (),
         made_by=" ".join(["speechclip-plus data check", name, *options, *skipped]),
-        left_out=report.broken,
+        left_out={split: len(report.findings.broken) for split, report in reports.items()},
         license=args.license,
     )

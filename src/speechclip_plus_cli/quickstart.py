@@ -1,17 +1,27 @@
 """Quickstart: make spoken scenes, train a tiny model within a time budget, evaluate it and write a report."""
 
+from __future__ import annotations
+
 import argparse
+import copy
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .console import QUICKSTART_MODEL, Console, positive, quiet_libraries
+
+if TYPE_CHECKING:
+    from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, SpeechClipPlusTrainer
 
 PRESET = "hybrid_plus-tiny"
 DATASET = "spoken_scenes"
@@ -19,8 +29,17 @@ REFERENCE_MINUTES = 13.0  # the budget that the defaults below were chosen for, 
 TRAIN_SCENES, STEPS = 8000, 1500
 MIN_STEPS = 20
 RESERVED_SECONDS = 75.0  # for the evaluation and the report
+BATCH_SIZE = 128
+LEARNING_RATE = 1e-3
+WARMUP_SHARE, SCALED_SHARE = 0.06, 0.3  # of the steps: with a rising learning rate; with CIF scaled to its target
+EVALUATIONS = 6
+TIMED_STEPS = 8
 # Percentage points by which a metric may differ between the trained model and the saved one in another process.
 TOLERANCE = 0.5
+LIMITS = (
+    "A model to try things out with. It knows drawn scenes of two objects and synthetic English voices; it does not "
+    "understand people or photographs."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,29 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of the data and of the training, scaled to a time budget.
+    """Sizes of the data and of the training, scaled to a time budget."""
 
-    Attributes:
-        minutes: Time budget of the whole quickstart.
-        seed: Seed of the data, the initial weights and the order of training.
-        train_scenes: Images to train on, one spoken caption each.
-        eval_scenes: Images of the validation and of the test split.
-        steps: Training steps, if the machine is fast enough for them.
-    """
-
-    minutes: float
+    minutes: float  # of the whole quickstart
     seed: int
-    train_scenes: int
-    eval_scenes: int
-    steps: int
+    train_scenes: int  # with one spoken caption each
+    eval_scenes: int  # of the validation and of the test split
+    steps: int  # if the machine is fast enough for them
 
     @classmethod
-    def from_arguments(cls, args: argparse.Namespace) -> "Plan":
-        """Scale what was not given to the time budget.
-
-        Raises:
-            ValueError: If the budget is below a minute.
-        """
+    def from_arguments(cls, args: argparse.Namespace) -> Plan:
+        """Scale what was not given to the time budget, which must be at least a minute."""
         minutes = args.time_budget_minutes
         if not (math.isfinite(minutes) and minutes >= 1):
             raise ValueError(f"--time-budget-minutes must be at least 1; got {minutes:g}.")
@@ -78,23 +85,14 @@ class Plan:
         )
 
     def steps_within(self, seconds: float, seconds_per_step: float) -> int:
-        """Return how many of the planned steps fit into the time that is left, at least a few.
-
-        Args:
-            seconds: Time until the budget ends.
-            seconds_per_step: As measured on this machine.
-        """
+        """Return how many of the planned steps fit into the time that is left, at least a few."""
         # Evaluations take time as well, and a machine may slow down: a tenth is kept back.
         fitting = int(0.9 * (seconds - RESERVED_SECONDS) / seconds_per_step)
         return min(self.steps, max(MIN_STEPS, fitting))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the quickstart.
-
-    Raises:
-        ValueError, OSError: If the arguments or the folder cannot be used; nothing is left behind then.
-    """
+    """Run the quickstart; where the arguments or the folder cannot be used nothing is left behind."""
     plan = Plan.from_arguments(args)
     console = Console()
     console.say(f"Time budget: {plan.minutes:g} minutes in all on {os.cpu_count()} processors. The plan:")
@@ -108,12 +106,10 @@ def run(args: argparse.Namespace) -> int:
     # From here on PyTorch and transformers are needed, which take seconds to import.
     from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_json
 
-    from .quickstart_training import train
-
     check_new_folder(args.output_dir, force=True)  # of an earlier quickstart, and nothing else
     quiet_libraries()
     with finished_folder(args.output_dir) as work:
-        trained = train(plan, PRESET, DATASET, work / "model", console)
+        trained = _train(plan, work / "model", console)
         console.phase("evaluation", "4. loading the model in a new process and evaluating it")
         results = _evaluate_in_new_process(plan, work)
         _check_same(trained.pop("metrics"), results["metrics"])
@@ -123,6 +119,157 @@ def run(args: argparse.Namespace) -> int:
     console.say(f"Done. Open {args.output_dir / 'report.html'} in a browser; the model is in {args.output_dir}/model.")
     console.say(f"Next: `speechclip-plus demo --model {args.output_dir}` answers what you say, in the browser.")
     return 0
+
+
+def _train(plan: Plan, folder: Path, console: Console) -> dict[str, Any]:
+    """Train a model and save it with its processor and card, and samples to try it with beside it.
+
+    Returns:
+        `metrics` of the test split, `training` (steps, seconds, sizes) and `history`, the trainer's log.
+    """
+    import torch
+
+    from speechclip_plus import load_speech_image_dataset
+    from speechclip_plus.hub_cards.model_card import save_model_card
+    from speechclip_plus.trainer.card_data import trainer_card_facts
+    from speechclip_plus.trainer.feature_cache import cache_features
+
+    torch.manual_seed(plan.seed)
+    console.phase("data", "1. making the data")
+    sizes = {"train": plan.train_scenes, "validation": plan.eval_scenes, "test": plan.eval_scenes}
+    splits = {
+        name: load_speech_image_dataset(DATASET, split=name, seed=plan.seed, num_scenes=scenes)
+        for name, scenes in sizes.items()
+    }
+    for name, split in splits.items():
+        console.say(f"  {name}: {len(split):,} utterances in {len(set(split['speaker']))} voices")
+
+    console.phase("features", "2. running the frozen encoders")
+    model, processor = _build_model(splits["train"]["text"])
+    cache, features = folder.parent / "features", {}
+    for name in ("train", "validation"):
+        with console.bar(len(splits[name]), name, "utterance") as bar:
+            features[name] = cache_features(model, processor, splits[name], cache, progress=bar.update)
+        console.say(f"  {name}: hidden states of {len(splits[name]):,} utterances")
+
+    trainer = _make_trainer(model, processor, features, plan, folder, console)
+    console.phase("training", f"3. training: {trainer.args.max_steps:,} steps of {BATCH_SIZE} pairs")
+    started = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - started
+
+    metrics = trainer.evaluate(splits["test"], metric_key_prefix="test")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    name = f"{model.config.model_variant}-tiny-{DATASET}"
+    facts = {"name": name, "dataset": DATASET, "languages": ("en",), "license": "mit", "limits": LIMITS}
+    save_model_card(folder, trainer_card_facts(trainer, **facts))
+    _write_samples(splits["test"], folder.parent)
+    shutil.rmtree(cache)
+    return {
+        "metrics": {name.removeprefix("test_"): value for name, value in metrics.items()},
+        "training": {"steps": trainer.state.global_step, "seconds": round(seconds, 1), "batch_size": BATCH_SIZE},
+        "history": trainer.state.log_history,
+    }
+
+
+def _build_model(captions: Sequence[str]) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
+    from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor
+    from speechclip_plus.trainer.tiny_backbones import tiny_backbone
+
+    speech, clip = tiny_backbone("hubert"), tiny_backbone("clip")
+    processor = SpeechClipPlusProcessor.from_backbones(speech, clip)
+    # As published: keywords are the tokens that occur in the data set's captions, and the captions serve for nothing
+    # else in training.
+    tokens = processor.tokenizer(list(captions), add_special_tokens=False)["input_ids"]
+    vocabulary = [token for token, _ in Counter(chain.from_iterable(tokens)).most_common()]
+    # Without dropout in the attention torch has a fused kernel for CPUs, and a step takes a third of the time.
+    config = SpeechClipPlusConfig.from_preset(
+        PRESET, branch_config={"dropout": 0.0}, keyword_config={"vocabulary_ids": vocabulary}
+    )
+    return SpeechClipPlusModel.from_backbones(speech=speech, clip=clip, config=config), processor
+
+
+def _make_trainer(
+    model: SpeechClipPlusModel, processor: Any, features: dict[str, Any], plan: Plan, folder: Path, console: Console
+) -> SpeechClipPlusTrainer:
+    from transformers import PrinterCallback
+
+    from speechclip_plus import SpeechClipPlusTrainer, SpeechClipPlusTrainingArguments, SpeechImageCollator
+    from speechclip_plus.trainer.training_log import ProgressPrinter
+
+    collator = SpeechImageCollator(processor)
+    seconds_per_step = _seconds_per_step(model, collator, features["train"], plan)
+    steps = plan.steps_within(plan.minutes * 60 - console.seconds, seconds_per_step)
+    if steps < plan.steps:
+        console.say(f"  at {seconds_per_step:.2f} seconds a step there is time for {steps:,} of {plan.steps:,} steps")
+    model.config.cif_config.scale_until_step = round(SCALED_SHARE * steps)
+    arguments = SpeechClipPlusTrainingArguments.from_preset(
+        PRESET,
+        output_dir=str(folder),
+        max_steps=steps,
+        warmup_steps=max(1, round(WARMUP_SHARE * steps)),
+        learning_rate=LEARNING_RATE,
+        per_device_train_batch_size=BATCH_SIZE,
+        logging_steps=max(1, steps // 30),
+        eval_strategy="steps",
+        eval_steps=max(1, steps // EVALUATIONS),
+        save_strategy="no",
+        train_sampling_strategy="group_by_length",
+        dataloader_drop_last=len(features["train"]) > BATCH_SIZE,
+        seed=plan.seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = SpeechClipPlusTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=features["train"],
+        eval_dataset=features["validation"],
+        callbacks=[ProgressPrinter(console.say, console.bar)],
+    )
+    trainer.remove_callback(PrinterCallback)  # which prints dictionaries of forty figures
+    return trainer
+
+
+def _seconds_per_step(model: SpeechClipPlusModel, collate: Any, train: Any, plan: Plan) -> float:
+    """Time a few steps with a copy of the model, so that the run that counts starts from untouched weights."""
+    import torch
+
+    from speechclip_plus.trainer.sampler import epoch_order, stored_column
+
+    state = torch.get_rng_state()
+    trial = copy.deepcopy(model).train()
+    optimizer = torch.optim.Adam([p for p in trial.parameters() if p.requires_grad])
+    size = min(BATCH_SIZE, len(train))
+    # Batches as the training will meet them: how long a step takes depends on the longest utterance.
+    order = epoch_order(len(train), seed=plan.seed, lengths=stored_column(train, "length"), batch_size=size)
+    times = []
+    for start in range(0, size * TIMED_STEPS, size):
+        started = time.monotonic()
+        batch = collate([train[order[row % len(train)]] for row in range(start, start + size)])
+        trial(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.monotonic() - started)
+    torch.set_rng_state(state)
+    return sum(times[1:]) / len(times[1:])  # without the first, which also allocates
+
+
+def _write_samples(test: Any, folder: Path) -> None:
+    """Leave an utterance, the image that it describes and another one, to try things out with."""
+    import soundfile
+
+    from speechclip_plus.modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
+    from speechclip_plus.modeling_speechclip_plus.image_utils import load_image
+
+    row, image_ids = test[0], list(test["image_id"])
+    other = next((place for place, image_id in enumerate(image_ids) if image_id != image_ids[0]), 0)
+    soundfile.write(folder / "query.wav", load_audio(row["audio"], name="query"), SAMPLING_RATE)
+    load_image(row["image"], name="first").save(folder / "first.png")
+    load_image(test[other]["image"], name="second").save(folder / "second.png")
 
 
 def _evaluate_in_new_process(plan: Plan, work: Path) -> dict[str, Any]:
@@ -140,11 +287,7 @@ def _evaluate_in_new_process(plan: Plan, work: Path) -> dict[str, Any]:
 
 
 def _check_same(trained: dict[str, float], saved: dict[str, float]) -> None:
-    """Check that the saved model measures as the trained one did.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Check that the saved model measures as the trained one did."""
     for name in trained.keys() & saved.keys():
         if not abs(trained[name] - saved[name]) <= TOLERANCE:
             raise ValueError(

@@ -28,11 +28,8 @@ import yaml
 from .console import Console, data_options, json_or_text
 
 if TYPE_CHECKING:
+    from speechclip_plus import SpeechClipPlusTrainer, SpeechClipPlusTrainingArguments
     from speechclip_plus.hub_cards.results import Results
-    from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
-    from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
-    from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
-    from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
 
 SETTINGS_FILE = "run.yaml"
 MODEL_FOLDER = "model"
@@ -45,32 +42,19 @@ _KEYS = ("preset", "data", "data_dir", "data_options", "streaming", "output_dir"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON file with any of these settings")
-    parser.add_argument("--preset", help=f"model and hyper-parameters (default: {DEFAULT_PRESET})")
-    parser.add_argument("--data", help="data set by name, or a folder (default: what the preset was published on)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the data set's files are")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the data set; may be repeated"
-    )
-    parser.add_argument(
-        "--streaming",
-        action="store_true",
-        default=None,
-        help="read the training data as a stream, each process its own",
-    )
-    parser.add_argument("--output-dir", metavar="DIR", help="folder for checkpoints, the best model and the results")
-    parser.add_argument("--speech", metavar="REPO_OR_DIR", help="speech encoder (default: the preset's)")
-    parser.add_argument("--clip", metavar="REPO_OR_DIR", help="CLIP (default: the preset's)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any training argument, such as max_steps=1000; may be given again",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the last complete checkpoint in the output folder, if any"
-    )
+    add = parser.add_argument
+    repeated: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+    add("--config", type=Path, metavar="FILE", help="YAML or JSON file with any of these settings")
+    add("--preset", help=f"model and hyper-parameters (default: {DEFAULT_PRESET})")
+    add("--data", help="data set by name, or a folder (default: what the preset was published on)")
+    add("--data-dir", metavar="DIR", help="where the data set's files are")
+    add("--option", **repeated, help="option of the data set; may be repeated")
+    add("--streaming", action="store_true", default=None, help="read the training data as a stream")
+    add("--output-dir", metavar="DIR", help="folder for checkpoints, the best model and the results")
+    add("--speech", metavar="REPO_OR_DIR", help="speech encoder (default: the preset's)")
+    add("--clip", metavar="REPO_OR_DIR", help="CLIP (default: the preset's)")
+    add("--set", **repeated, help="any training argument, such as max_steps=1000; may be repeated")
+    add("--resume", action="store_true", help="go on from the last complete checkpoint in the output folder, if any")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,12 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Join the settings of the file and of the command line, and fill in the defaults.
-
-    Raises:
-        ValueError: for a key that does not exist, naming the nearest, or without an output folder.
-        OSError: if the file cannot be read.
-    """
+    """Join the settings of the file and of the command line, and fill in the defaults."""
     from speechclip_plus.configuration.presets import load_preset
 
     file = args.config
@@ -121,14 +100,11 @@ def train(settings: dict[str, Any], resume: bool = False) -> Results | None:
     Returns:
         What the best model measures on the validation split; None without one, on all processes but the first, and
         where the run was finished before.
-
-    Raises:
-        ValueError: If the output folder holds a run already and `resume` is not given.
     """
     from transformers import TrainerState
 
     from speechclip_plus.trainer.card_data import dataset_name, predicted_results
-    from speechclip_plus.trainer.checkpoints import last_complete_checkpoint
+    from speechclip_plus.trainer.trainer_speechclip_plus import last_complete_checkpoint
 
     output_dir = Path(settings["output_dir"])
     checkpoint = last_complete_checkpoint(output_dir)
@@ -196,15 +172,14 @@ def _write_settings(settings: Mapping[str, Any], arguments: SpeechClipPlusTraini
 
 
 def _make_trainer(settings: dict[str, Any], arguments: SpeechClipPlusTrainingArguments) -> SpeechClipPlusTrainer:
-    import torch
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, set_seed
 
+    from speechclip_plus import SpeechClipPlusTrainer
     from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import is_frozen
     from speechclip_plus.trainer.feature_cache import cache_image_embeddings
-    from speechclip_plus.trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
     from speechclip_plus.trainer.training_log import ProgressPrinter
 
-    torch.manual_seed(arguments.seed)
+    set_seed(arguments.seed)
     with arguments.main_process_first(desc="loading the data"):
         train_split, validation = _load_splits(settings, with_validation=arguments.eval_strategy != "no")
     streaming = bool(settings.get("streaming"))
@@ -266,7 +241,7 @@ def _say_what_is_trained(trainer: SpeechClipPlusTrainer) -> None:
             counts = [(size.rows, "{:,} utterances"), (size.images, "{:,} images"), (size.hours, "{:.1f} hours")]
             told = [text.format(count) for count, text in counts if count is not None]
             print(f"{name}: {', '.join(told) or 'a stream'}")
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = model.num_parameters(only_trainable=True)
     print(f"model: {model.config.model_variant}, {trained:,} of {model.num_parameters():,} parameters trained")
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -276,8 +251,8 @@ def _say_what_is_trained(trainer: SpeechClipPlusTrainer) -> None:
 
 
 def _training_arguments(settings: Mapping[str, Any]) -> SpeechClipPlusTrainingArguments:
+    from speechclip_plus import SpeechClipPlusTrainingArguments
     from speechclip_plus.configuration.presets import load_preset
-    from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
 
     given = dict(settings["training"])
     steps = given.get("max_steps", load_preset(settings["preset"])["training"]["max_steps"])
@@ -297,27 +272,24 @@ def _training_arguments(settings: Mapping[str, Any]) -> SpeechClipPlusTrainingAr
     )
 
 
-def _build(settings: Mapping[str, Any]) -> tuple[SpeechClipPlusModel, SpeechClipPlusProcessor]:
-    from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+def _build(settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Build the model and its processor."""
+    from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor
     from speechclip_plus.configuration.presets import load_preset
-    from speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
-    from speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
     from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
-    preset = load_preset(settings["preset"])
     config = SpeechClipPlusConfig.from_preset(settings["preset"])
     sources: dict[str, Any] = {}
-    revisions: dict[str, Any] = {}
     for name, tiny in (("speech", "hubert"), ("clip", "clip")):
         # The tiny presets' backbones ship with the package, wherever that is.
         recorded = getattr(config, f"{name}_backbone") or {"repo_id": tiny_backbone(tiny), "revision": None}
         given = settings.get(name)
         sources[name] = given or recorded["repo_id"]
-        revisions[f"{name}_revision"] = None if given else recorded["revision"]
+        sources[f"{name}_revision"] = None if given else recorded["revision"]
     # What a preset says of waveforms holds for its own speech encoder.
-    waveforms = {} if settings.get("speech") else preset["processor"]
-    processor = SpeechClipPlusProcessor.from_backbones(**sources, **revisions, **waveforms)
-    return SpeechClipPlusModel.from_backbones(**sources, **revisions, config=config), processor
+    waveforms = {} if settings.get("speech") else load_preset(settings["preset"])["processor"]
+    processor = SpeechClipPlusProcessor.from_backbones(**sources, **waveforms)
+    return SpeechClipPlusModel.from_backbones(**sources, config=config), processor
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -328,9 +300,6 @@ def _read_file(file: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{file} must hold settings by name ({', '.join(_KEYS)}), but holds {settings!r:.60}.")
     _check_names(settings, _KEYS, f"setting (in {file})")
-    for name in ("training", "data_options"):
-        if not isinstance(settings.get(name) or {}, dict):
-            raise ValueError(f"{name} in {file} must hold values by name, but is {settings[name]!r:.60}.")
     training = settings["training"] = dict(settings.get("training") or {})
     for name, value in training.items():  # YAML takes 1e-4 for text, and no for false
         if isinstance(value, str):
@@ -342,17 +311,16 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 def _check_training(given: Mapping[str, Any]) -> None:
     """Check the names of training arguments, and that numbers and switches are such."""
-    from speechclip_plus.trainer.training_arguments import SpeechClipPlusTrainingArguments
+    from speechclip_plus import SpeechClipPlusTrainingArguments
 
     fields = {field.name: field for field in dataclasses.fields(SpeechClipPlusTrainingArguments) if field.init}
     del fields["output_dir"]
     _check_names(given, fields, "training argument")
     for name, value in given.items():
         kinds = set(re.findall(r"\w+", str(fields[name].type))) - {"class", "None"}
-        is_switch = isinstance(value, bool)
-        if value is not None and kinds <= {"int", "float"} and (is_switch or not isinstance(value, (int, float))):
+        if kinds <= {"int", "float"} and (isinstance(value, bool) or not isinstance(value, (int, float, type(None)))):
             raise ValueError(f"The training argument {name} takes a number; got {value!r}.")
-        if value is not None and kinds == {"bool"} and not is_switch:
+        if kinds == {"bool"} and not isinstance(value, (bool, type(None))):
             raise ValueError(f"The training argument {name} takes true or false; got {value!r}.")
 
 

@@ -1,19 +1,32 @@
-"""Check of a data set: sizes, durations, missing and broken files, and the tokens of its captions."""
+"""Check of a data set, and its parquet copies with the recordings and images inside, in a folder or on the Hub."""
 
 import io
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
+from datasets.info import DatasetInfosDict
+from datasets.table import embed_table_storage
+from huggingface_hub import DatasetCardData, HfApi
+from PIL import Image
 
-from ...hub_cards.model_card import SplitSize
+from ...atomic_files import check_new_folder, finished_folder, write_text
+from ...hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
+from ...hub_cards.model_card import CARD, SplitSize
+from ...hub_cards.push import push_folder
 from ...modeling_speechclip_plus.audio_utils import MIN_SAMPLES, SAMPLING_RATE
 from .load import read_dataset
 from .schema import SPLITS, Findings, NoSuchSplitError, audio_seconds, readable_rows
+
+_SHARD_BYTES = 500_000_000  # of recordings and images in one parquet file
+_ROW_GROUP = 100  # rows: a reader holds one group in memory
 
 
 @dataclass
@@ -33,52 +46,25 @@ class SplitReport:
     findings: Findings
 
 
-@dataclass
-class DatasetReport:
-    """Contents of a data set.
-
-    Attributes:
-        splits: Reports by split.
-        absent: Why a split is not there, by split.
-    """
-
-    splits: dict[str, SplitReport] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def broken(self) -> dict[str, int]:
-        """How many files are broken or missing, by split."""
-        return {split: len(report.findings.broken) for split, report in self.splits.items()}
-
-    def findings(self, shown: int = 20) -> list[str]:
-        """Return what was found, one line per kind, after the splits for which it holds."""
-        lines: dict[str, list[str]] = {}  # what holds for the corpus as a whole is said once
-        for split, report in self.splits.items():
-            for line in report.findings.lines(shown):
-                lines.setdefault(line, []).append(split)
-        return [f"{', '.join(splits)}: {line}" for line, splits in lines.items()]
-
-
 def check_dataset(
     name_or_path: str | Path,
     data_dir: str | Path | None = None,
     splits: Sequence[str] | None = None,
     on_error: str = "raise",
     **options: Any,
-) -> DatasetReport:
-    """Load the splits of a data set and open every file of them, without decoding.
+) -> tuple[dict[str, SplitReport], dict[str, str]]:
+    """Load the splits of a data set, by default all there are, and open every file of them, without decoding.
 
-    Args:
-        name_or_path: As for `load_speech_image_dataset`, like `data_dir` and `options`.
-        data_dir: Where the files are.
-        splits: Splits to check; by default those of `SPLITS` that there are.
-        on_error: "skip": decode every file, and leave the rows out of which one is broken.
-        **options: Options of the data set.
+    `on_error="skip"` decodes every file and leaves the rows out of which one is broken.
+
+    Returns:
+        reports: Reports by split.
+        absent: Why a split is not there, by split.
 
     Raises:
         ValueError: If a split of `splits` is not there, or none at all; and as `load_speech_image_dataset`.
     """
-    report = DatasetReport()
+    reports, absent = {}, {}
     for split in splits or SPLITS:
         findings = Findings(raises=False)
         try:
@@ -86,12 +72,12 @@ def check_dataset(
         except NoSuchSplitError as error:
             if splits:
                 raise
-            report.absent[split] = str(error)
+            absent[split] = str(error)
         else:
-            report.splits[split] = check_files(data, findings)
-    if not report.splits:
+            reports[split] = check_files(data, findings)
+    if not reports:
         raise ValueError(f"{name_or_path} has none of the splits {', '.join(SPLITS)}: name its own with --split.")
-    return report
+    return reports, absent
 
 
 def check_files(data: datasets.Dataset, findings: Findings) -> SplitReport:
@@ -116,8 +102,6 @@ def check_files(data: datasets.Dataset, findings: Findings) -> SplitReport:
 
 
 def _open_image(image: dict[str, Any], name: str) -> None:
-    from PIL import Image
-
     try:
         with Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]):
             pass
@@ -147,3 +131,88 @@ def count_tokens(captions: Iterable[str], tokenizer: Any) -> tuple[np.ndarray, i
         counts[0] += times * (positions - len(ids))
     ordered = sorted(((i, n) for i, n in counts.items() if n), key=lambda pair: (-pair[1], pair[0]))
     return np.array(ordered, dtype=np.int64).reshape(-1, 2), truncated
+
+
+def write_parquet(
+    splits: dict[str, datasets.Dataset],
+    output: Path,
+    force: bool = False,
+    facts: DatasetCardFacts | None = None,
+    inputs: Iterable[str | os.PathLike | None] = (),
+) -> list[str]:
+    """Write data sets with their recordings and images inside, so that they load anywhere.
+
+    Args:
+        splits: Data sets by split.
+        output: A folder for parquet files named after the splits.
+        force: Replace an earlier copy.
+        facts: Facts for the folder's card, README.md; without them there is none.
+        inputs: Files and folders that must not be replaced, because they are read.
+
+    Returns:
+        The names of the parquet files.
+    """
+    check_new_folder(output, force, inputs)
+    with finished_folder(output) as work:
+        return _write_files(splits, work, facts)
+
+
+def push_dataset(splits: dict[str, datasets.Dataset], repo_id: str, facts: DatasetCardFacts) -> str:
+    """Send data sets to the Hub in one commit, recordings and images inside; a new repository is private.
+
+    A card that somebody has written or changed there stays. Returns the repository's address.
+    """
+    # The cache's disk: a corpus may not fit into the system's temporary folder.
+    place = Path(datasets.config.HF_DATASETS_CACHE)
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="push-", dir=place) as folder:
+        _write_files(splits, Path(folder), replace(facts, repo_id=repo_id))
+        pushed = push_folder(
+            Path(folder),
+            repo_id,
+            repo_type="dataset",
+            private=None if HfApi().repo_exists(repo_id, repo_type="dataset") else True,
+            commit_message="Upload dataset",
+            delete_patterns=["*.parquet"],
+        )
+    return pushed.repo_url
+
+
+def _write_files(splits: dict[str, datasets.Dataset], folder: Path, facts: DatasetCardFacts | None) -> list[str]:
+    infos = datasets.SplitDict()
+    for split, data in splits.items():
+        shards = -(-sum(_size(row[name]) for row in data for name in ("audio", "image")) // _SHARD_BYTES) or 1
+        size = 0
+        for number in range(shards):
+            part = data.shard(shards, number, contiguous=True)
+            size += _write_file(part, folder / f"{split}-{number:05d}-of-{shards:05d}.parquet")
+        infos.add(datasets.SplitInfo(split, size, len(data)))
+    files = sorted(folder.glob("*.parquet"))
+    if facts is not None:
+        info = datasets.DatasetInfo(
+            features=next(iter(splits.values())).features,
+            splits=infos,
+            download_size=sum(file.stat().st_size for file in files),
+            dataset_size=sum(info.num_bytes for info in infos.values()),
+        )
+        metadata = DatasetCardData()
+        DatasetInfosDict({"default": info}).to_dataset_card_data(metadata)
+        located = {split: f"{split}-*.parquet" for split in splits}
+        facts = replace(facts, data_files=located, dataset_info=metadata.to_dict()["dataset_info"])
+        write_text(folder / CARD, render_dataset_card(facts))
+    return [file.name for file in files]
+
+
+def _size(item: dict[str, Any]) -> int:
+    return len(item["bytes"]) if item["bytes"] is not None else Path(item["path"]).stat().st_size
+
+
+def _write_file(data: datasets.Dataset, file: Path) -> int:
+    # `Dataset.to_parquet` leaves out the files that the rows name; `push_to_hub` embeds them in this way.
+    written = 0
+    with pyarrow.parquet.ParquetWriter(file, data.features.arrow_schema) as writer:
+        for table in data.with_format("arrow").iter(_ROW_GROUP):
+            embedded = embed_table_storage(table)
+            writer.write_table(embedded)
+            written += embedded.nbytes
+    return written

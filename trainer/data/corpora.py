@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from .schema import (
     NoSuchSplitError,
     check_split,
     files_in,
-    first_existing,
     given_folder,
     make_dataset,
     stable_id,
@@ -43,22 +42,19 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
     """Read one of the official splits (6,000, 1,000 and 1,000 images, five spoken captions each).
 
     `data_dir` holds the archives as they unpack, each in its own folder or all files directly. Recording
-    `NAME_k.wav` says caption k of `NAME.jpg` unless `wav2capt.txt` tells otherwise; speakers are those of
-    `wav2spk.txt`. Captions come from `Flickr8k.token.txt`, else from `captions.txt`.
-    What the corpus lacks, and files that belong to nothing, are noted, not errors.
-
-    Raises:
-        ValueError: If the split is unknown or there is no `data_dir`.
-        FileNotFoundError: If a part of the corpus is missing; the message says what to download.
+    `NAME_k.wav` says caption k of `NAME.jpg` unless `wav2capt.txt` tells otherwise. What the corpus lacks, and files
+    that belong to nothing, are noted, not errors; a part that is missing is a FileNotFoundError that says what to
+    download.
     """
     check_split(split)
     root = given_folder("flickr8k", data_dir, FLICKR8K_DOWNLOAD)
     text_folders = (root, root / "Flickr8k_text")
-    images = _found(root, "the images (Flicker8k_Dataset or Images)", [root / name for name in _FLICKR8K_IMAGES])
-    recordings = _found(root, "the recordings (flickr_audio/wavs)", [root / "flickr_audio/wavs", root / "wavs"])
-    listing = _found(root, f"the list {_LISTS[split]}", [folder / _LISTS[split] for folder in text_folders])
-    captions_file = _found(
-        root, "the captions (Flickr8k.token.txt)", [folder / name for name in _CAPTIONS for folder in text_folders]
+    found = partial(_found, root, FLICKR8K_DOWNLOAD)
+    images = found("the images (Flicker8k_Dataset or Images)", [root / name for name in _FLICKR8K_IMAGES])
+    recordings = found("the recordings (flickr_audio/wavs)", [root / "flickr_audio/wavs", root / "wavs"])
+    listing = found(f"the list {_LISTS[split]}", [folder / _LISTS[split] for folder in text_folders])
+    captions_file = found(
+        "the captions (Flickr8k.token.txt)", [folder / name for name in _CAPTIONS for folder in text_folders]
     )
     captions: dict[str, dict[int, str]] = {}  # image: number: text
     for image, number, text in _read_captions(captions_file, findings):
@@ -109,11 +105,12 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
     return make_dataset(rows, split)
 
 
-def _found(root: Path, what: str, candidates: list[Path]) -> Path:
-    path = first_existing(candidates)
-    if path is None:
-        raise FileNotFoundError(f"{root} lacks {what}. Needed is {FLICKR8K_DOWNLOAD}")
-    return path
+def _found(root: Path, needed: str, what: str, candidates: list[Path]) -> Path:
+    """Return the first path that exists."""
+    for path in candidates:
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"{root} lacks {what}. Needed is {needed}")
 
 
 def _read_list(file: Path) -> list[str]:
@@ -171,44 +168,24 @@ def load_spokencoco(split: str, data_dir: str | Path | None, findings: Findings)
     the two of the release (`SpokenCOCO_{train,val}.json`), in `data_dir` or its folder `SpokenCOCO`. Images
     are looked for in `data_dir` or its folder `mscoco`. `image_id` is the list's `reassign_id` where it has
     one, otherwise COCO's own number.
-
-    Raises:
-        ValueError: If the split is unknown or not in these lists, there is no `data_dir`, or a list is none.
-        FileNotFoundError: If a part of the corpus, or a file named in the list, is missing.
     """
     check_split(split)
     root = given_folder("spokencoco", data_dir, SPOKENCOCO_DOWNLOAD)
-    file = _list_file(root, split)
-    entries = _read_entries(file)
-    folders = sorted({str(entry.get("image", "")).split("/")[0] for entry in entries if isinstance(entry, dict)})
-    bases = [folder / name for folder in (root, file.parent) for name in _COCO_IMAGES]
-    images = next((base for base in bases if any((base / name).is_dir() for name in folders)), None)
-    if images is None:
-        raise FileNotFoundError(f"{root} lacks the images ({', '.join(folders)}). Needed is, {SPOKENCOCO_DOWNLOAD}")
-    if absent := [name for name in folders if not (images / name).is_dir()]:
-        raise FileNotFoundError(f"{images} lacks the images of {', '.join(absent)}. Needed is, {SPOKENCOCO_DOWNLOAD}")
-    recordings = next((base for base in (file.parent, root) if (base / "wavs").is_dir()), None)
-    if recordings is None:
-        raise FileNotFoundError(f"{root} lacks the recordings (wavs). Needed is, {SPOKENCOCO_DOWNLOAD}")
-    return make_dataset(_coco_rows(file, entries, images, recordings, findings), split)
-
-
-def _list_file(root: Path, split: str) -> Path:
+    found = partial(_found, root, SPOKENCOCO_DOWNLOAD)
     folders = (root, root / "SpokenCOCO")
-    karpathy = first_existing(folder / _KARPATHY.format(name) for folder in folders for name in _COCO_SPLITS.values())
-    release = first_existing(folder / _RELEASE.format(name) for folder in folders for name in ("train", "val"))
-    known = karpathy or release
-    if known is None:
-        raise FileNotFoundError(f"{root} has no {_RELEASE.format('train')}. Needed is, {SPOKENCOCO_DOWNLOAD}")
-    file = known.with_name((_KARPATHY if karpathy else _RELEASE).format(_COCO_SPLITS[split]))
-    if file.is_file():
-        return file
-    if split == "test":
+    karpathy = any((folder / _KARPATHY.format(name)).is_file() for folder in folders for name in _COCO_SPLITS.values())
+    name = (_KARPATHY if karpathy else _RELEASE).format(_COCO_SPLITS[split])
+    if split == "test" and not karpathy:
         raise NoSuchSplitError(
-            f"{known.parent} lacks {_KARPATHY.format('test')}: the release of SpokenCOCO has no test split, only "
-            f"Karpathy's split has, whose three lists ({_KARPATHY.format('{train,val,test}')}) have to be there."
+            f"{root} lacks {_KARPATHY.format('test')}; the release of SpokenCOCO has no test split."
         )
-    raise FileNotFoundError(f"{known.parent} lacks {file.name}. Needed is, {SPOKENCOCO_DOWNLOAD}")
+    file = found(name, [folder / name for folder in folders])
+    entries = _read_entries(file)
+    recordings = found("the recordings (wavs)", [base / "wavs" for base in (file.parent, root)]).parent
+    inside = sorted({str(entry.get("image", "")).split("/")[0] for entry in entries if isinstance(entry, dict)})
+    bases = [folder / base for folder in (root, file.parent) for base in _COCO_IMAGES]
+    images = found(f"the images ({', '.join(inside)})", [base / part for base in bases for part in inside]).parent
+    return make_dataset(_coco_rows(file, entries, images, recordings, findings), split)
 
 
 def _read_entries(file: Path) -> list[Any]:

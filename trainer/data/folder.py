@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,10 @@ def load_folder(
 ) -> datasets.Dataset:
     """Read a folder of recordings and images.
 
-    The folder holds a `metadata.csv`, `metadata.jsonl` or `metadata.parquet` with the columns `audio` and `image`
-    (paths from that file's place) and, where known, `text`, `speaker` and `split`; or one folder of that kind per
-    split, named after it. The names that `datasets` gives such columns are understood too: `audio_file_name` and
-    `image_file_name`, and `file_name` for the one of the two that its files are. Without any mention of splits
-    everything is "train". Rows with the same image share an `image_id`.
+    It holds a `metadata.csv`, `metadata.jsonl` or `metadata.parquet` with the columns `audio` and `image` (paths from
+    there; or `audio_file_name`, `image_file_name`, or `file_name` for one of them) and, where known, `text`, `speaker`
+    and `split`; or one folder of that kind per split. Without any mention of splits everything is "train". Rows with
+    the same image share an `image_id`.
 
     Args:
         split: "train", "validation" or "test", or another name that the table has.
@@ -41,8 +39,8 @@ def load_folder(
             are "validation" instead of "train".
 
     Raises:
-        ValueError: If `data_dir` is not given; if the table lacks columns or rows, has empty cells or values of
-            another type, or cannot be read; if there is no such split.
+        ValueError: If the table lacks columns or rows, has empty cells or values of another type, or cannot be read;
+            if there is no such split.
         FileNotFoundError: If the folder, its table or a file named there is missing.
     """
     root = given_folder("folder", data_dir, "the folder with your metadata.csv, .jsonl or .parquet.")
@@ -74,11 +72,7 @@ def load_folder(
 
 
 def metadata_file(folder: Path) -> Path | None:
-    """Return the folder's table, or None if it has none.
-
-    Raises:
-        ValueError: If it has several.
-    """
+    """Return the folder's table, or None if it has none; several are a ValueError."""
     found = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
     if len(found) > 1:
         raise ValueError(f"{folder} holds both {' and '.join(path.name for path in found)}: keep one of them.")
@@ -107,27 +101,25 @@ def read_table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read_csv(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
     reader = csv.reader(io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-    header: list[str] = []
-    number = 0
+    header = next(reader, [])
+    if doubled := [name for name in header if header.count(name) > 1]:
+        raise ValueError(f"{file}, line 1: the column {doubled[0]!r} is there twice.")
+    number = 1
     while True:
-        place = f"{file}, row {number} (line {reader.line_num + 1})" if header else f"{file}, line 1"
+        place = f"{file}, row {number} (line {reader.line_num + 1})"
         try:
-            fields = next(reader)
-        except StopIteration:
-            return
+            fields = next(reader, None)
         except csv.Error as error:
             raise ValueError(f"{place}: {error}; is a quote not closed?") from error
-        if fields and not header:
-            if doubled := [name for name, count in Counter(fields).items() if count > 1]:
-                raise ValueError(f"{place}: the column {doubled[0]!r} is there twice.")
-            header = fields
-        elif len(fields) not in (0, len(header)):
+        if fields is None:
+            return
+        if len(fields) not in (0, len(header)):
             raise ValueError(
                 f"{place}: {len(fields)} fields, but the header has {len(header)}; put quotes around text with commas."
             )
-        elif fields:
+        if fields:
             yield place, dict(zip(header, fields, strict=True))
-        number += bool(fields)
+            number += 1
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
@@ -157,22 +149,16 @@ _READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def _common_row(row: dict[str, Any], place: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    if unknown := sorted(set(columns) - {"audio", "image", "text", "speaker", "split"}):
-        raise ValueError(f"columns maps {', '.join(unknown)}; a folder's are audio, image, text, speaker, split.")
     if absent := [own for own in columns.values() if own not in row]:
         raise ValueError(f"{place} has no column {absent[0]!r}; there are {', '.join(map(str, row))}.")
     common = {name: row.get(columns.get(name, name)) for name in ("audio", "image", "text", "speaker", "split")}
     for name in ("audio", "image"):
         common[name] = common[name] or row.get(f"{name}_file_name")
     if file_name := row.get("file_name"):
-        is_audio = str(file_name).lower().endswith(AUDIO_SUFFIXES)
-        name = "audio" if is_audio else "image"
+        name = "audio" if str(file_name).lower().endswith(AUDIO_SUFFIXES) else "image"
         common[name] = common[name] or file_name
     if missing := [name for name in ("audio", "image") if common[name] in (None, "")]:
-        raise ValueError(
-            f"{place} has no {' and no '.join(missing)}: every row needs audio and image (paths), and should have "
-            f"text; this one has {', '.join(map(str, row)) or 'nothing'}."
-        )
+        raise ValueError(f"{place} has no {' and no '.join(missing)}: it has {', '.join(map(str, row)) or 'nothing'}.")
     for name in ("audio", "image"):
         if not isinstance(common[name], str):
             raise ValueError(f"{place}: {name} is {type(common[name]).__name__}, expected the path of a file.")

@@ -1,24 +1,33 @@
-"""Loader of data sets of recordings and images by name, all with the columns of `schema.FEATURES`."""
+"""Loader of data sets of recordings and images, all with the columns of `schema.FEATURES`.
+
+By name (the corpora, made scenes), from a folder of one's own, or from whatever `datasets` reads (repositories on the
+Hub, parquet files, saved data sets), whose columns are mapped to the common ones.
+"""
 
 import difflib
 import inspect
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.compute
 
+from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from ..card_data import given_name
 from ..spoken_scenes.dataset import build_spoken_scenes
 from .corpora import load_flickr8k, load_spokencoco
 from .folder import METADATA_FILES, load_folder, metadata_file
-from .hub import is_data_path, load_mapped, shards
-from .schema import Findings, keep_readable
+from .schema import FEATURES, SPLITS, Findings, NoSuchSplitError, as_string, keep_readable, stable_id
 
 logger = logging.getLogger(__name__)
+
+_MEDIA = ("audio", "image")
+_BATCH = 100  # rows whose images are in memory at a time
 
 
 def load_speech_image_dataset(
@@ -44,8 +53,7 @@ def load_speech_image_dataset(
         streaming: Return an `IterableDataset` of the same rows, in up to 64 shards for processes and workers to
             share. A repository on the Hub is then not downloaded first.
         on_error: "raise": a missing file is an error now, a broken one when it is first used. "skip": every recording
-            and image is read now, the same ones in every process, and those that cannot be used are left out and
-            listed in the log.
+            and image is read now, and those that cannot be used are left out and listed in the log.
         **options: Passed on to the data set: `columns` of data sets of the Hub and of folders (see `load_mapped`),
             `validation_share` of folders (see `load_folder`), `num_scenes` of `spoken_scenes` (see
             `build_spoken_scenes`).
@@ -62,10 +70,8 @@ def load_speech_image_dataset(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: choose raise or skip.")
-    findings = Findings(raises=on_error == "raise")
-    made = read_dataset(
-        name_or_path, split, data_dir, findings, streaming=streaming, read_all=on_error == "skip", **options
-    )
+    findings, read_all = Findings(raises=on_error == "raise"), on_error == "skip"
+    made = read_dataset(name_or_path, split, data_dir, findings, streaming=streaming, read_all=read_all, **options)
     if lines := findings.lines(shown=5):
         logger.warning("%s, %s: %s", name_or_path, split, "; ".join(lines))
     return made
@@ -86,7 +92,7 @@ def read_dataset(
     path = Path(name_or_path).expanduser()
     from_hub = is_hub_repository(name_or_path)
     if name not in DATASETS and (path.exists() or from_hub) and data_dir is not None:
-        raise ValueError(f"Both a folder ({name}) and data_dir={str(data_dir)!r} were given: leave one out.")
+        raise ValueError(f"Both {name} and data_dir={str(data_dir)!r} were given: leave one out.")
     if from_hub or (name not in DATASETS and path.exists() and not _is_folder_data(path)):
         if streaming and from_hub and read_all:
             raise ValueError('on_error="skip" reads everything first: leave streaming out, or keep on_error="raise".')
@@ -101,16 +107,15 @@ def read_dataset(
         _check_options(name, load_folder, options)
         made = load_folder(split, path, findings, **options)
     else:
-        nearest = difflib.get_close_matches(name, DATASETS, n=1)
         raise ValueError(
-            f"There is no data set {name!r} and no folder of that name{_did_you_mean(nearest)}: choose one of "
+            f"There is no data set {name!r} and no folder of that name{_did_you_mean(name, DATASETS)}: choose one of "
             f"{', '.join(sorted(DATASETS))}, or give the path of a folder with a {' or '.join(METADATA_FILES)}, or "
             "owner/name of one on the Hub."
         )
     if read_all:
         made = keep_readable(made, findings)
     made.info.dataset_name = given_name(name, data_dir)  # for cards
-    return shards(made) if streaming and isinstance(made, datasets.Dataset) else made
+    return _shards(made) if streaming and isinstance(made, datasets.Dataset) else made
 
 
 def is_hub_repository(name_or_path: str | Path) -> bool:
@@ -118,6 +123,30 @@ def is_hub_repository(name_or_path: str | Path) -> bool:
     name = str(name_or_path)
     here = name in DATASETS or Path(name).expanduser().exists()
     return not here and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def is_data_path(path: Path) -> bool:
+    """Whether a path is a parquet file, a folder of them, or a data set saved by `datasets`.
+
+    A folder of images or audio files is none because of a stray parquet file, unless that is named after a split.
+    """
+    if path.is_file():
+        return path.suffix == ".parquet"
+    if _is_saved(path):
+        return True
+    names = set(map(_split_of_file, _parquet_files(path)))
+    suffixes = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES)
+    return bool(names) and (
+        not names.isdisjoint(SPLITS) or not any(file.suffix.lower() in suffixes for file in path.rglob("*"))
+    )
+
+
+def splits_of(path: Path) -> list[str]:
+    """The splits of what `is_data_path` accepts: a saved data set's own, or how parquet files' names begin."""
+    if _is_saved(path):
+        return list(_saved(path))
+    names = set(map(_split_of_file, _parquet_files(path)))
+    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 
 
 def _is_folder_data(path: Path) -> bool:
@@ -130,14 +159,17 @@ def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, 
     known = [option for option in inspect.signature(loader).parameters if option not in own]
     for option in options:
         if option not in known:
-            nearest = _did_you_mean(difflib.get_close_matches(option, known, n=1))
             there = f"it has {', '.join(known)}" if known else "it has none"
-            raise TypeError(f"The data set {name!r} has no option {option!r}{nearest}: {there}.")
-    if not isinstance(columns := options.get("columns") or {}, Mapping):
+            raise TypeError(f"The data set {name!r} has no option {option!r}{_did_you_mean(option, known)}: {there}.")
+    columns = options.get("columns") or {}
+    if not isinstance(columns, Mapping):
         raise TypeError(f'columns={columns!r}: expected a mapping such as {{"audio": "sound"}}.')
+    if unknown := sorted(set(columns) - {*FEATURES, "split"}):
+        raise ValueError(f"columns maps {', '.join(unknown)}; there are only {', '.join(FEATURES)} to be mapped to.")
 
 
-def _did_you_mean(nearest: list[str]) -> str:
+def _did_you_mean(name: str, known: Any) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
@@ -156,3 +188,171 @@ DATASETS: dict[str, Callable[..., datasets.Dataset]] = {
     "spoken_scenes": _load_spoken_scenes,
     "spokencoco": load_spokencoco,
 }
+
+
+# ---- what `datasets` reads
+
+
+def load_mapped(
+    source: str | Path,
+    split: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    config_name: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    streaming: bool = False,
+    media: Sequence[str] = _MEDIA,
+    allow_null: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load a split of a data set that `datasets` reads, and give it the common columns.
+
+    Args:
+        source: A repository on the Hub, a parquet file, a folder with parquet files named after their split
+            (`train-00000-of-00001.parquet`), or a folder written by `save_to_disk`.
+        split: The split's name there.
+        columns: The source's name of each column that has another name there, for instance `{"audio": "sound"}`.
+            Without an `image_id` it follows from the image's bytes (or, if only its path is stored, from that; or
+            without images, from the row); ids that are strings become numbers.
+        config_name: The configuration, for repositories that have several.
+        revision: The repository's revision.
+        cache_dir: Where `datasets` keeps what it makes of it.
+        streaming: Return an `IterableDataset`.
+        media: Which of `audio` and `image` are wanted, and must be there.
+        allow_null: Leave rows without a recording or an image to whoever reads them.
+
+    Raises:
+        ValueError: If there is no such split; if columns are missing, named twice or of a type that does not fit; if
+            a row lacks its recording, its image or its image's id.
+    """
+    path = Path(source).expanduser()
+    if _is_saved(path):
+        saved = _saved(path)
+        if split not in saved:
+            raise NoSuchSplitError(f"{path} has no split {split!r}: it has {', '.join(saved)}.")
+        data: Any = _shards(saved[split]) if streaming else saved[split]
+    else:
+        # By our own rule: that of `datasets` leaves parquet files of other names out where some are named by splits.
+        local = {"data_files": {split: _files_of_split(path, split)}} if path.exists() else {}
+        kind = "parquet" if local else str(source)
+        more = {"split": split, "revision": revision, "cache_dir": cache_dir, "streaming": streaming, **local}
+        try:
+            data = datasets.load_dataset(kind, config_name, **more)
+        except ValueError as error:
+            if re.match(r"(Unknown|Bad) split", str(error)):
+                raise NoSuchSplitError(f"{source}: {error}") from error
+            raise
+    return _with_common_columns(data, str(source), split, dict(columns or {}), media, allow_null)
+
+
+def _shards(data: datasets.Dataset) -> datasets.IterableDataset:
+    """Stream a data set, in as many parts as processes and workers are likely to share."""
+    return data.to_iterable_dataset(num_shards=min(len(data), 64))
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _saved(path: Path) -> dict[str, datasets.Dataset]:
+    data = datasets.load_from_disk(str(path))
+    return dict(data) if isinstance(data, datasets.DatasetDict) else {str(data.split or "train"): data}
+
+
+def _split_of_file(file: Path) -> str:
+    return file.stem.split("-")[0]
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+
+
+def _files_of_split(path: Path, split: str) -> list[str]:
+    files = _parquet_files(path)
+    chosen = [str(file) for file in files if _split_of_file(file) == split]
+    if not chosen and len(files) == 1 and split == "train":
+        return [str(files[0])]  # a single file of any name: its rows are for training
+    if not chosen:
+        there = ", ".join(file.name for file in files[:10])
+        raise NoSuchSplitError(f"{path} has no parquet file whose name begins with the split {split!r}, but {there}.")
+    return chosen
+
+
+def _with_common_columns(
+    data: Any, source: str, split: str, columns: dict[str, str], media: Sequence[str], allow_null: bool
+) -> Any:
+    names = data.column_names
+    if data.features is None or names is None:
+        raise ValueError(f"{source} does not say what its columns are: leave streaming out.")
+    features = datasets.Features(
+        {name: kind for name, kind in FEATURES.items() if name in media or name not in _MEDIA}
+    )
+    taken = {name: own for name in features if (own := columns.get(name, name)) in names}
+    if wrong := [name for name in features if name not in taken and (name in columns or name in media)]:
+        raise ValueError(
+            f"{source} has no column {', '.join(repr(columns.get(name, name)) for name in wrong)}; its columns are "
+            f"{', '.join(names)}. Say which is {' and '.join(wrong)} with columns={{{wrong[0]!r}: ...}}."
+        )
+    if len(set(taken.values())) < len(taken):
+        raise ValueError(f"A column of {source} stands for two: {taken}. Each can have one meaning only.")
+    data = data.select_columns(list(taken.values()))
+    for name in media:
+        if data.features[taken[name]] != features[name]:
+            data = data.cast_column(taken[name], features[name])
+    arguments = {"source": source, "taken": taken, "split": split, "features": features, "allow_null": allow_null}
+    # As tables: as rows, `datasets` would encode the recordings again, for which it needs torchcodec.
+    tables = data.with_format("arrow")
+    if isinstance(data, datasets.IterableDataset):
+        made = tables.map(_complete, batched=True, with_indices=True, features=features, fn_kwargs=arguments)
+        return made.with_format(None)
+    # Recordings and images stay in the files where they are; the other columns are made anew, in memory.
+    schema = datasets.Features({name: kind for name, kind in features.items() if name not in media}).arrow_schema
+    parts = [schema.empty_table()]
+    for start, table in zip(range(0, len(data), _BATCH), tables.iter(_BATCH), strict=True):
+        complete = _complete(table, range(start, start + len(table)), **arguments)
+        parts.append(complete.select(schema.names).cast(schema))
+    others = datasets.Dataset(pyarrow.concat_tables(parts))
+    data = data.rename_columns({own: name for name, own in taken.items() if own != name}).select_columns(list(media))
+    data = datasets.concatenate_datasets([data, others], axis=1, split=data.split)
+    return data.select_columns(list(features))
+
+
+def _complete(
+    table: Any,
+    indices: Sequence[int],
+    source: str,
+    taken: Mapping[str, str],
+    split: str,
+    features: datasets.Features,
+    allow_null: bool,
+) -> Any:
+    """Give a part of a data set, a `pyarrow.Table`, the common columns."""
+    table = table.select(list(taken.values())).rename_columns(list(taken))
+    places = [f"{source}, row {index + 1}" for index in indices]
+    columns: dict[str, Any] = {name: table[name] for name in _MEDIA if name in features}
+    for name, column in columns.items():
+        inside = [pyarrow.compute.struct_field(column.combine_chunks(), part) for part in ("bytes", "path")]
+        empty = pyarrow.compute.and_(*map(pyarrow.compute.is_null, inside)).to_pylist()
+        if any(empty) and not allow_null:
+            raise ValueError(f"{places[empty.index(True)]}: there is no {name}.")
+    if "image_id" in taken:
+        ids = table["image_id"].to_pylist()
+        if None in ids:
+            raise ValueError(f"{places[ids.index(None)]}: image_id is null.")
+        columns["image_id"] = [stable_id(value) if isinstance(value, str) else value for value in ids]
+    elif "image" in features:
+        columns["image_id"] = [_image_id(image or {}) for image in table["image"].to_pylist()]
+    else:
+        columns["image_id"] = list(indices)
+    for name in ("text", "caption_id", "speaker"):
+        if name in taken:
+            values = zip(table[name].to_pylist(), places, strict=True)
+            columns[name] = [as_string(value, name, place) for value, place in values]
+        else:
+            columns[name] = [f"{split}-{index}" if name == "caption_id" else "" for index in indices]
+    return pyarrow.table(columns).cast(features.arrow_schema)
+
+
+def _image_id(image: Mapping[str, Any]) -> int:
+    content = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+    return stable_id(content or "")

@@ -38,17 +38,11 @@ class NoSuchSplitError(ValueError):
 
 @dataclass
 class Findings:
-    """What was found in a corpus and did not become a row as it should.
+    """What was found in a corpus and did not become a row as it should."""
 
-    Attributes:
-        raises: Whether a missing file is an error; otherwise it is recorded in `broken`.
-        noted: What a corpus is known for (missing recordings, stray files), names by kind.
-        broken: Files that should be there and whole, each with what is wrong with it.
-    """
-
-    raises: bool = True
-    noted: dict[str, list[str]] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
+    raises: bool = True  # whether a missing file is an error; otherwise it is recorded in `broken`
+    noted: dict[str, list[str]] = field(default_factory=dict)  # what a corpus is known for, names by kind
+    broken: list[str] = field(default_factory=list)  # files that should be there and whole, and what is wrong
 
     def note(self, kind: str, name: str) -> None:
         """Record something that the corpus is known for."""
@@ -81,11 +75,7 @@ def check_split(split: str) -> None:
 
 
 def as_string(value: Any, column: str, row: str) -> str:
-    """Return the value of a text column; "" for null, and the digits of a speaker or caption that is a number.
-
-    Raises:
-        ValueError: If it is of another type; `row` says where.
-    """
+    """Return the value of a text column; "" for null, and the digits of a speaker or caption that is a number."""
     if value is None or isinstance(value, str):
         return value or ""
     if column != "text" and isinstance(value, (int, float)):
@@ -110,11 +100,7 @@ def make_dataset(rows: Iterable[Mapping[str, Any]], split: str) -> datasets.Data
 
 
 def keep_readable(data: datasets.Dataset, findings: Findings) -> datasets.Dataset:
-    """Decode every recording and every image, and keep the rows of which both are whole.
-
-    Raises:
-        ValueError: If nothing is left.
-    """
+    """Decode every recording and every image, and keep the rows of which both are whole; none is a ValueError."""
     kept = readable_rows(data, load_audio, load_image, findings)
     if not kept:
         raise ValueError(f"None of the {len(data)} rows can be read: {some(findings.broken, ' | ', 5)}")
@@ -144,14 +130,9 @@ def readable_rows(data: datasets.Dataset, read_audio: Any, read_image: Any, find
 
 
 def audio_seconds(item: Any, name: str) -> float:
-    """Length of a recording by its header.
+    """Length of a recording by its header; a ValueError that calls it `name` if that cannot be read.
 
-    Args:
-        item: A path, bytes, or a dictionary with `bytes` or `path`, or with `array` and `sampling_rate`.
-        name: What the message calls it.
-
-    Raises:
-        ValueError: If the header cannot be read.
+    `item` is a path, bytes, or a dictionary with `bytes` or `path`, or with `array` and `sampling_rate`.
     """
     if not isinstance(item, Mapping):
         item = {"bytes": item} if isinstance(item, bytes) else {"path": str(item)}
@@ -178,20 +159,10 @@ def files_in(folder: str | Path) -> frozenset[str]:
 
 
 def given_folder(name: str, data_dir: str | Path | None, wanted: str) -> Path:
-    """Return `data_dir` as an absolute path.
-
-    Raises:
-        ValueError: If none was given.
-        FileNotFoundError: If there is no such folder.
-    """
+    """Return `data_dir` as an absolute path; the error if there is none says what is `wanted`."""
     if data_dir is None:
         raise ValueError(f"The data set {name!r} needs data_dir: {wanted}")
     root = Path(data_dir).expanduser().absolute()
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {root}. The data set {name!r} needs {wanted}")
     return root
-
-
-def first_existing(candidates: Iterable[Path]) -> Path | None:
-    """Return the first path that exists."""
-    return next((path for path in candidates if path.exists()), None)

@@ -12,8 +12,7 @@ import datasets
 
 from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES, list_files, walk_files
 from ..data.folder import METADATA_FILES, read_table
-from ..data.hub import is_data_path, load_mapped, splits_of
-from ..data.load import DATASETS, is_hub_repository, read_dataset
+from ..data.load import DATASETS, is_data_path, is_hub_repository, load_mapped, read_dataset, splits_of
 from ..data.schema import Findings, NoSuchSplitError
 from ..spoken_scenes.scenes import SPLITS
 
