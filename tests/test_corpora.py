@@ -110,8 +110,6 @@ def test_what_is_wrong_with_flickr8k_is_counted_in_one_line_of_the_log(flickr8k,
         "images of the list missing: 1 (2258277193_586949ec62.jpg)",
         "captions of Flickr8k.token.txt with a stray ending of the image's name: 5 (",
         "stray files beside the recordings: 2 (._11_a_0.wav, readme.txt)",
-        "recordings of images in none of the lists: 1 (99_z_0.wav)",
-        "images in none of the lists: 1 (98_y.jpg)",
     ):
         assert expected in message
 

@@ -54,6 +54,9 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
     splits = {"train": trainer.train_dataset, **{split: data for split, (_, data) in evaluated.items()}}
     name = next(filter(None, map(dataset_name, splits.values())), "")
     steps = _steps_of_weights(trainer)
+    hardware = f"CPU: {platform.processor() or platform.machine()}"
+    if args.device.type == "cuda":
+        hardware = f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
     facts = ModelCardFacts(
         name=args.hub_model_id or Path(args.output_dir).resolve().name,
         config=model.config,
@@ -67,7 +70,7 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
         steps=steps,
         best_step=state.best_global_step,
         best_metric=(args.metric_for_best_model or "").removeprefix("eval_"),
-        hardware=_hardware(args),
+        hardware=hardware,
         seconds=max(
             (entry["train_hours"] * 3600 for entry in state.log_history if "train_hours" in entry), default=None
         ),
@@ -114,12 +117,6 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _hardware(args: Any) -> str:
-    if args.device.type == "cuda":
-        return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
-    return f"{args.device.type.upper()}: {platform.processor() or platform.machine()}"
-
-
 def _steps_of_weights(trainer: Any) -> int | None:
     """How many steps the model's weights have seen: at the end they may be an earlier, better checkpoint's."""
     state = trainer.state
@@ -129,19 +126,25 @@ def _steps_of_weights(trainer: Any) -> int | None:
 
 
 def _progress(history: Sequence[Mapping[str, float]], prefix: str) -> list[dict[str, Any]]:
-    curves = {title: dict(zip(*_curve(history, prefix + name), strict=True)) for name, title in _PROGRESS.items()}
-    found = {title: curve for title, curve in curves.items() if curve}
-    steps = sorted(set.intersection(*map(set, found.values()))) if found else []
-    return [{"step": step, **{title: curve[step] for title, curve in found.items()}} for step in steps]
+    rows = []
+    for step, entry in _by_step(history, f"{prefix}loss").items():
+        metrics = {title: entry[prefix + name] for name, title in _PROGRESS.items() if prefix + name in entry}
+        rows.append({"step": step, **metrics})
+    return rows
 
 
 def _curve(history: Sequence[Mapping[str, float]], name: str) -> Series:
+    entries = _by_step(history, name)
+    return list(entries), [entry[name] for entry in entries.values()]
+
+
+def _by_step(history: Sequence[Mapping[str, float]], name: str) -> dict[int, Mapping[str, float]]:
     # What is evaluated again after training stands in the log under the last step, whatever was loaded meanwhile.
-    found: dict[int, float] = {}
+    entries: dict[int, Mapping[str, float]] = {}
     for entry in history:
         if name in entry:
-            found.setdefault(int(entry["step"]), entry[name])
-    return list(found), list(found.values())
+            entries.setdefault(int(entry["step"]), entry)
+    return entries
 
 
 def predicted_results(trainer: Any, output: Any, dataset: str, split: str, how: str = "") -> Results:
@@ -175,16 +178,14 @@ def history_results(trainer: Any, dataset: str, steps: int | None) -> list[Resul
     return results
 
 
-def keyword_examples(
-    trainer: Any, data: Any, count: int = EXAMPLES
-) -> list[tuple[str, list[tuple[str, float | None, float | None]]]]:
+def keyword_examples(trainer: Any, data: Any) -> list[Any]:
     """Read the keywords out of a split's first utterances, for `ModelCardFacts`; none if the model has none."""
     model = trainer.speech_clip
     if not model.config.has_cascaded:
         return []
     processor = getattr(trainer.data_collator, "processor", None) or trainer.processing_class
     examples = []
-    for row in data.select(range(min(count, len(data)))):
+    for row in data.select(range(min(EXAMPLES, len(data)))):
         waveform = load_audio(row["audio"], name=f"audio of {row.get('caption_id', 'an utterance')}")
         inputs = processor(audio=waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt").to(model.device)
         keywords = model.extract_keywords(**inputs, tokenizer=processor, top_k=1)[0]

@@ -123,11 +123,7 @@ def stored_column(dataset: Any, name: str) -> list[Any]:
 
 
 def utterance_lengths(audio: Sequence[Any]) -> list[int]:
-    """Lengths of utterances in samples at 16 kHz, read from the files' headers.
-
-    Raises:
-        ValueError: If a header cannot be read.
-    """
+    """Lengths of utterances in samples at 16 kHz, read from the files' headers; a broken one is a ValueError."""
     return [round(audio_seconds(item, f"audio of row {row}") * SAMPLING_RATE) for row, item in enumerate(audio)]
 
 

@@ -107,8 +107,7 @@ class SpeechClipPlusTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not over tokens
-        if self.compute_metrics is None:
-            self.compute_metrics = self._split_metrics
+        self.compute_metrics = self.compute_metrics or self._split_metrics
         # A wrapper has a signature of its own.
         self._forward_names = frozenset(inspect.signature(SpeechClipPlusModel.forward).parameters)
         self._training_log = TrainingLog(self.speech_clip.config.clip_config.text_config.vocab_size)
@@ -272,22 +271,12 @@ class SpeechClipPlusTrainer(Trainer):
         if output_dir is None and self.hub_model_id is not None and self.args.should_save:
             add_remote_code(Path(self.args.output_dir))
 
-    def create_model_card(
-        self,
-        language: str | list[str] | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        **facts: Any,
-    ) -> None:
+    def create_model_card(self, model_name: str | None = None, **facts: Any) -> None:
         """Write README.md and its chart in the output folder; a README.md that somebody wrote or changed stays.
 
         Args:
-            language: BCP 47 codes of the speech.
-            license: The Hub's name for the weights' licence.
-            tags: Tags to add to the card's metadata.
             model_name: The card's title; default: the repository's or the output folder's name.
-            **facts: Other fields of `ModelCardFacts`, in place of what the trainer knows.
+            **facts: Fields of `ModelCardFacts` such as `license`, in place of what the trainer knows.
         """
         if not self.is_world_process_zero():
             return
@@ -295,10 +284,7 @@ class SpeechClipPlusTrainer(Trainer):
         file = folder / "README.md"
         if file.is_file() and not is_generated(file.read_text(encoding="utf-8")):
             return
-        facts |= {"license": license} if license else {}
-        facts |= {"languages": [language] if isinstance(language, str) else language} if language else {}
         name = self.hub_model_id or model_name or folder.resolve().name
-        facts |= {"tags": [tags] if isinstance(tags, str) else tags or ()}
         save_model_card(folder, trainer_card_facts(self, name=name, **facts))
 
     # ---- evaluation
@@ -338,11 +324,7 @@ class _EachEpochAndStep(TrainerCallback):
 
 
 def find_speech_clip(model: nn.Module) -> SpeechClipPlusModel:
-    """Find the `SpeechClipPlusModel` that a module is or holds, by the class's name: remote code has its own class.
-
-    Raises:
-        TypeError: If there is none.
-    """
+    """Find the `SpeechClipPlusModel` that a module is or holds, by the class's name: remote code has its own class."""
     for module in model.modules():
         if any(kind.__name__ == SpeechClipPlusModel.__name__ for kind in type(module).__mro__):
             return cast(SpeechClipPlusModel, module)
@@ -383,15 +365,9 @@ def _choose_metric(args: SpeechClipPlusTrainingArguments, eval_dataset: Any) -> 
 
 def _check_arguments(args: Any, model: SpeechClipPlusModel) -> None:
     if not isinstance(args, SpeechClipPlusTrainingArguments):
-        raise TypeError(
-            f"args must be SpeechClipPlusTrainingArguments, got {type(args).__name__}; they carry the optimiser, the "
-            "schedule and the crop that this trainer needs."
-        )
+        raise TypeError(f"args must be SpeechClipPlusTrainingArguments, got {type(args).__name__}.")
     if args.fsdp:
-        raise ValueError(
-            "fsdp would share out weights of some megabytes: leave it out, and torchrun trains with DDP, which keeps "
-            "a copy of the model on each GPU."
-        )
+        raise ValueError("fsdp would share out some megabytes: leave it out, and torchrun trains with DDP.")
     if args.n_gpu > 1:
         raise ValueError(
             f"One process sees {args.n_gpu} GPUs and would give each its own negatives. Start one process for each: "

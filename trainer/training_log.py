@@ -13,11 +13,7 @@ LOSS_PARTS = ("parallel_loss", "cascaded_loss", "quantity_loss")
 
 
 class TrainingLog:
-    """Sums over training batches, kept on their device so that no step waits for them.
-
-    Args:
-        vocabulary_size: V, the tokens that a keyword can be.
-    """
+    """Sums over training batches, kept on their device so that no step waits for them."""
 
     def __init__(self, vocabulary_size: int) -> None:
         self.vocabulary_size = vocabulary_size
@@ -58,9 +54,7 @@ class TrainingLog:
 class ProgressPrinter(TrainerCallback):
     """Prints the losses of a training, and of an evaluation recall of images by speech beside chance.
 
-    Args:
-        say: Prints a line.
-        make_bar: Makes a `tqdm` bar of a total, a text and a unit.
+    `say` prints a line; `make_bar` makes a `tqdm` bar of a total, a text and a unit.
     """
 
     def __init__(self, say: Callable[[str], None], make_bar: Callable[[int, str, str], Any]) -> None:

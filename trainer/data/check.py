@@ -31,18 +31,11 @@ _ROW_GROUP = 100  # rows: a reader holds one group in memory
 
 @dataclass
 class SplitReport:
-    """Contents of a split.
-
-    Attributes:
-        data: The split.
-        size: Rows, different images and speakers, and hours of all recordings that can be opened.
-        durations: Seconds of the shortest recording, on average, and of the longest.
-        findings: What is missing or broken.
-    """
+    """Contents of a split, and what is missing or broken."""
 
     data: datasets.Dataset
-    size: SplitSize
-    durations: tuple[float, float, float]
+    size: SplitSize  # hours of all recordings that can be opened
+    durations: tuple[float, float, float]  # seconds of the shortest recording, on average, and of the longest
     findings: Findings
 
 
@@ -59,10 +52,7 @@ def check_dataset(
 
     Returns:
         reports: Reports by split.
-        absent: Why a split is not there, by split.
-
-    Raises:
-        ValueError: If a split of `splits` is not there, or none at all; and as `load_speech_image_dataset`.
+        absent: Why a split is not there, by split; a split that was asked for is an error instead.
     """
     reports, absent = {}, {}
     for split in splits or SPLITS:

@@ -61,10 +61,7 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
         captions.setdefault(image, {})[number] = text
     said = _read_pairs(recordings.parent / "wav2capt.txt")
     speakers = _read_pairs(recordings.parent / "wav2spk.txt")
-    listed = {name for file in _LISTS.values() for name in _read_list(listing.with_name(file))}
     names = files_in(images)
-    for name in sorted(names.difference(listed)):
-        findings.note("images in none of the lists", name)
     spoken: dict[str, list[tuple[int, str]]] = {}  # image: its recordings
     for name in sorted(files_in(recordings)):
         match = _RECORDING.fullmatch(name)
@@ -72,10 +69,7 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
             findings.note("stray files beside the recordings", name)
             continue
         image, number = _caption_of(name, said) or (f"{match['name']}.jpg", int(match["number"]))
-        if image not in listed:
-            findings.note("recordings of images in none of the lists", name)
-        else:
-            spoken.setdefault(image, []).append((number, name))
+        spoken.setdefault(image, []).append((number, name))
     rows = []
     for image in dict.fromkeys(_read_list(listing)):
         if image not in names:
@@ -114,14 +108,13 @@ def _found(root: Path, needed: str, what: str, candidates: list[Path]) -> Path:
 
 
 def _read_list(file: Path) -> list[str]:
-    if not file.is_file():
-        return []  # the list of another split
     return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _read_pairs(file: Path) -> dict[str, list[str]]:
     """Read `FILE WORD ...` lines; nothing if there is no such file."""
-    return {first: rest for first, *rest in (line.split() for line in _read_list(file)) if rest}
+    lines = _read_list(file) if file.is_file() else []
+    return {first: rest for first, *rest in map(str.split, lines) if rest}
 
 
 def _caption_of(name: str, said: dict[str, list[str]]) -> tuple[str, int] | None:

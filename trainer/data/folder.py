@@ -80,12 +80,7 @@ def metadata_file(folder: Path) -> Path | None:
 
 
 def read_table(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a `.csv`, `.jsonl` or `.parquet` file, each after its place: "metadata.csv, row 1 (line 2)".
-
-    Raises:
-        ValueError: If the file is not UTF-8, CSV, JSON or Parquet; if a row of CSV has another number of fields than
-            the header; if there are no rows.
-    """
+    """Yield the rows of a table, each after its place: "metadata.csv, row 1 (line 2)"; none are a ValueError."""
     empty = True
     try:
         for place, row in _READERS[file.suffix](file):

@@ -1,8 +1,4 @@
-"""Loader of data sets of recordings and images, all with the columns of `schema.FEATURES`.
-
-By name (the corpora, made scenes), from a folder of one's own, or from whatever `datasets` reads (repositories on the
-Hub, parquet files, saved data sets), whose columns are mapped to the common ones.
-"""
+"""Loader of data sets of recordings and images, all with the columns of `schema.FEATURES`."""
 
 import difflib
 import inspect
