@@ -139,8 +139,6 @@ def _with_columns(dataset: Any, columns: Mapping[str, tuple[Sequence[Place], tor
 
 
 def _check_no_format(dataset: Any) -> None:
-    if len(dataset) == 0:
-        raise ValueError("The data set is empty, so there is nothing to compute.")
     if dataset.format["type"] is not None:
         raise ValueError(
             f"The data set has a format or transform ({dataset.format['type']}), on which a cache must not depend: "

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,6 +132,7 @@ def _train(plan: Plan, folder: Path, console: Console) -> dict[str, Any]:
     from speechclip_plus.hub_cards.model_card import save_model_card
     from speechclip_plus.trainer.card_data import trainer_card_facts
     from speechclip_plus.trainer.feature_cache import cache_features
+    from speechclip_plus.trainer.training_log import ProgressPrinter
 
     torch.manual_seed(plan.seed)
     console.phase("data", "1. making the data")
@@ -152,11 +152,18 @@ def _train(plan: Plan, folder: Path, console: Console) -> dict[str, Any]:
             features[name] = cache_features(model, processor, splits[name], cache, progress=bar.update)
         console.say(f"  {name}: hidden states of {len(splits[name]):,} utterances")
 
-    trainer = _make_trainer(model, processor, features, plan, folder, console)
-    console.phase("training", f"3. training: {trainer.args.max_steps:,} steps of {BATCH_SIZE} pairs")
-    started = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - started
+    # With a copy of the model, so that the run that counts starts from untouched weights.
+    trial = copy.deepcopy(model)
+    timed = _make_trainer(trial, processor, features, plan.seed, folder, TIMED_STEPS, eval_strategy="no")
+    seconds_per_step = timed.train().metrics["train_runtime"] / TIMED_STEPS
+    steps = plan.steps_within(plan.minutes * 60 - console.seconds, seconds_per_step)
+    if steps < plan.steps:
+        console.say(f"  at {seconds_per_step:.2f} seconds a step there is time for {steps:,} of {plan.steps:,} steps")
+    console.phase("training", f"3. training: {steps:,} steps of {BATCH_SIZE} pairs")
+    model.config.cif_config.scale_until_step = round(SCALED_SHARE * steps)
+    trainer = _make_trainer(model, processor, features, plan.seed, folder, steps)
+    trainer.add_callback(ProgressPrinter(console.say, console.bar))
+    seconds = trainer.train().metrics["train_runtime"]
 
     metrics = trainer.evaluate(splits["test"], metric_key_prefix="test")
     model.save_pretrained(folder)
@@ -192,70 +199,42 @@ def _build_model(captions: Sequence[str]) -> tuple[SpeechClipPlusModel, SpeechCl
 
 
 def _make_trainer(
-    model: SpeechClipPlusModel, processor: Any, features: dict[str, Any], plan: Plan, folder: Path, console: Console
+    model: SpeechClipPlusModel,
+    processor: Any,
+    features: dict[str, Any],
+    seed: int,
+    folder: Path,
+    steps: int,
+    **arguments: Any,
 ) -> SpeechClipPlusTrainer:
     from transformers import PrinterCallback
 
     from speechclip_plus import SpeechClipPlusTrainer, SpeechClipPlusTrainingArguments, SpeechImageCollator
-    from speechclip_plus.trainer.training_log import ProgressPrinter
 
-    collator = SpeechImageCollator(processor)
-    seconds_per_step = _seconds_per_step(model, collator, features["train"], plan)
-    steps = plan.steps_within(plan.minutes * 60 - console.seconds, seconds_per_step)
-    if steps < plan.steps:
-        console.say(f"  at {seconds_per_step:.2f} seconds a step there is time for {steps:,} of {plan.steps:,} steps")
-    model.config.cif_config.scale_until_step = round(SCALED_SHARE * steps)
-    arguments = SpeechClipPlusTrainingArguments.from_preset(
-        PRESET,
-        output_dir=str(folder),
-        max_steps=steps,
-        warmup_steps=max(1, round(WARMUP_SHARE * steps)),
-        learning_rate=LEARNING_RATE,
-        per_device_train_batch_size=BATCH_SIZE,
-        logging_steps=max(1, steps // 30),
-        eval_strategy="steps",
-        eval_steps=max(1, steps // EVALUATIONS),
-        save_strategy="no",
-        train_sampling_strategy="group_by_length",
-        dataloader_drop_last=len(features["train"]) > BATCH_SIZE,
-        seed=plan.seed,
-        report_to="none",
-        disable_tqdm=True,
-    )
+    defaults = {
+        "max_steps": steps,
+        "warmup_steps": max(1, round(WARMUP_SHARE * steps)),
+        "learning_rate": LEARNING_RATE,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "logging_steps": max(1, steps // 30),
+        "eval_strategy": "steps",
+        "eval_steps": max(1, steps // EVALUATIONS),
+        "save_strategy": "no",
+        "train_sampling_strategy": "group_by_length",
+        "dataloader_drop_last": len(features["train"]) > BATCH_SIZE,
+        "seed": seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
     trainer = SpeechClipPlusTrainer(
         model=model,
-        args=arguments,
-        data_collator=collator,
+        args=SpeechClipPlusTrainingArguments.from_preset(PRESET, output_dir=str(folder), **{**defaults, **arguments}),
+        data_collator=SpeechImageCollator(processor),
         train_dataset=features["train"],
         eval_dataset=features["validation"],
-        callbacks=[ProgressPrinter(console.say, console.bar)],
     )
     trainer.remove_callback(PrinterCallback)  # which prints dictionaries of forty figures
     return trainer
-
-
-def _seconds_per_step(model: SpeechClipPlusModel, collate: Any, train: Any, plan: Plan) -> float:
-    """Time a few steps with a copy of the model, so that the run that counts starts from untouched weights."""
-    import torch
-
-    from speechclip_plus.trainer.sampler import epoch_order, stored_column
-
-    state = torch.get_rng_state()
-    trial = copy.deepcopy(model).train()
-    optimizer = torch.optim.Adam([p for p in trial.parameters() if p.requires_grad])
-    size = min(BATCH_SIZE, len(train))
-    # Batches as the training will meet them: how long a step takes depends on the longest utterance.
-    order = epoch_order(len(train), seed=plan.seed, lengths=stored_column(train, "length"), batch_size=size)
-    times = []
-    for start in range(0, size * TIMED_STEPS, size):
-        started = time.monotonic()
-        batch = collate([train[order[row % len(train)]] for row in range(start, start + size)])
-        trial(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(time.monotonic() - started)
-    torch.set_rng_state(state)
-    return sum(times[1:]) / len(times[1:])  # without the first, which also allocates
 
 
 def _write_samples(test: Any, folder: Path) -> None:

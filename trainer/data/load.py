@@ -130,19 +130,28 @@ def is_data_path(path: Path) -> bool:
         return path.suffix == ".parquet"
     if _is_saved(path):
         return True
-    names = set(map(_split_of_file, _parquet_files(path)))
+    names = splits_of(path).keys()
     suffixes = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES)
     return bool(names) and (
         not names.isdisjoint(SPLITS) or not any(file.suffix.lower() in suffixes for file in path.rglob("*"))
     )
 
 
-def splits_of(path: Path) -> list[str]:
-    """The splits of what `is_data_path` accepts: a saved data set's own, or how parquet files' names begin."""
+def splits_of(path: Path) -> dict[str, Any]:
+    """What `is_data_path` accepts, by split: data sets that were saved, or parquet files, whose names begin with it.
+
+    The rows of a single file of any other name are for training.
+    """
     if _is_saved(path):
-        return list(_saved(path))
-    names = set(map(_split_of_file, _parquet_files(path)))
-    return sorted(names, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+        data = datasets.load_from_disk(str(path))
+        return dict(data) if isinstance(data, datasets.DatasetDict) else {str(data.split or "train"): data}
+    files: dict[str, Any] = {}
+    for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
+        files.setdefault(file.stem.split("-")[0], []).append(str(file))
+    if path.is_file() and files.keys().isdisjoint(SPLITS):
+        return {"train": [str(path)]}
+    known = {split: files.pop(split) for split in SPLITS if split in files}
+    return known | files
 
 
 def _is_folder_data(path: Path) -> bool:
@@ -222,18 +231,19 @@ def load_mapped(
             a row lacks its recording, its image or its image's id.
     """
     path = Path(source).expanduser()
-    if _is_saved(path):
-        saved = _saved(path)
-        if split not in saved:
-            raise NoSuchSplitError(f"{path} has no split {split!r}: it has {', '.join(saved)}.")
-        data: Any = _shards(saved[split]) if streaming else saved[split]
+    more = {"split": split, "revision": revision, "cache_dir": cache_dir, "streaming": streaming}
+    if path.exists():
+        local = splits_of(path)
+        if split not in local:
+            raise NoSuchSplitError(f"{path} has no split {split!r}: it has {', '.join(local)}.")
+        if isinstance(data := local[split], datasets.Dataset):
+            data = _shards(data) if streaming else data
+        else:
+            # By our own rule: that of `datasets` leaves other parquet files out where some are named by splits.
+            data = datasets.load_dataset("parquet", data_files={split: data}, **more)
     else:
-        # By our own rule: that of `datasets` leaves parquet files of other names out where some are named by splits.
-        local = {"data_files": {split: _files_of_split(path, split)}} if path.exists() else {}
-        kind = "parquet" if local else str(source)
-        more = {"split": split, "revision": revision, "cache_dir": cache_dir, "streaming": streaming, **local}
         try:
-            data = datasets.load_dataset(kind, config_name, **more)
+            data = datasets.load_dataset(str(source), config_name, **more)
         except ValueError as error:
             if re.match(r"(Unknown|Bad) split", str(error)):
                 raise NoSuchSplitError(f"{source}: {error}") from error
@@ -248,30 +258,6 @@ def _shards(data: datasets.Dataset) -> datasets.IterableDataset:
 
 def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
-def _saved(path: Path) -> dict[str, datasets.Dataset]:
-    data = datasets.load_from_disk(str(path))
-    return dict(data) if isinstance(data, datasets.DatasetDict) else {str(data.split or "train"): data}
-
-
-def _split_of_file(file: Path) -> str:
-    return file.stem.split("-")[0]
-
-
-def _parquet_files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-
-
-def _files_of_split(path: Path, split: str) -> list[str]:
-    files = _parquet_files(path)
-    chosen = [str(file) for file in files if _split_of_file(file) == split]
-    if not chosen and len(files) == 1 and split == "train":
-        return [str(files[0])]  # a single file of any name: its rows are for training
-    if not chosen:
-        there = ", ".join(file.name for file in files[:10])
-        raise NoSuchSplitError(f"{path} has no parquet file whose name begins with the split {split!r}, but {there}.")
-    return chosen
 
 
 def _with_common_columns(
