@@ -81,9 +81,10 @@ def backward_in_chunks(
         torch.autograd.backward([feature for feature, _ in pairs], [gradient for _, gradient in pairs])
         start = stop
     _set_random_state(after, model.device)
-    return SpeechClipPlusOutput(
-        **{name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()}
-    )
+    detached: dict[str, Any] = {
+        name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()
+    }
+    return SpeechClipPlusOutput(**detached)
 
 
 def check_chunks_are_exact(config: Any) -> None:

@@ -160,11 +160,9 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, ba
         return DataLoader(stream, batch_size=batch_size, drop_last=True, **shared)
     count, together = len(dataset), batch_size * args.world_size
     order: Callable[[int], Sequence[int]] = partial(epoch_order, count, seed=seed)
-    if args.train_sampling_strategy == "sequential":
-        order = partial(_in_sequence, count)
-    elif args.train_sampling_strategy == "group_by_length":
+    if args.train_sampling_strategy == "group_by_length":
         per_step = together * args.gradient_accumulation_steps
-        order = partial(order, lengths=_row_lengths(dataset, args), batch_size=per_step)
+        order = partial(epoch_order, count, seed=seed, lengths=_row_lengths(dataset, args), batch_size=per_step)
     batches = SharedBatches(count, order, together, args.process_index, args.world_size, args.dataloader_drop_last)
     if len(batches) == 0:
         raise ValueError(
@@ -173,10 +171,6 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, ba
         )
     seed_workers = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
     return DataLoader(dataset, batch_sampler=batches, worker_init_fn=seed_workers, **shared)
-
-
-def _in_sequence(count: int, epoch: int) -> Sequence[int]:
-    return range(count)
 
 
 def _row_lengths(dataset: Any, args: TrainingArguments) -> Sequence[int]:

@@ -62,8 +62,8 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
             )
         if self.max_audio_samples is not None and self.max_audio_samples < 400:
             raise ValueError(f"max_audio_samples={self.max_audio_samples}: expected at least 400 (25 ms), or None.")
-        if self.train_sampling_strategy == "batch_rebalance":
-            raise ValueError("train_sampling_strategy='batch_rebalance' is not offered: use 'group_by_length'.")
+        if self.train_sampling_strategy not in ("random", "group_by_length"):
+            raise ValueError(f"train_sampling_strategy={self.train_sampling_strategy!r}: use 'group_by_length'.")
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)
         super().__post_init__()

@@ -5,7 +5,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -89,25 +89,24 @@ def read_dataset(
     from_hub = is_hub_repository(name_or_path)
     if name not in DATASETS and (path.exists() or from_hub) and data_dir is not None:
         raise ValueError(f"Both {name} and data_dir={str(data_dir)!r} were given: leave one out.")
-    if from_hub or (name not in DATASETS and path.exists() and not _is_folder_data(path)):
+    if name in DATASETS:
+        load = partial(DATASETS[name], split, data_dir, findings)
+    elif path.exists() and _is_folder_data(path):
+        load = partial(load_folder, split, path, findings)
+    elif path.exists() or from_hub:
         if streaming and from_hub and read_all:
             raise ValueError('on_error="skip" reads everything first: leave streaming out, or keep on_error="raise".')
-        _check_options(name, load_mapped, options)
         # What is on this machine is read as it is and streamed afterwards, if it has to be looked through before.
-        source = path if path.exists() else name
-        made = load_mapped(source, split, streaming=streaming and not read_all, allow_null=read_all, **options)
-    elif name in DATASETS:
-        _check_options(name, DATASETS[name], options)
-        made = DATASETS[name](split, data_dir, findings, **options)
-    elif path.is_dir():
-        _check_options(name, load_folder, options)
-        made = load_folder(split, path, findings, **options)
+        more: dict[str, Any] = {"streaming": streaming and not read_all, "allow_null": read_all}
+        load = partial(load_mapped, path if path.exists() else name, split, **more)
     else:
         raise ValueError(
             f"There is no data set {name!r} and no folder of that name{_did_you_mean(name, DATASETS)}: choose one of "
             f"{', '.join(sorted(DATASETS))}, or give the path of a folder with a {' or '.join(METADATA_FILES)}, or "
             "owner/name of one on the Hub."
         )
+    _check_options(name, load.func, options)
+    made = load(**options)
     if read_all:
         made = keep_readable(made, findings)
     made.info.dataset_name = given_name(name, data_dir)  # for cards
