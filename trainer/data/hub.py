@@ -9,8 +9,7 @@ import datasets
 import pyarrow
 import pyarrow.compute
 
-from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES
-from .schema import FEATURES, SPLITS, NoSuchSplitError, as_string, stable_id
+from .schema import AUDIO_SUFFIXES, FEATURES, IMAGE_SUFFIXES, SPLITS, NoSuchSplitError, as_string, stable_id
 
 _MEDIA = ("audio", "image")
 _SAVED = ("dataset_dict.json", "state.json")
