@@ -29,9 +29,8 @@ _QUERIES = 256
 
 
 class EmbeddingIndex:
-    """Embeddings of images or utterances, and what they are of.
+    """Embeddings of images or utterances, made by `build_index` or `speechclip-plus index build`.
 
-    `speechclip-plus index build` (`speechclip_plus.build_index`) makes one; `EmbeddingIndex.load` opens it.
     `index[row]` says what a row is of: a dictionary with `id`; `path`, unless the file came as bytes; `text`, if it
     is known; and `seconds` of an utterance.
 
@@ -120,7 +119,7 @@ class EmbeddingIndex:
         Raises:
             FileNotFoundError: If the file is no longer where it was.
         """
-        import pyarrow.parquet
+        import pyarrow.dataset
 
         path = self[row].get("path")
         if path is not None:
@@ -131,11 +130,8 @@ class EmbeddingIndex:
                 )
             return {"path": path, "bytes": None}
         shard, place = self._place(row)
-        with pyarrow.parquet.ParquetFile(shard_file(self.folder, shard).with_suffix(".parquet")) as file:
-            group = 0
-            while place >= (count := file.metadata.row_group(group).num_rows):
-                place, group = place - count, group + 1
-            return {"path": None, "bytes": file.read_row_group(group, ["bytes"])["bytes"][place].as_py()}
+        table = pyarrow.dataset.dataset(shard_file(self.folder, shard).with_suffix(".parquet"))
+        return {"path": None, "bytes": table.take([place], columns=["bytes"])["bytes"][0].as_py()}
 
     def check_model(self, model: Any) -> None:
         """Check that a model's embeddings may be compared with those of the index.
@@ -175,11 +171,10 @@ class EmbeddingIndex:
                 f"Queries must have the shape (Q, {self.width}), the width of the index {self.folder}; got "
                 f"{tuple(queries.shape)}."
             )
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        if top_k < 1:
             raise ValueError(f"top_k={top_k!r}: expected a whole number from 1.")
         queries = queries.detach().to("cpu", torch.float64)
-        if not queries.isfinite().all():
-            wrong = (~queries.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if wrong := (~queries.isfinite().all(dim=1)).nonzero().flatten().tolist():
             raise ValueError(f"The queries {wrong} hold NaN or infinity.")
         scores, rows = zip(*(self._search(part, top_k) for part in queries.split(_QUERIES)), strict=True)
         return torch.cat(scores), torch.cat(rows)
@@ -220,11 +215,7 @@ def shard_file(folder: Path, number: int) -> Path:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Read `index.json` of an index, finished or not.
-
-    Raises:
-        ValueError: If it is damaged, of something else, or of another format version.
-    """
+    """Read `index.json` of an index, finished or not; what is no such file is a ValueError."""
     file = folder / FACTS
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))

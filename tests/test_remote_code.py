@@ -16,8 +16,8 @@ import speechclip_plus
 from speechclip_plus import SpeechClipPlusModel, SpeechClipPlusProcessor, remote_code
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
-# What is installed wherever transformers' audio models run; soundfile and soxr are asked for when a file needs them.
-NEEDED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "PIL"}
+# What the README says that loading a pushed model takes.
+NEEDED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "PIL", "soundfile", "soxr"}
 
 WITHOUT_PACKAGE = """
 import sys

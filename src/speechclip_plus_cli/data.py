@@ -97,7 +97,7 @@ def _print_tokens(captions: Sequence[str], file: Path | None) -> None:
     import numpy as np
 
     from speechclip_plus.atomic_files import write_bytes
-    from speechclip_plus.conversion.vocabulary import openai_tokenizer
+    from speechclip_plus.conversion.open_clip import openai_tokenizer
     from speechclip_plus.modeling_speechclip_plus.keywords import token_text
     from speechclip_plus.trainer.data.check import count_tokens
 

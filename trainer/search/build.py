@@ -41,7 +41,6 @@ _COLUMN_TYPES = [
     ("text", "string"),
     ("seconds", "float64"),
 ]
-_ROW_GROUP = 16  # rows of a parquet file that are read together to get the bytes of one
 
 
 def build_index(
@@ -333,7 +332,7 @@ def _write_shard(
         rows.append({"id": name, "path": path, "bytes": content, "text": text, "seconds": seconds.get(place)})
     table = pyarrow.BufferOutputStream()
     schema = pyarrow.schema(_COLUMN_TYPES)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), table, row_group_size=_ROW_GROUP)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), table)
     write_bytes(file.with_suffix(".parquet"), table.getvalue())
     matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
     reasons = json.dumps([skipped[place] for place in sorted(skipped)])
