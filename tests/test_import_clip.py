@@ -26,7 +26,10 @@ def open_clip(tmp_path_factory):
         "tiny-average": {"vision_cfg": {**vision, "pool_type": "avg"}},
         "tiny-resnet": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}},
         "tiny-timm": {"vision_cfg": {"timm_model_name": "resnet10t", "timm_pool": "", "image_size": 32}},
-        "tiny-coca": {"multimodal_cfg": {**text, "width": 40, "heads": 4, "layers": 1, "mlp_ratio": 4}},
+        "tiny-coca": {
+            "custom_text": True,
+            "multimodal_cfg": {**text, "width": 40, "heads": 4, "layers": 1, "mlp_ratio": 4},
+        },
         "tiny-wide": {"vision_cfg": {**vision, "image_size": [32, 48]}},
         "tiny-words": {"text_cfg": {**text, "vocab_size": 600}},
     }.items():
