@@ -69,24 +69,18 @@ class EmbeddingIndex:
             ValueError: If it is unfinished, of another format version, or damaged.
         """
         folder = Path(folder).expanduser()
-        if not (folder / FACTS).is_file():
-            what = f"has no {FACTS}" if folder.is_dir() else "is not there"
-            raise FileNotFoundError(f"{folder} {what}: expected an index made by `speechclip-plus index build`.")
         facts = read_facts(folder)
         if not facts.get("complete"):
             raise ValueError(f"The index {folder} is unfinished: give the command that began it again to go on.")
-        way_out = "Copy or build it again."
         try:
             files = [shard_file(folder, number) for number in range(facts["shards"])]
-            if lost := [file for name in files for file in (name, name.with_suffix(".parquet")) if not file.is_file()]:
-                raise FileNotFoundError(f"The index {folder} lacks its {lost[0].name}. {way_out}")
             index = cls(folder, facts, [_mapped(file) for file in files])
             if (shape := (len(index), index.width)) != tuple(facts["shape"]):
                 raise ValueError(f"{FACTS} says {tuple(facts['shape'])}, the shards have {shape}")
-        except KeyError as error:
-            raise ValueError(f"{folder / FACTS} has no {error}: it is damaged. {way_out}") from error
-        except (ValueError, SafetensorError) as error:
-            raise ValueError(f"The index {folder} is damaged: {error}. {way_out}") from error
+        except (KeyError, ValueError, SafetensorError) as error:
+            raise ValueError(f"The index {folder} is damaged: {error}. Copy or build it again.") from error
+        if lost := [file.name for file in files if not file.with_suffix(".parquet").is_file()]:
+            raise FileNotFoundError(f"The index {folder} lacks the table of its {lost[0]}. Copy or build it again.")
         return index
 
     @property

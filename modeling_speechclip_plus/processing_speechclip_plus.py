@@ -32,22 +32,16 @@ def _naming(what: str) -> Iterator[None]:
 
 
 def _load_feature_extractor(speech: str, do_normalize: bool | None, **kwargs: Any) -> Any:
-    configured = any(
-        cached_file(speech, name, _raise_exceptions_for_missing_entries=False, **kwargs)
-        for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    if configured:
+    try:
         feature_extractor = AutoFeatureExtractor.from_pretrained(speech, **kwargs)
-        if do_normalize is not None and "input_values" in feature_extractor.model_input_names:
-            feature_extractor.do_normalize = do_normalize
-        return feature_extractor
-    cached_file(speech, "config.json", **kwargs)  # raises if there is no such model at all
-    if do_normalize is None:
-        raise ValueError(
-            "no preprocessor_config.json, so whether the encoder reads normalised waveforms is unknown; "
-            "pass do_normalize=True or do_normalize=False."
-        )
-    return Wav2Vec2FeatureExtractor(do_normalize=do_normalize)
+    except OSError:
+        if do_normalize is None:  # the one thing about a waveform that cannot be guessed
+            raise
+        cached_file(speech, "config.json", **kwargs)  # raises if there is no such model at all
+        return Wav2Vec2FeatureExtractor(do_normalize=do_normalize)
+    if do_normalize is not None and "input_values" in feature_extractor.model_input_names:
+        feature_extractor.do_normalize = do_normalize
+    return feature_extractor
 
 
 class SpeechClipPlusProcessor(ProcessorMixin):
@@ -104,8 +98,8 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             **hub_kwargs: `cache_dir`, `token`, `local_files_only` and the like, for both.
 
         Raises:
-            OSError: If something cannot be found or downloaded.
-            ValueError: If `speech` has no preprocessor configuration and `do_normalize` is not given.
+            OSError: If something cannot be found or downloaded, or `speech` has no preprocessor configuration and
+                `do_normalize` is not given.
         """
         speech, clip = os.fspath(speech), os.fspath(clip)
         speech_kwargs = {**hub_kwargs, "revision": speech_revision or "main"}

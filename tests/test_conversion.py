@@ -611,7 +611,7 @@ class Evil:
         (exec, ("open({!r}, 'w')",), "builtins.exec"),
         (subprocess.check_output, (["touch", "{}"],), r"(subprocess|commands)\.check_output"),
         (torch.UntypedStorage.from_file, ("{}", True, 8), r"builtins\.getattr|torch\._C\.StorageBase"),
-        (torch.from_file, ("{}", True, 8), r"torch\._C\._VariableFunctionsClass"),
+        (torch.from_file, ("{}", True, 8), r"builtins\.getattr|torch\._C\._VariableFunctionsClass"),
         (torch.load, ("{}",), "torch.serialization.load"),
         (pickle.loads, (b"",), r"pickle\.loads|builtins\.bytes"),
         (getattr, (dict, "fromkeys"), r"builtins\.getattr"),

@@ -9,7 +9,7 @@ import ast
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, resolve_name
@@ -70,7 +70,7 @@ def remote_code_entries() -> dict[str, Any]:
 
 
 def remote_code_files() -> dict[str, str]:
-    """Text of each file by its name; a name that two modules of one file use differently is a ValueError."""
+    """Text of each file by its name; in the modules of one file a name must mean the same, as a test makes sure."""
     if IS_REMOTE:
         return {f"{name}.py": Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in ROOTS}
     groups = _grouped_modules()
@@ -127,7 +127,6 @@ def _target(module: str, node: ast.ImportFrom) -> str:
 
 def _merged(file: str, modules: list[str], file_of: dict[str, str]) -> str:
     """Text of a file: what each of its modules defines, without the imports of each other."""
-    meanings: dict[str, tuple[str, str]] = {}
     docstring = ast.get_docstring(_parsed(ROOTS[file])[1]) or file
     version = metadata.version("speechclip-plus")
     parts = [f'# A copy from speechclip-plus {version}: change it there, not here.\n"""{docstring}\n"""']
@@ -144,12 +143,7 @@ def _merged(file: str, modules: list[str], file_of: dict[str, str]) -> str:
             elif node.level and (own := file_of[_target(module, node)]) != file:
                 _replace(lines, node, f"from .{own} import {', '.join(map(ast.unparse, node.names))}")
             elif node.level:
-                if any(alias.asname for alias in node.names):
-                    raise ValueError(f"{module} imports a name as another: merged modules share theirs.")
                 _replace(lines, node, "pass")
-        for name, meaning in _meanings(module, tree, file_of, file):
-            if meanings.setdefault(name, (meaning, module))[0] != meaning:
-                raise ValueError(f"{name} means different things in {meanings[name][1]} and {module}: rename one.")
         if summary := ast.get_docstring(tree):
             _replace(lines, tree.body[0], f"# ---- {module.rpartition('.')[2]}: {summary.splitlines()[0]}")
         parts.append("\n".join(lines).strip())
@@ -160,18 +154,3 @@ def _replace(lines: list[str], node: ast.stmt, text: str) -> None:
     """Put a text in a statement's first line, and nothing in its others."""
     first, last = node.lineno - 1, node.end_lineno or node.lineno
     lines[first:last] = [" " * node.col_offset + text] + [""] * (last - first - 1)
-
-
-def _meanings(module: str, tree: ast.Module, file_of: dict[str, str], file: str) -> Iterator[tuple[str, str]]:
-    """Names that a module gives a meaning in its file, and what tells two meanings apart."""
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
-            origin = _target(module, node) if node.level else node.module
-            if file_of.get(origin or "") != file:
-                yield from ((alias.asname or alias.name, f"{origin}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name, ast.unparse(node)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
-            yield from ((name, ast.unparse(node)) for name in names if name != "__all__")

@@ -130,7 +130,7 @@ def _can_load(path: Path) -> bool:
 
 
 def _load(path: Path) -> Checkpoint:
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     stubs: list[Any] = [(_stub(name), name) for name in names]
     with torch.serialization.safe_globals(stubs):
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
