@@ -108,20 +108,11 @@ class EmbeddingIndex:
         return {name: value for name, value in item.items() if value is not None}
 
     def source(self, row: int) -> dict[str, Any]:
-        """Return the image or utterance of a row as the processor takes it: `{"path": ..., "bytes": ...}`.
-
-        Raises:
-            FileNotFoundError: If the file is no longer where it was.
-        """
+        """Return the image or utterance of a row as the processor takes it: `{"path": ..., "bytes": ...}`."""
         import pyarrow.dataset
 
         path = self[row].get("path")
         if path is not None:
-            if not Path(path).is_file():
-                raise FileNotFoundError(
-                    f"There is no file {path} any more, which is in the index {self.folder}: move it back, or build "
-                    "the index again."
-                )
             return {"path": path, "bytes": None}
         shard, place = self._place(row)
         table = pyarrow.dataset.dataset(shard_file(self.folder, shard).with_suffix(".parquet"))

@@ -498,7 +498,7 @@ def test_a_page_of_a_file_that_is_gone_is_an_error(loaded, tmp_path, capsys):
     index = build_index(gallery, tmp_path / "index", *loaded)
     (gallery / "p0.png").unlink()
     assert search(index.folder, "--text", "a dog", "--html", tmp_path / "page.html") == 1
-    assert "There is no file" in capsys.readouterr().err
+    assert f"({gallery / 'p0.png'}): No such file" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
 
 

@@ -17,11 +17,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
 from speechclip_plus import (
-    EmbeddingIndex,
     SpeechClipPlusConfig,
     SpeechClipPlusModel,
     SpeechClipPlusProcessor,
-    build_index,
 )
 from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
 from speechclip_plus.modeling_speechclip_plus.outputs import Keyword
@@ -401,38 +399,6 @@ def test_what_was_embedded_by_other_weights_is_not_used(model, processor, images
     assert not any(same(old, new) for old, new in zip(before, after, strict=True))
 
 
-def test_an_index_is_searched_like_candidates(make, model, processor, folder, images, speech, tmp_path):
-    (tmp_path / "images").mkdir()
-    for number, image in enumerate(images):
-        image.save(tmp_path / "images" / f"{number}.png")
-    build_index(tmp_path / "images", tmp_path / "index", model, processor)
-    index = EmbeddingIndex.load(tmp_path / "index")
-    searcher = make(RETRIEVAL, index=index)
-    expected = make(RETRIEVAL, candidate_images=images)([*speech, noise(40, 9)])
-    found = make(RETRIEVAL)([*speech, noise(40, 9)], index=index)
-    assert [[one["path"][-5] for one in ranked] for ranked in found] == [
-        [str(one["index"]) for one in ranked] for ranked in expected
-    ]
-    for ranked, right in zip(found, expected, strict=True):
-        assert [one["score"] for one in ranked] == pytest.approx([one["score"] for one in right], abs=1e-5)
-    assert searcher(text="red", top_k=2)[0].keys() == {"score", "index", "id", "path"}
-    torch.manual_seed(1)
-    other = SpeechClipPlusModel(SpeechClipPlusConfig.from_preset("hybrid_plus-tiny"))
-    with pytest.raises(ValueError, match="has other weights"):
-        make(RETRIEVAL, other)(speech[0], index=index)
-
-
-def test_an_index_of_recordings_is_searched_by_images(make, model, processor, images, speech, tmp_path):
-    (tmp_path / "recordings").mkdir()
-    for number, samples in enumerate(speech):
-        soundfile.write(tmp_path / "recordings" / f"{number}.wav", samples, RATE, subtype="FLOAT")
-    searcher = make(RETRIEVAL, index=build_index(tmp_path / "recordings", tmp_path / "index", model, processor))
-    expected = make(RETRIEVAL, candidate_audio=speech)(images[0])
-    found = searcher(images[0])
-    assert [one["path"][-5] for one in found] == [str(one["index"]) for one in expected]
-    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-5)
-
-
 # Zero-shot classification and features
 
 
@@ -598,8 +564,7 @@ ERRORS = [
     (RETRIEVAL, {"audio": SILENCE, "candidate_images": []}, ValueError, "candidate_images is empty"),
     (RETRIEVAL, {"audio": SILENCE, "candidate_images": "a.png"}, TypeError, "expected a list or a column"),
     (RETRIEVAL, {"audio": SILENCE, "candidate_images": ["a.png"]}, FileNotFoundError, r"candidate_images\[0\]"),
-    (RETRIEVAL, {"audio": SILENCE, "candidate_audio": [SILENCE], "index": "x"}, TypeError, "Expected one of"),
-    (RETRIEVAL, {"audio": SILENCE, "index": "nowhere"}, TypeError, r"expected EmbeddingIndex.load\(folder\), got str"),
+    (RETRIEVAL, {"audio": SILENCE, "candidate_audio": [0], "candidate_images": [0]}, TypeError, "Expected one of"),
     (RETRIEVAL, {"candidate_audio": [SILENCE]}, TypeError, "got nothing"),
     (RETRIEVAL, {"text": "a", "candidate_images": ["a"], "branch": "both"}, ValueError, "branch='both'"),
     (RETRIEVAL, {"text": "a", "candidate_images": ["a"], "top_k": 0}, ValueError, "top_k=0"),

@@ -216,13 +216,11 @@ def is_batch(kind: str, given: Any) -> bool:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a recording.
+    """A stretch of a recording: (S,) float32 samples at 16 kHz.
 
     Attributes:
-        samples: (S,) float32 at 16 kHz.
         span: From where to where it goes, in samples of the recording; what completes the last frame comes on top.
-        core: From where to where, in samples of the recording, what it holds is this window's own: the cores of all
-            windows together are the recording, each sample once.
+        core: The part that is this window's own: all windows' cores together are the recording, each sample once.
         is_last: Whether it ends with the recording.
     """
 
@@ -238,8 +236,7 @@ class Windowing:
 
     Attributes:
         length: Of a window; 0 leaves recordings whole.
-        left: At the start of a window, the first one apart, what belongs to the window before it.
-        right: At the end of a window, the last one apart, what belongs to the window after it.
+        left, right: At a window's start and end, what belongs to the windows beside it.
         step: From the start of one window to that of the next.
     """
 

@@ -40,26 +40,6 @@ class Candidates:
         return [{"score": best[i], "index": i, name: self.items[i]} for i in islice(best, top_k)]
 
 
-@dataclass
-class IndexCandidates:
-    """An `EmbeddingIndex`, which has one embedding for each image or recording."""
-
-    index: Any
-
-    @property
-    def kind(self) -> str:
-        """`"images"` or `"audio"`."""
-        return self.index.kind
-
-    def search(self, queries: Tensor, top_k: int) -> list[dict[str, Any]]:
-        """Find the items nearest to a query of windows `(W, P)`, best first; of equal scores the first."""
-        scores, rows = self.index.search(queries, top_k)  # (W, k)
-        best: dict[int, float] = {}
-        for negative, row in sorted(zip((-scores).flatten().tolist(), rows.flatten().tolist(), strict=True)):
-            best.setdefault(row, -negative)
-        return [{"score": best[row], "index": row, **self.index[row]} for row in islice(best, top_k)]
-
-
 class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
     """Rank images by how well they fit speech, or recordings by how well they fit an image.
 
@@ -92,7 +72,7 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._kept: tuple[Any, Hashable, Candidates | IndexCandidates] | None = None  # of which items, made by what
+        self._own: tuple[Hashable, Candidates] | None = None  # those that the pipeline was made with, and by what
         super().__init__(*args, **kwargs)
 
     def __call__(
@@ -115,20 +95,19 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
             text: Texts to search for.
             batch_size: Images, texts or windows that are embedded together; 1 if not given, and 16 for candidates.
             num_workers: Processes that read them.
-            **kwargs: `candidate_images`, `candidate_audio` or `index`: a list or column of images or of recordings, or
-                an `EmbeddingIndex`, to search in place of what the pipeline was made with. `top_k`: how many to find,
-                5 if not given. `branch`, `chunk_length_s`, `stride_length_s`: as in `SpeechFeatureExtractionPipeline`.
+            **kwargs: `candidate_images` or `candidate_audio`: a list or column of images or of recordings to search in
+                place of those that the pipeline was made with. `top_k`: how many to find, 5 if not given. `branch`,
+                `chunk_length_s`, `stride_length_s`: as in `SpeechFeatureExtractionPipeline`.
 
         Returns:
             For one input a list of dictionaries, best first: `score` (cosine similarity), `index` (of the candidate)
-            and `image` or `audio` (the candidate as given), or from an index its `id`, `path` and what else it keeps.
-            For a list of inputs a list of such lists; for a data set or a generator an iterator.
+            and `image` or `audio` (the candidate as given). For a list of inputs a list of such lists; for a data set
+            or a generator an iterator.
 
         Raises:
             TypeError: If an argument is unknown, an input is of a wrong kind, or not one of `inputs`, `audio`,
                 `images` and `text` is given.
-            ValueError: If there is nothing to search, an input or a candidate cannot be used, or the index was made by
-                another model.
+            ValueError: If there is nothing to search, or an input or a candidate cannot be used.
         """
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
         asked = {**self._postprocess_params, **postprocess}
@@ -145,11 +124,10 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
         return self._answer(kind, given, **kwargs)
 
     def _sanitize_parameters(
-        self, candidate_images: Any = None, candidate_audio: Any = None, index: Any = None, **given: Any
+        self, candidate_images: Any = None, candidate_audio: Any = None, **given: Any
     ) -> tuple[dict[str, Any], ...]:
-        sources = {"candidate_images": candidate_images, "candidate_audio": candidate_audio, "index": index}
-        if any(value is not None for value in sources.values()):
-            given["candidates"] = one_of(**sources)
+        if candidate_images is not None or candidate_audio is not None:
+            given["candidates"] = one_of(candidate_images=candidate_images, candidate_audio=candidate_audio)
         top_k = given.get("top_k")
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k={top_k!r}: expected a whole number from 1.")
@@ -157,28 +135,20 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
 
     def _candidates(
         self, source: tuple[str, Any] | None, preprocess: dict[str, Any], forward: dict[str, Any], batch_size: int
-    ) -> Candidates | IndexCandidates:
-        """Embed what is searched, or check the index of it, unless that was done."""
+    ) -> Candidates:
+        """Embed what is searched, unless that was done."""
         if source is None:
             raise ValueError(
-                "There is nothing to search: give candidate_images=[...], candidate_audio=[...] or "
-                "index=EmbeddingIndex.load(...), here or when the pipeline is made."
+                "There is nothing to search: give candidate_images=[...] or candidate_audio=[...], here or when the "
+                "pipeline is made."
             )
-        name, items = source
         settings = self._weights_state(), forward.get("branch"), self._windowing(**preprocess)
-        keep = name == "index" or source is self._postprocess_params.get("candidates")  # others may change meanwhile
-        if keep and self._kept is not None and self._kept[0] is items and self._kept[1] == settings:
-            return self._kept[2]
-        candidates: Candidates | IndexCandidates
-        if name == "index":
-            if not hasattr(items, "check_model"):
-                raise TypeError(f"index: expected EmbeddingIndex.load(folder), got {type(items).__name__}.")
-            items.check_model(self.model)
-            candidates = IndexCandidates(items)
-        else:
-            candidates = self._embed_candidates(name, items, preprocess, forward, batch_size)
-        if keep:
-            self._kept = items, settings, candidates
+        is_own = source is self._postprocess_params.get("candidates")
+        if is_own and self._own is not None and self._own[0] == settings:
+            return self._own[1]
+        candidates = self._embed_candidates(*source, preprocess, forward, batch_size)
+        if is_own:
+            self._own = settings, candidates
         return candidates
 
     def _weights_state(self) -> Hashable:
@@ -206,7 +176,7 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
     def postprocess(
         self,
         model_outputs: list[dict[str, Any]],
-        embedded: Candidates | IndexCandidates | None = None,
+        embedded: Candidates | None = None,
         top_k: int = 5,
         candidates: Any = None,
     ) -> Any:

@@ -107,17 +107,14 @@ def convert_checkpoint(
         )
     config, do_normalize = _configuration(found, presets, preset)
     model = _model_of(weights, config)
-    processor = _processor(config, do_normalize, clip)
-    if processor is None:
-        notes.append(
-            f"no processor was written: CLIP's {config.clip_config.text_config.vocab_size} tokens are not those "
-            "of OpenAI's tokenizer; clip=REPOSITORY_OR_FOLDER would supply one"
-        )
+    tokens = config.clip_config.text_config.vocab_size
+    if tokens != VOCABULARY_SIZE:
+        notes.append(f"no processor was written: CLIP's {tokens} tokens are not those of OpenAI's tokenizer")
     conversion = Conversion(config, presets, len(state) - len(ignored), ignored, notes)
     with finished_folder(output_dir) as work:
         model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE)
-        if processor is not None:
-            processor.save_pretrained(work)
+        if tokens == VOCABULARY_SIZE:
+            _processor(config, do_normalize).save_pretrained(work)
         _write_card_and_report(conversion, checkpoint, work, output_dir.name)
     return conversion
 
@@ -225,22 +222,10 @@ def _model_of(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> Speec
     return model
 
 
-def _processor(
-    config: SpeechClipPlusConfig, do_normalize: bool, clip: str | os.PathLike | None
-) -> SpeechClipPlusProcessor | None:
+def _processor(config: SpeechClipPlusConfig, do_normalize: bool) -> SpeechClipPlusProcessor:
     side = config.clip_config.vision_config.image_size
-    if config.clip_config.text_config.vocab_size == VOCABULARY_SIZE:
-        tokenizer: Any = openai_tokenizer()
-    elif clip is not None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(clip)
-        if len(tokenizer) < 2 * 256:  # every byte, alone and at a word's end: with less it was made from nothing
-            raise OSError(f"{clip} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
-    else:
-        return None
     return SpeechClipPlusProcessor(
         feature_extractor=Wav2Vec2FeatureExtractor(do_normalize=do_normalize),
         image_processor=CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
-        tokenizer=tokenizer,
+        tokenizer=openai_tokenizer(),
     )
