@@ -106,7 +106,8 @@ def build_index(
     progress(done, total)
     for number, rows in missing.items():
         items = [collection[row] for row in rows]
-        _write_shard(shard_file(folder, number), items, width, embed, lambda n, done=done: progress(done + n, total))
+        for count in _write_shard(shard_file(folder, number), items, width, embed):
+            progress(done + count, total)
         done += len(rows)
     progress(done, total)
     return _finish(folder, facts, collection, width)
@@ -191,17 +192,18 @@ def _folder_collection(folder: Path, kind: str | None, texts: dict[Path, str | N
         both = "images and audio files: choose with kind (--kind)"
         raise ValueError(f"The folder {folder} holds {both if kinds else none}.")
     kind = kinds[0]
-    rows, left_out = [], []
+    rows: list[dict[str, Any]] = []
+    ids, left_out = [], []
     for file in files:
         if file.suffix.lower() not in _SUFFIXES[kind]:
             continue
         if os.fsencode(file).decode("utf-8", "replace") == str(file):
             rows.append({_COLUMNS[kind]: {"path": str(file), "bytes": None}, "text": texts.get(file)})
+            ids.append(file.relative_to(folder).as_posix())
         elif raises:
             raise ValueError(f"{os.fsencode(file)!r}: the name of this file is not UTF-8; rename it.")
         else:
             left_out.append(f"{os.fsencode(file)!r}: the name of this file is not UTF-8.")
-    ids = [Path(row[_COLUMNS[kind]]["path"]).relative_to(folder).as_posix() for row in rows]
     return _Collection(kind, {"folder": str(folder)}, ids, rows, left_out)
 
 
@@ -311,9 +313,8 @@ def _write_shard(
     items: Sequence[tuple[str, dict[str, Any], str | None]],
     width: int,
     embed: Callable[..., Iterator[tuple[Batch, Tensor]]],
-    report: Callable[[int], None],
-) -> None:
-    """Embed the items of a shard and write it; the embeddings come last and say that it is there."""
+) -> Iterator[int]:
+    """Embed the items of a shard, yielding how many are done, and write it: the embeddings last."""
     import pyarrow.parquet
 
     embeds: dict[int, Tensor] = {}
@@ -323,7 +324,7 @@ def _write_shard(
         embeds.update(zip(batch.rows, embeddings, strict=True))
         if batch.lengths:
             seconds.update(zip(batch.rows, (round(n / SAMPLING_RATE, 3) for n in batch.lengths), strict=True))
-        report(len(embeds) + len(skipped))
+        yield len(embeds) + len(skipped)
     rows = []
     for place in sorted(embeds):
         name, source, text = items[place]
