@@ -1,6 +1,6 @@
 """Audio loading: arrays, files, bytes and values of `datasets` as 16 kHz mono float32 waveforms.
 
-soundfile decodes files and bytes, soxr resamples; both are imported when first needed.
+soundfile decodes files and bytes, soxr resamples.
 """
 
 import io
@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from numbers import Real
 from typing import Any, BinaryIO
 
@@ -35,21 +34,12 @@ _STREAMED_BYTES = 0x7FFF_0000  # sizes from here on stand for "unknown" in files
 
 
 def split_audio_batch(audio: Any) -> list[Any]:
-    """Return the utterances in `audio` as a list.
-
-    An array, a tensor or a flat list of numbers is always *one* utterance, a two-dimensional array is one utterance
-    with several channels: a batch is a list.
-
-    Raises:
-        ValueError: If `audio` is an empty list.
-    """
+    """Return the utterances in `audio` as a list: an array, a tensor or a flat list of numbers is always one."""
     if not isinstance(audio, (list, tuple)):
         return [audio]
     if len(audio) == 0:
         raise ValueError("`audio` is an empty list: pass at least one utterance.")
-    if isinstance(audio[0], Real) and not isinstance(audio[0], bool):
-        return [audio]
-    return list(audio)
+    return [audio] if isinstance(audio[0], Real) else list(audio)
 
 
 def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio") -> np.ndarray:
@@ -82,19 +72,9 @@ def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio")
 def load_audio_blocks(
     item: Any, sampling_rate: int | None = None, name: str = "audio", seconds: float = 10.0
 ) -> Iterator[np.ndarray]:
-    """Load one utterance as `load_audio` does, piece by piece, so that a file of any length needs little memory.
+    """Yield pieces of what `load_audio` returns, about `seconds` long, so that any file needs little memory.
 
-    Args:
-        item: See `load_audio`. What is no file comes in one piece.
-        sampling_rate: See `load_audio`.
-        name: See `load_audio`.
-        seconds: Length of a piece, about.
-
-    Yields:
-        Pieces of what `load_audio` returns.
-
-    Raises:
-        As `load_audio` does, but where the fault is: when its piece is asked for.
+    What is no file comes in one piece. Errors come when the piece where the fault is, is asked for.
     """
     if hasattr(item, "get_all_samples"):  # torchcodec's AudioDecoder, which `datasets` returns
         decoded = item.get_all_samples()
@@ -122,11 +102,6 @@ def opened(item: Any, name: str, accepted: str) -> Iterator[tuple[BinaryIO, str]
 
     Yields:
         A binary file, and the item's name with its path, if it has one.
-
-    Raises:
-        TypeError: If it is of another type.
-        OSError: If the path cannot be opened.
-        ValueError: If it is a URL, holds no bytes, or a dictionary has neither bytes nor a path.
     """
     if isinstance(item, Mapping):
         path, content = item.get("path"), item.get("bytes")
@@ -160,7 +135,8 @@ def opened(item: Any, name: str, accepted: str) -> Iterator[tuple[BinaryIO, str]
 @contextmanager
 def _decoded(source: BinaryIO, name: str) -> Iterator[Any]:
     """Decode a file by libsndfile, whose errors are given the item's name; gives a `soundfile.SoundFile`."""
-    soundfile = _imported("soundfile", f"{name}: reading audio files")
+    import soundfile
+
     try:
         with soundfile.SoundFile(source) as file:
             yield file
@@ -198,7 +174,8 @@ def _resampled(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[n
     given = made = 0
     resampler: Any = None
     if rate != SAMPLING_RATE:
-        soxr = _imported("soxr", f"{name}: resampling from {rate} Hz")
+        import soxr
+
         resampler = soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32", quality="HQ")
     for block in blocks:
         _check_samples(block, given, name)
@@ -216,14 +193,6 @@ def _resampled(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[n
             f"{name}: too short, {made} samples at {SAMPLING_RATE} Hz{origin}; "
             f"at least {MIN_SAMPLES} ({1000 * MIN_SAMPLES // SAMPLING_RATE} ms) are needed."
         )
-
-
-def _imported(package: str, purpose: str) -> Any:
-    # Asked for only here, so that a model published with this file loads without the package.
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ImportError(f"{purpose} needs {package}: `pip install {package}`.") from error
 
 
 def _as_float(item: Any, name: str) -> np.ndarray:
@@ -245,8 +214,6 @@ def _as_float(item: Any, name: str) -> np.ndarray:
         full_scale = float(1 << (8 * array.dtype.itemsize - 1))
         return ((array.astype(np.float64) - silence) / full_scale).astype(np.float32)
     if array.dtype.kind in "iu":
-        if np.abs(array).max() <= 1:  # a list such as [0, 0, 1]: already in range
-            return array.astype(np.float32)
         raise ValueError(
             f"{name}: {array.dtype.name} is no PCM format, so its full scale is unknown; convert to int16 or int32, "
             "or to floats in [-1, 1]."

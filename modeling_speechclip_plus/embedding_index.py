@@ -29,9 +29,8 @@ _QUERIES = 256
 
 
 class EmbeddingIndex:
-    """Embeddings of images or utterances, and what they are of.
+    """Embeddings of images or utterances, made by `build_index` or `speechclip-plus index build`.
 
-    `speechclip-plus index build` (`speechclip_plus.build_index`) makes one; `EmbeddingIndex.load` opens it.
     `index[row]` says what a row is of: a dictionary with `id`; `path`, unless the file came as bytes; `text`, if it
     is known; and `seconds` of an utterance.
 
@@ -70,24 +69,18 @@ class EmbeddingIndex:
             ValueError: If it is unfinished, of another format version, or damaged.
         """
         folder = Path(folder).expanduser()
-        if not (folder / FACTS).is_file():
-            what = f"has no {FACTS}" if folder.is_dir() else "is not there"
-            raise FileNotFoundError(f"{folder} {what}: expected an index made by `speechclip-plus index build`.")
         facts = read_facts(folder)
         if not facts.get("complete"):
             raise ValueError(f"The index {folder} is unfinished: give the command that began it again to go on.")
-        way_out = "Copy or build it again."
         try:
             files = [shard_file(folder, number) for number in range(facts["shards"])]
-            if lost := [file for name in files for file in (name, name.with_suffix(".parquet")) if not file.is_file()]:
-                raise FileNotFoundError(f"The index {folder} lacks its {lost[0].name}. {way_out}")
             index = cls(folder, facts, [_mapped(file) for file in files])
             if (shape := (len(index), index.width)) != tuple(facts["shape"]):
                 raise ValueError(f"{FACTS} says {tuple(facts['shape'])}, the shards have {shape}")
-        except KeyError as error:
-            raise ValueError(f"{folder / FACTS} has no {error}: it is damaged. {way_out}") from error
-        except (ValueError, SafetensorError) as error:
-            raise ValueError(f"The index {folder} is damaged: {error}. {way_out}") from error
+        except (KeyError, ValueError, SafetensorError) as error:
+            raise ValueError(f"The index {folder} is damaged: {error}. Copy or build it again.") from error
+        if lost := [file.name for file in files if not file.with_suffix(".parquet").is_file()]:
+            raise FileNotFoundError(f"The index {folder} lacks the table of its {lost[0]}. Copy or build it again.")
         return index
 
     @property
@@ -115,27 +108,15 @@ class EmbeddingIndex:
         return {name: value for name, value in item.items() if value is not None}
 
     def source(self, row: int) -> dict[str, Any]:
-        """Return the image or utterance of a row as the processor takes it: `{"path": ..., "bytes": ...}`.
-
-        Raises:
-            FileNotFoundError: If the file is no longer where it was.
-        """
-        import pyarrow.parquet
+        """Return the image or utterance of a row as the processor takes it: `{"path": ..., "bytes": ...}`."""
+        import pyarrow.dataset
 
         path = self[row].get("path")
         if path is not None:
-            if not Path(path).is_file():
-                raise FileNotFoundError(
-                    f"There is no file {path} any more, which is in the index {self.folder}: move it back, or build "
-                    "the index again."
-                )
             return {"path": path, "bytes": None}
         shard, place = self._place(row)
-        with pyarrow.parquet.ParquetFile(shard_file(self.folder, shard).with_suffix(".parquet")) as file:
-            group = 0
-            while place >= (count := file.metadata.row_group(group).num_rows):
-                place, group = place - count, group + 1
-            return {"path": None, "bytes": file.read_row_group(group, ["bytes"])["bytes"][place].as_py()}
+        table = pyarrow.dataset.dataset(shard_file(self.folder, shard).with_suffix(".parquet"))
+        return {"path": None, "bytes": table.take([place], columns=["bytes"])["bytes"][0].as_py()}
 
     def check_model(self, model: Any) -> None:
         """Check that a model's embeddings may be compared with those of the index.
@@ -175,11 +156,10 @@ class EmbeddingIndex:
                 f"Queries must have the shape (Q, {self.width}), the width of the index {self.folder}; got "
                 f"{tuple(queries.shape)}."
             )
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        if top_k < 1:
             raise ValueError(f"top_k={top_k!r}: expected a whole number from 1.")
         queries = queries.detach().to("cpu", torch.float64)
-        if not queries.isfinite().all():
-            wrong = (~queries.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if wrong := (~queries.isfinite().all(dim=1)).nonzero().flatten().tolist():
             raise ValueError(f"The queries {wrong} hold NaN or infinity.")
         scores, rows = zip(*(self._search(part, top_k) for part in queries.split(_QUERIES)), strict=True)
         return torch.cat(scores), torch.cat(rows)
@@ -220,11 +200,7 @@ def shard_file(folder: Path, number: int) -> Path:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """Read `index.json` of an index, finished or not.
-
-    Raises:
-        ValueError: If it is damaged, of something else, or of another format version.
-    """
+    """Read `index.json` of an index, finished or not; what is no such file is a ValueError."""
     file = folder / FACTS
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))

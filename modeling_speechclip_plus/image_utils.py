@@ -1,17 +1,12 @@
-"""Image loading: PIL images, files, bytes, arrays and values of `datasets` as 8-bit RGB, the right way up.
+"""Image loading: PIL images, files, bytes, arrays and values of `datasets` as 8-bit RGB, the right way up."""
 
-PIL is imported when first needed.
-"""
-
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .audio_utils import opened
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MAX_ASPECT_RATIO = 200  # beyond it, scaling the short side to CLIP's size would take gigabytes
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
@@ -25,20 +20,17 @@ def split_image_batch(images: Any) -> list[Any]:
     """Return the images in `images` as a list; a four-dimensional array or tensor is a batch, others are one image.
 
     A list of lists, which is how transformers' processors write "the images of each text", is flattened.
-
-    Raises:
-        ValueError: If `images` is an empty list or batch.
     """
-    if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4):
-        if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
-            images = [image for item in images for image in item]
-        if len(images) == 0:
-            raise ValueError("`images` is an empty batch: pass at least one image.")
-        return list(images)
-    return [images]
+    if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
+        images = [image for item in images for image in item]
+    if not isinstance(images, (list, tuple)) and getattr(images, "ndim", 0) != 4:
+        return [images]
+    if len(images) == 0:
+        raise ValueError("`images` is an empty batch: pass at least one image.")
+    return list(images)
 
 
-def load_image(item: Any, name: str = "images") -> "Image":
+def load_image(item: Any, name: str = "images") -> Image.Image:
     """Load one image as 8-bit RGB.
 
     The EXIF orientation is applied. Transparent parts are composited on white (what a page would show; dropping the
@@ -61,8 +53,6 @@ def load_image(item: Any, name: str = "images") -> "Image":
         ValueError: If the image has no pixels, cannot be read, is a URL, has values out of range, or is more than 200
             times as long as it is wide.
     """
-    from PIL import Image
-
     if isinstance(item, Image.Image):
         return _to_rgb(item, name)
     if isinstance(item, (np.ndarray, torch.Tensor)):
@@ -71,22 +61,18 @@ def load_image(item: Any, name: str = "images") -> "Image":
         return _to_rgb(_decoded_image(file, name), name)
 
 
-def _decoded_image(file: BinaryIO, name: str) -> "Image":
-    from PIL import Image
-
+def _decoded_image(file: BinaryIO, name: str) -> Image.Image:
     try:
         image = Image.open(file)
         image.load()
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ValueError(f"{name}: cannot be read as an image; expected png, jpeg, webp, bmp, gif or tiff.") from error
     except Exception as error:  # on damaged files PIL's decoders raise anything from OSError to struct.error
         raise ValueError(f"{name}: cannot be read as an image ({error}).") from error
     return image
 
 
-def _to_rgb(image: "Image", name: str) -> "Image":
-    from PIL import Image
-
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     width, height = image.size
     if width == 0 or height == 0:
         raise ValueError(f"{name}: the image has no pixels ({width} x {height}).")
@@ -106,10 +92,8 @@ def _to_rgb(image: "Image", name: str) -> "Image":
         raise ValueError(f"{name}: {error}; convert the image to RGB first.") from error
 
 
-def _from_deep_grey(image: "Image", name: str) -> "Image":
+def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
     """Scale grey of more than 8 bits down to 8, its transparent value to an alpha channel."""
-    from PIL import Image
-
     pixels = np.asarray(image)
     if image.mode == "F":
         return _from_array(pixels, name)
@@ -121,13 +105,11 @@ def _from_deep_grey(image: "Image", name: str) -> "Image":
     return grey
 
 
-def _upright(image: "Image") -> "Image":
+def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation, if it can be read.
 
     `ImageOps.exif_transpose` also writes the other entries anew, and fails where one of them is damaged.
     """
-    from PIL import ExifTags, Image
-
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF raises anything from struct.error to SyntaxError
@@ -148,9 +130,7 @@ def _upright(image: "Image") -> "Image":
     return image
 
 
-def _from_array(item: np.ndarray | torch.Tensor, name: str) -> "Image":
-    from PIL import Image
-
+def _from_array(item: np.ndarray | torch.Tensor, name: str) -> Image.Image:
     shape = tuple(item.shape)
     if 0 in shape:
         raise ValueError(f"{name}: the image has no pixels (shape {shape}).")
@@ -168,8 +148,6 @@ def _from_array(item: np.ndarray | torch.Tensor, name: str) -> "Image":
 
 
 def _to_uint8(pixels: np.ndarray, name: str) -> np.ndarray:
-    if pixels.dtype == np.uint8:
-        return pixels
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype.kind == "f":

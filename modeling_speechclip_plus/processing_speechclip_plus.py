@@ -27,29 +27,21 @@ def _naming(what: str) -> Iterator[None]:
     """Name `what` in errors of the libraries below, which offline do not say what they could not find."""
     try:
         yield
-    except OSError as error:
-        raise OSError(f"{what}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise (OSError if isinstance(error, OSError) else ValueError)(f"{what}: {error}") from error
 
 
 def _load_feature_extractor(speech: str, do_normalize: bool | None, **kwargs: Any) -> Any:
-    configured = any(
-        cached_file(speech, name, _raise_exceptions_for_missing_entries=False, **kwargs)
-        for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    if configured:
+    try:
         feature_extractor = AutoFeatureExtractor.from_pretrained(speech, **kwargs)
-        if do_normalize is not None and "input_values" in feature_extractor.model_input_names:
-            feature_extractor.do_normalize = do_normalize
-        return feature_extractor
-    cached_file(speech, "config.json", **kwargs)  # raises if there is no such model at all
-    if do_normalize is None:
-        raise ValueError(
-            "no preprocessor_config.json, so whether the encoder reads normalised waveforms is unknown; "
-            "pass do_normalize=True or do_normalize=False."
-        )
-    return Wav2Vec2FeatureExtractor(do_normalize=do_normalize)
+    except OSError:
+        if do_normalize is None:  # the one thing about a waveform that cannot be guessed
+            raise
+        cached_file(speech, "config.json", **kwargs)  # raises if there is no such model at all
+        return Wav2Vec2FeatureExtractor(do_normalize=do_normalize)
+    if do_normalize is not None and "input_values" in feature_extractor.model_input_names:
+        feature_extractor.do_normalize = do_normalize
+    return feature_extractor
 
 
 class SpeechClipPlusProcessor(ProcessorMixin):
@@ -99,17 +91,15 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         Args:
             speech: Where the speech encoder is; its `preprocessor_config.json` or `processor_config.json` is used.
             clip: Where CLIP is; its image processor and tokenizer are used.
-            do_normalize: Whether waveforms are normalised; None takes what `speech` says. Presets name the value the
-                published models were trained with, which differs from the repository's for some. Log-mel features
-                are normalised as their encoder was trained, whatever is given.
+            do_normalize: Whether waveforms are normalised; None takes what `speech` says, True or False what a
+                preset says. Log-mel features are normalised as their encoder was trained, whatever is given.
             speech_revision: Branch, tag or commit of `speech`.
             clip_revision: Branch, tag or commit of `clip`.
             **hub_kwargs: `cache_dir`, `token`, `local_files_only` and the like, for both.
 
         Raises:
-            OSError: If something cannot be found or downloaded.
-            ValueError: If `speech` has no preprocessor configuration and `do_normalize` is not given: it is the one
-                thing about a waveform that cannot be guessed.
+            OSError: If something cannot be found or downloaded, or `speech` has no preprocessor configuration and
+                `do_normalize` is not given.
         """
         speech, clip = os.fspath(speech), os.fspath(clip)
         speech_kwargs = {**hub_kwargs, "revision": speech_revision or "main"}
@@ -151,12 +141,9 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         """Prepare any of audio, images and text for the model.
 
         Args:
-            audio: One utterance or a list: arrays, flat lists of floats, tensors ((samples,), (samples, channels) or
-                (channels, samples): an array is always one utterance), paths, bytes, binary file objects, or
-                dictionaries of `datasets`. Resampled to 16 kHz mono; see `load_audio`.
-            images: One image or a list: PIL images, paths, bytes, binary file objects, arrays or tensors ((H, W),
-                (H, W, C) or (C, H, W); a four-dimensional one is a batch), or dictionaries of `datasets`.
-                Transparency is composited on white, EXIF orientation applied; see `load_image`.
+            audio: One utterance or a list of what `load_audio` takes; an array is always one. Resampled to 16 kHz
+                mono.
+            images: One image or a list of what `load_image` takes; a four-dimensional array or tensor is a batch.
             text: A string or a list of strings; cut to CLIP's 77 tokens with a warning that counts the cuts.
             **kwargs: `sampling_rate` (Hz), required if any utterance is an array, a list or a tensor (files and
                 dictionaries carry their own); `return_tensors`, by default "pt"; and what transformers' processors
@@ -195,13 +182,12 @@ class SpeechClipPlusProcessor(ProcessorMixin):
     def _check_arguments(self, images: Any, text: Any, audio: Any, kwargs: dict[str, Any]) -> None:
         if images is None and text is None and audio is None:
             raise ValueError("Nothing to process: pass at least one of `audio`, `images` and `text`.")
-        known = {"common_kwargs"}
-        for name, annotation in self.valid_processor_kwargs.__annotations__.items():
-            known |= {name, *getattr(annotation, "__annotations__", {})}
-        for part in (self.image_processor, self.feature_extractor, self.tokenizer):
-            known |= set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", {}))
-        unknown = sorted(set(kwargs) - known)
-        if unknown:
+        kinds = self.valid_processor_kwargs.__annotations__
+        parts = (getattr(part, "valid_kwargs", None) for part in (self.image_processor, self.tokenizer))
+        known = {"common_kwargs", *kinds}.union(
+            *(getattr(kind, "__annotations__", {}) for kind in (*kinds.values(), *parts))
+        )
+        if unknown := sorted(set(kwargs) - known):
             raise TypeError(
                 f"Unexpected argument {unknown[0]!r}: expected `audio`, `images`, `text`, `sampling_rate`, "
                 "`return_tensors`, or an option of transformers' processors."

@@ -25,7 +25,7 @@ from speechclip_plus.conversion.checkpoint import (
     read_checkpoint,
 )
 from speechclip_plus.conversion.convert import convert_checkpoint
-from speechclip_plus.conversion.vocabulary import recover_vocabulary
+from speechclip_plus.conversion.state_dict_names import recover_vocabulary
 from speechclip_plus_cli import main as cli
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -388,21 +388,16 @@ def test_a_reduced_table_alone_needs_the_clip_it_came_from(write, tmp_path):
     path = write(state, model.config)
     with pytest.raises(ValueError, match=r"reduced to \d+ rows .*--clip"):
         convert_checkpoint(path, tmp_path / "out")
-    model.clip.save_pretrained(tmp_path / "clip")
-    with pytest.raises(OSError, match="tokenizer|vocab"):  # this CLIP's tokenizer is nowhere
-        convert_checkpoint(path, tmp_path / "out", clip=tmp_path / "clip")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_reduced_table_of_a_given_clip_is_found_in_it(write, tmp_path, tiny_tokenizer):
+def test_the_reduced_table_of_a_given_clip_is_found_in_it(write, tmp_path):
     model = make_model()
     state = to_original(model, copies=False)
     del state["clip.original_text_emb_weight"]
     model.clip.save_pretrained(tmp_path / "clip")
-    tiny_tokenizer.save_pretrained(tmp_path / "clip")
     convert_checkpoint(write(state, model.config), tmp_path / "out", clip=tmp_path / "clip")
     assert_same_model(tmp_path / "out", model)
-    assert SpeechClipPlusProcessor.from_pretrained(tmp_path / "out").tokenizer("dog").input_ids
 
 
 @pytest.mark.parametrize("as_namespace", [True, False])
@@ -495,7 +490,7 @@ torch.save({k: o[k] for k in ("parallel_embeds", "cascaded_embeds", "image_embed
 def test_a_preset_fills_in_what_the_checkpoint_does_not_tell(write, tmp_path, monkeypatch):
     model = make_model()
     path = write(to_original(model))
-    with pytest.raises(ValueError, match=r"attention heads leaves no trace .* no hyper-parameters.*--preset"):
+    with pytest.raises(ValueError, match=r"attention heads leaves no trace .* hyper-parameters .* missing.*--preset"):
         convert_checkpoint(path, tmp_path / "out")
     settings = {"branch_config": {"num_attention_heads": 2}, "normalize_hidden_states": True}
     preset = {"config": settings, "processor": {}}
@@ -545,7 +540,7 @@ def test_a_vocabulary_file_is_checked_and_decides_between_equal_rows(write, tmp_
     with pytest.raises(ValueError, match=rf"row {len(REDUCED) - 1} .* id 500, but they differ"):
         convert_checkpoint(path, tmp_path / "other", vocabulary=tmp_path / "wrong.npy")
     np.save(tmp_path / "short.npy", np.array([0, 1]))
-    with pytest.raises(ValueError, match="2 ids, but .* 23 rows"):
+    with pytest.raises(ValueError, match="2 ids from 0 to 1, but .* 23 rows"):
         convert_checkpoint(path, tmp_path / "other", vocabulary=tmp_path / "short.npy")
     (tmp_path / "no.npy").write_text("0 1 2")
     with pytest.raises(ValueError, match="no .npy file"):
@@ -611,7 +606,7 @@ class Evil:
         (exec, ("open({!r}, 'w')",), "builtins.exec"),
         (subprocess.check_output, (["touch", "{}"],), r"(subprocess|commands)\.check_output"),
         (torch.UntypedStorage.from_file, ("{}", True, 8), r"builtins\.getattr|torch\._C\.StorageBase"),
-        (torch.from_file, ("{}", True, 8), r"torch\._C\._VariableFunctionsClass"),
+        (torch.from_file, ("{}", True, 8), r"builtins\.getattr|torch\._C\._VariableFunctionsClass"),
         (torch.load, ("{}",), "torch.serialization.load"),
         (pickle.loads, (b"",), r"pickle\.loads|builtins\.bytes"),
         (getattr, (dict, "fromkeys"), r"builtins\.getattr"),
@@ -918,7 +913,7 @@ def test_the_command_says_what_it_did_and_fails_in_one_line(write, tmp_path, cap
     path = write(to_original(model), model.config)
     assert cli.main(["convert", str(path), str(tmp_path / "out")]) == 0
     captured = capsys.readouterr()
-    assert "copy" in captured.out and "note: no processor was written" in captured.out and "%" in captured.err
+    assert "copy" in captured.out and "note: no processor was written" in captured.out and "reading" in captured.out
     assert cli.main(["convert", str(path), str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and "--force" in error

@@ -6,7 +6,8 @@ import soundfile
 from PIL import Image
 
 from speechclip_plus.configuration.presets import load_vocabulary
-from speechclip_plus.conversion.vocabulary import openai_tokenizer, read_vocabulary
+from speechclip_plus.conversion.open_clip import openai_tokenizer
+from speechclip_plus.conversion.state_dict_names import read_vocabulary
 from speechclip_plus.trainer.data import check as data_copies
 from speechclip_plus.trainer.data.check import count_tokens, write_parquet
 from speechclip_plus.trainer.data.load import load_speech_image_dataset

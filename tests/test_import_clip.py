@@ -24,11 +24,14 @@ def open_clip(tmp_path_factory):
         "tiny-gelu": {},
         "tiny-quickgelu": {"quick_gelu": True},
         "tiny-average": {"vision_cfg": {**vision, "pool_type": "avg"}},
-        "tiny-large": {"vision_cfg": {**vision, "image_size": 48}},
+        "tiny-resnet": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}},
+        "tiny-timm": {"vision_cfg": {"timm_model_name": "resnet10t", "timm_pool": "", "image_size": 32}},
+        "tiny-coca": {
+            "custom_text": True,
+            "multimodal_cfg": {**text, "width": 40, "heads": 4, "layers": 1, "mlp_ratio": 4},
+        },
         "tiny-wide": {"vision_cfg": {**vision, "image_size": [32, 48]}},
         "tiny-words": {"text_cfg": {**text, "vocab_size": 600}},
-        "tiny-short": {"text_cfg": {**text, "context_length": 9}},
-        "tiny-new": {"vision_cfg": {**vision, "surprise": 3}},
     }.items():
         config = {"embed_dim": 40, "vision_cfg": vision, "text_cfg": text, **changes}
         (folder / f"{name}.json").write_text(json.dumps(config))
@@ -65,39 +68,42 @@ def test_an_open_clip_model_becomes_a_backbone_that_computes_the_same(name, open
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("RN50", "layers = [3, 4, 6, 3]"),
-        ("convnext_base", "timm_model_name = 'convnext_base'"),
-        ("xlm-roberta-base-ViT-B-32", "hf_model_name = 'xlm-roberta-base'"),
-        ("coca_ViT-B-32", "multimodal_cfg"),
-        ("ViT-B-16-SigLIP", "timm_model_name"),
-        ("tiny-average", "pool_type = 'avg'"),
-        ("tiny-new", "surprise = 3"),
-        ("tiny-wide", "image_size = [32, 48]"),
-        ("tiny-words", "vocab_size = 600"),
-        ("ViT-B-33", "knows no architecture 'ViT-B-33'. Near to it: ViT-B-32"),
+        ("tiny-resnet", "not a plain vision transformer"),
+        ("tiny-timm", "not a plain vision transformer"),
+        ("tiny-average", "computes something else: outputs differ by up to"),
+        ("tiny-wide", "not a plain vision transformer"),
+        ("tiny-words", "has 600 tokens and not CLIP's 49408"),
+        ("tiny-coca", "not a plain vision transformer"),
     ],
 )
 def test_other_architectures_are_refused_by_name_with_the_reason(name, reason, open_clip, tmp_path, capsys):
-    (tmp_path / "weights.pt").write_bytes(b"")
+    torch.save(open_clip.create_model(name).state_dict(), tmp_path / "weights.pt")
+    capsys.readouterr()
     assert cli.main(["import-clip", name, str(tmp_path / "weights.pt"), str(tmp_path / "out")]) == 1
-    error = capsys.readouterr().err
-    assert reason in error and name in error and error.count("\n") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert reason in error and name in error and len(error) < 600
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"])
-@pytest.mark.parametrize("quick", ["", "-quickgelu"])
-def test_the_published_plain_architectures_are_accepted(name, quick, open_clip):
-    from speechclip_plus.conversion.open_clip import _check_plain
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14", "ViT-H-14-quickgelu", "ViT-g-14", "ViT-bigG-14"])
+def test_the_published_plain_architectures_get_their_sizes(name, open_clip):
+    from speechclip_plus.conversion.open_clip import _convert
 
-    config = open_clip.get_model_config(name + quick)
-    if config is not None:  # not all come with quick GELU
-        _check_plain(name + quick, config)
+    with torch.device("meta"):
+        clip = _convert(open_clip.create_model(name, device="meta", load_weights=False)).config
+    config = open_clip.get_model_config(name)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    heads = vision["width"] // vision.get("head_width", 64)
+    assert (clip.vision_config.num_attention_heads, clip.text_config.num_attention_heads) == (heads, text["heads"])
+    assert (clip.vision_config.image_size, clip.vision_config.patch_size) == (224, vision["patch_size"])
+    assert (clip.vision_config.num_hidden_layers, clip.projection_dim) == (vision["layers"], config["embed_dim"])
+    assert clip.vision_config.intermediate_size == int(vision["width"] * vision.get("mlp_ratio", 4))
+    assert clip.text_config.hidden_act == ("quick_gelu" if "quickgelu" in name else "gelu")
 
 
-def test_weights_that_are_not_there_are_an_error_that_lists_those_that_are(open_clip, tmp_path, capsys):
+def test_weights_that_are_not_there_are_an_error_that_names_them(open_clip, tmp_path, capsys):
     assert cli.main(["import-clip", "ViT-B-32", "nonsense", str(tmp_path / "out")]) == 1
-    assert "neither a file nor one of open_clip's weights for ViT-B-32: " in capsys.readouterr().err
+    assert "'nonsense' is not a known tag or valid file path" in capsys.readouterr().err
 
 
 def test_files_that_are_no_weights_of_the_architecture_are_an_error_that_says_so(open_clip, tmp_path, capsys):
@@ -110,11 +116,8 @@ def test_files_that_are_no_weights_of_the_architecture_are_an_error_that_says_so
     torch.save({}, tmp_path / "nothing")
     torch.save([1], tmp_path / "list")
     torch.save({name: value for name, value in state.items() if name != "ln_final.bias"}, tmp_path / "missing")
-    torch.save(open_clip.create_model("tiny-large").state_dict(), tmp_path / "large")
-    torch.save(open_clip.create_model("tiny-short").state_dict(), tmp_path / "short")
     torch.save({**state, "more": print}, tmp_path / "code")
-    reasons = {"missing": "ln_final.bias", "large": "has 10 places, the architecture 5", "code": "print"}
-    reasons["short"] = "positional_embedding has 9 places, the architecture 77"
+    reasons = {"missing": "ln_final.bias", "code": "print"}
     capsys.readouterr()
     for name in ("cut", "empty", "text", "nothing", "list", *reasons):
         assert cli.main(["import-clip", "tiny-gelu", str(tmp_path / name), str(tmp_path / "out")]) == 1
@@ -122,7 +125,6 @@ def test_files_that_are_no_weights_of_the_architecture_are_an_error_that_says_so
         assert error.startswith(f"error: {tmp_path / name} could not be loaded as weights of tiny-gelu")
         assert reasons.get(name, "") in error and len(error) < 600
         assert not (tmp_path / "out").exists()
-    assert cli.main(["import-clip", "tiny-short", str(tmp_path / "short"), str(tmp_path / "out")]) == 0
 
 
 def test_force_replaces_an_earlier_import_and_nothing_else(open_clip, tmp_path, assert_replaces_only_its_own_output):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from speechclip_plus.modeling_speechclip_plus.pipelines.zero_shot_classification import class_embeddings
+from speechclip_plus.modeling_speechclip_plus.pipelines.features import class_embeddings
 from speechclip_plus.trainer.evaluation.alignments import (
     AlignedWord,
     boundary_agreement,
@@ -343,6 +343,6 @@ def test_class_embeddings_average_their_templates():
     parts = torch.nn.functional.normalize(torch.tensor([[3.0, 2.0], [5.0, 3.0]]), dim=-1)
     assert torch.allclose(got[0], torch.nn.functional.normalize(parts.mean(0), dim=-1))
     with pytest.raises(ValueError, match="two different class names"):
-        class_embeddings(Model(), processor, ["cat", "cat"])
+        class_embeddings(Model(), processor, ["cat", "cat"], ("{}",))
     with pytest.raises(ValueError, match="A template has one"):
         class_embeddings(Model(), processor, ["cat", "dog"], templates=("a photo",))

@@ -559,7 +559,7 @@ def test_building_from_backbones_obeys_do_normalize(backbone_folders, asked, exp
 
 def test_a_speech_backbone_without_preprocessor_needs_do_normalize(backbone_folders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "hubert"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="pass do_normalize=True or do_normalize=False"):
+    with pytest.raises(OSError, match="speech backbone .*preprocessor_config.json"):
         SpeechClipPlusProcessor.from_backbones(tmp_path, backbone_folders[1])
     processor = SpeechClipPlusProcessor.from_backbones(tmp_path, backbone_folders[1], do_normalize=True)
     assert processor.feature_extractor.do_normalize is True

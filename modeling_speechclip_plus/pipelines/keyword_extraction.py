@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..audio_utils import SAMPLING_RATE
 from ..outputs import Keyword
-from .base import SpeechClipPlusPipeline, waveforms, window_parameters
-from .windows import CHUNK_LENGTH_S, Windowing
+from .base import CHUNK_LENGTH_S, SpeechClipPlusPipeline, Windowing, waveforms
 
 logger = logging.get_logger(__name__)
 
@@ -32,24 +30,22 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
     ```
     """
 
-    def _check_model(self, model: PreTrainedModel) -> None:
-        if not model.config.has_cascaded:
-            raise ValueError(
-                f"This {model.config.model_variant} model has no keywords; use a cascaded or hybrid one, or the task "
-                "'speech-image-retrieval'."
-            )
+    _arguments = {
+        **SpeechClipPlusPipeline._arguments,
+        "top_k": ("forward", "postprocess"),
+        "return_timestamps": ("postprocess",),
+    }
 
     def __call__(self, audio: Any, **kwargs: Any) -> Any:
         """Extract keywords.
 
         Args:
-            audio: What `load_audio` takes (arrays at 16 kHz), or a dictionary with "raw" and "sampling_rate"; or a
-                list, a column, a data set or a generator of them.
+            audio: As in `SpeechFeatureExtractionPipeline`.
             **kwargs: `top_k`: how many nearest tokens to tell with each keyword; none if not given.
                 `return_timestamps`: whether to tell from when to when each keyword is said, in seconds.
                 `chunk_length_s`: length of the windows in which recordings are read, 15 s if not given; 0 reads them
                 whole. `stride_length_s`: overlap of the windows, in seconds or as (left, right); a sixth of
-                `chunk_length_s` on both sides if not given. `batch_size`, `num_workers`: as in all pipelines.
+                `chunk_length_s` on both sides if not given. `batch_size`, `num_workers`.
 
         Returns:
             For one recording a list of dictionaries in spoken order: `keyword` (the token's text), `score` (cosine
@@ -64,24 +60,19 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
         """
         return self._answer("audio", audio, **kwargs)
 
-    def _sanitize_parameters(
-        self,
-        top_k: int | None = None,
-        return_timestamps: bool | None = None,
-        chunk_length_s: float | None = None,
-        stride_length_s: float | Sequence[float] | None = None,
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocess, forward, postprocess = window_parameters(chunk_length_s, stride_length_s), {}, {}
-        if top_k is not None:
-            forward["top_k"] = postprocess["top_k"] = top_k
-        if return_timestamps is not None:
-            if return_timestamps and not self.model.config.has_cif:
-                raise ValueError(
-                    f"return_timestamps: the {self.model.config.model_variant} variant does not say when its keywords "
-                    "are said; cascaded_plus and hybrid_plus do."
-                )
-            postprocess["return_timestamps"] = return_timestamps
-        return preprocess, forward, postprocess
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict[str, Any], ...]:
+        config = self.model.config
+        if not config.has_cascaded:
+            raise ValueError(
+                f"This {config.model_variant} model has no keywords; use a cascaded or hybrid one, or the task "
+                "'speech-image-retrieval'."
+            )
+        if given.get("return_timestamps") and not config.has_cif:
+            raise ValueError(
+                f"return_timestamps: the {config.model_variant} variant does not say when its keywords are said; "
+                "cascaded_plus and hybrid_plus do."
+            )
+        return super()._sanitize_parameters(**given)
 
     def _windowing(
         self, chunk_length_s: float = CHUNK_LENGTH_S, stride_length_s: float | Sequence[float] | None = None
@@ -119,12 +110,10 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
                     f"More than the {self.model.config.max_keywords} keywords that fit into CLIP's places may be said "
                     f"between {start:.1f} and {end:.1f} s: choose a shorter chunk_length_s."
                 )
-        heard = _joined(model_outputs) if self.model.config.has_cif else _in_order(model_outputs)
+        heard: list[tuple[Keyword, Any]] = [(word, None) for output in model_outputs for word in output["keywords"]]
+        if self.model.config.has_cif:
+            heard = _joined(model_outputs)
         return [_told(keyword, span if return_timestamps else None, top_k) for keyword, span in heard]
-
-
-def _in_order(model_outputs: list[dict[str, Any]]) -> list[tuple[Keyword, None]]:
-    return [(keyword, None) for output in model_outputs for keyword in output["keywords"]]
 
 
 def _joined(model_outputs: list[dict[str, Any]]) -> list[tuple[Keyword, tuple[float, float]]]:

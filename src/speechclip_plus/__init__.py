@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from .configuration.presets import load_preset, preset_names
@@ -17,11 +18,13 @@ from .modeling_speechclip_plus.modeling_speechclip_plus import (
     SpeechClipPlusPreTrainedModel,
 )
 from .modeling_speechclip_plus.outputs import Keyword, Neighbour, SpeechClipPlusOutput
-from .modeling_speechclip_plus.pipelines.feature_extraction import SpeechFeatureExtractionPipeline
+from .modeling_speechclip_plus.pipelines import PIPELINES
+from .modeling_speechclip_plus.pipelines.features import (
+    SpeechFeatureExtractionPipeline,
+    ZeroShotSpeechClassificationPipeline,
+)
 from .modeling_speechclip_plus.pipelines.image_retrieval import SpeechImageRetrievalPipeline
 from .modeling_speechclip_plus.pipelines.keyword_extraction import SpeechKeywordExtractionPipeline
-from .modeling_speechclip_plus.pipelines.registry import register_pipelines
-from .modeling_speechclip_plus.pipelines.zero_shot_classification import ZeroShotSpeechClassificationPipeline
 from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ _LAZY = {
 AutoConfig.register(SpeechClipPlusConfig.model_type, SpeechClipPlusConfig, exist_ok=True)
 AutoModel.register(SpeechClipPlusConfig, SpeechClipPlusModel, exist_ok=True)
 AutoProcessor.register(SpeechClipPlusConfig, SpeechClipPlusProcessor, exist_ok=True)
-register_pipelines()
+for task, pipeline_class in PIPELINES.items():
+    PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=AutoModel, type="multimodal")
 
 
 def __getattr__(name: str) -> Any:

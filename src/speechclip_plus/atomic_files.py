@@ -15,10 +15,7 @@ MANIFEST = ".speechclip-plus.json"
 def check_new_folder(folder: str | os.PathLike, force: bool, inputs: Iterable[str | os.PathLike | None] = ()) -> None:
     """Check, before any work, that a folder can be made, or that replacing it loses nothing but an earlier output.
 
-    Args:
-        folder: The output.
-        force: Replace an earlier output of `finished_folder`.
-        inputs: Files and folders that are read; `None` and names that are no path here are passed over.
+    `inputs` are read for it; `None` and names that are no path here are passed over.
 
     Raises:
         ValueError: If `folder` is a link or a file, is or holds an input or the current folder, or is not empty and
@@ -56,10 +53,9 @@ def _written_files(folder: Path) -> set[str]:
 
 @contextmanager
 def finished_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to work in, which takes the place of `folder` when all went well.
+    """Give a temporary folder to work in, which takes the place of `folder` if nothing went wrong.
 
-    If anything goes wrong, the temporary folder goes and what was there before stays. The finished folder has a hidden
-    list of its files, by which `check_new_folder` knows it again.
+    It gets a hidden list of its files, by which `check_new_folder` knows it again.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,13 +65,12 @@ def finished_folder(folder: Path) -> Iterator[Path]:
         files = sorted(path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file())
         write_json(work / MANIFEST, files)
         _share(work)
-        move_in_place(work, folder)
+        _move_in_place(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def move_in_place(work: Path, folder: Path) -> None:
-    """Give a finished folder its name; what had that name before goes, unless the move fails."""
+def _move_in_place(work: Path, folder: Path) -> None:
     if not folder.exists():
         work.rename(folder)
         return

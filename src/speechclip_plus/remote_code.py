@@ -1,17 +1,17 @@
 """Remote code: the Python files that let a saved model load where this package is not installed.
 
-`AutoModel.from_pretrained(repo, trust_remote_code=True)` runs the files that lie beside the weights. They are this
-package's own modules, merged into four files: a module goes into the first of them that needs it, so each file
-imports only those above it. Nothing else differs, so nothing else can behave differently. A model that was loaded in
-this way saves the same files again.
+`AutoModel.from_pretrained(repo, trust_remote_code=True)` runs the files that lie beside the weights: this package's
+own modules, merged into four files. A module goes into the first of them that needs it, so each imports only those
+above it. A model that was loaded in this way saves the same files again.
 """
 
 import ast
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ ROOTS = {
     "configuration_speechclip_plus": "speechclip_plus.configuration.configuration_speechclip_plus",
     "modeling_speechclip_plus": "speechclip_plus.modeling_speechclip_plus.modeling_speechclip_plus",
     "processing_speechclip_plus": "speechclip_plus.modeling_speechclip_plus.processing_speechclip_plus",
-    "pipelines_speechclip_plus": "speechclip_plus.modeling_speechclip_plus.pipelines.registry",
+    "pipelines_speechclip_plus": "speechclip_plus.modeling_speechclip_plus.pipelines",
 }
 """The files, in the order in which they import each other, and the module that each is made for."""
 
@@ -33,12 +33,7 @@ _AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoProcessor")
 
 
 def add_remote_code(folder: str | os.PathLike, configs: Sequence[str] = CONFIGS) -> None:
-    """Write the code into a saved model's folder, with the entries of its JSON files that refer to it.
-
-    Args:
-        folder: The folder; files of the same names are replaced.
-        configs: Which of its JSON files get the entries, as far as they are there.
-    """
+    """Write the code into a saved model's folder, and entries that refer to it into those of `configs` it has."""
     for name, text in remote_code_files().items():
         (Path(folder) / name).write_text(text, encoding="utf-8")
     entries = remote_code_entries()
@@ -59,7 +54,7 @@ def remote_code_entries() -> dict[str, Any]:
     # From here transformers, which copies the files that relative imports name, reaches all four of them.
     from .configuration.configuration_speechclip_plus import SpeechClipPlusConfig
     from .modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
-    from .modeling_speechclip_plus.pipelines.registry import PIPELINES
+    from .modeling_speechclip_plus.pipelines import PIPELINES
     from .modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 
     classes = (SpeechClipPlusConfig, SpeechClipPlusModel, SpeechClipPlusProcessor)
@@ -75,11 +70,7 @@ def remote_code_entries() -> dict[str, Any]:
 
 
 def remote_code_files() -> dict[str, str]:
-    """Text of each file by its name.
-
-    Raises:
-        ValueError: If a name means different things in two modules of one file.
-    """
+    """Text of each file by its name; in the modules of one file a name must mean the same, as a test makes sure."""
     if IS_REMOTE:
         return {f"{name}.py": Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in ROOTS}
     groups = _grouped_modules()
@@ -119,21 +110,23 @@ def _grouped_modules() -> dict[str, list[str]]:
     return groups
 
 
-def _parsed(module: str) -> tuple[str, ast.Module]:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
+def _spec(module: str) -> ModuleSpec:
+    if (spec := find_spec(module)) is None or spec.origin is None:
         raise ModuleNotFoundError(f"No module named {module!r}.", name=module)
-    source = Path(spec.origin).read_text(encoding="utf-8")
+    return spec
+
+
+def _parsed(module: str) -> tuple[str, ast.Module]:
+    source = Path(str(_spec(module).origin)).read_text(encoding="utf-8")
     return source, ast.parse(source)
 
 
 def _target(module: str, node: ast.ImportFrom) -> str:
-    return resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+    return resolve_name("." * node.level + (node.module or ""), _spec(module).parent)
 
 
 def _merged(file: str, modules: list[str], file_of: dict[str, str]) -> str:
     """Text of a file: what each of its modules defines, without the imports of each other."""
-    meanings: dict[str, tuple[str, str]] = {}
     docstring = ast.get_docstring(_parsed(ROOTS[file])[1]) or file
     version = metadata.version("speechclip-plus")
     parts = [f'# A copy from speechclip-plus {version}: change it there, not here.\n"""{docstring}\n"""']
@@ -150,12 +143,7 @@ def _merged(file: str, modules: list[str], file_of: dict[str, str]) -> str:
             elif node.level and (own := file_of[_target(module, node)]) != file:
                 _replace(lines, node, f"from .{own} import {', '.join(map(ast.unparse, node.names))}")
             elif node.level:
-                if any(alias.asname for alias in node.names):
-                    raise ValueError(f"{module} imports a name as another: merged modules share theirs.")
                 _replace(lines, node, "pass")
-        for name, meaning in _meanings(module, tree, file_of, file):
-            if meanings.setdefault(name, (meaning, module))[0] != meaning:
-                raise ValueError(f"{name} means different things in {meanings[name][1]} and {module}: rename one.")
         if summary := ast.get_docstring(tree):
             _replace(lines, tree.body[0], f"# ---- {module.rpartition('.')[2]}: {summary.splitlines()[0]}")
         parts.append("\n".join(lines).strip())
@@ -166,18 +154,3 @@ def _replace(lines: list[str], node: ast.stmt, text: str) -> None:
     """Put a text in a statement's first line, and nothing in its others."""
     first, last = node.lineno - 1, node.end_lineno or node.lineno
     lines[first:last] = [" " * node.col_offset + text] + [""] * (last - first - 1)
-
-
-def _meanings(module: str, tree: ast.Module, file_of: dict[str, str], file: str) -> Iterator[tuple[str, str]]:
-    """Names that a module gives a meaning in its file, and what tells two meanings apart."""
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
-            origin = _target(module, node) if node.level else node.module
-            if file_of.get(origin or "") != file:
-                yield from ((alias.asname or alias.name, f"{origin}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name, ast.unparse(node)
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
-            yield from ((name, ast.unparse(node)) for name in names if name != "__all__")

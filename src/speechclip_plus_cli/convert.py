@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from speechclip_plus.conversion.convert import convert_checkpoint
 
     start = time.perf_counter()
+    print(f"reading {args.checkpoint}", flush=True)
     conversion = convert_checkpoint(
         args.checkpoint,
         args.output_dir,
@@ -28,7 +29,6 @@ def run(args: argparse.Namespace) -> int:
         vocabulary=args.vocabulary,
         clip=args.clip,
         force=args.force,
-        show_progress=True,
     )
     size = sum(file.stat().st_size for file in args.output_dir.iterdir())
     print(f"{conversion.config.model_variant}, as published: {', '.join(conversion.presets) or 'none of these sizes'}")

@@ -96,7 +96,7 @@ def _print_tokens(captions: Sequence[str], file: Path | None) -> None:
     """Print the commonest tokens of the captions, and write all of them to `file`."""
     import numpy as np
 
-    from speechclip_plus.conversion.vocabulary import openai_tokenizer
+    from speechclip_plus.conversion.open_clip import openai_tokenizer
     from speechclip_plus.modeling_speechclip_plus.keywords import token_text
     from speechclip_plus.trainer.data.check import count_tokens
 

@@ -22,7 +22,7 @@ from .console import (
 
 if TYPE_CHECKING:
     from speechclip_plus import EmbeddingIndex
-    from speechclip_plus.trainer.search.page import Found, Query
+    from speechclip_plus.trainer.search.page import Query
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,11 +135,15 @@ def _search(args: argparse.Namespace) -> int:
     embeds = torch.cat([embed_query(model, processor, query, index.branch) for query in queries])
     found = found_items(index, *index.search(embeds, args.top))
     if args.json:
-        print(json.dumps(_as_json(queries, found), indent=2, ensure_ascii=False))
+        answers = [
+            {"query": {query.kind: query.value}, "found": items} for query, items in zip(queries, found, strict=True)
+        ]
+        print(json.dumps(answers, indent=2, ensure_ascii=False))
         return 0
-    for query, best in zip(queries, found, strict=True):
-        print(f"{query}: {len(best)} nearest of {len(index):,} {index.kind}")
-        print(_table(best))
+    for query, items in zip(queries, found, strict=True):
+        name = f'"{query.value}"' if query.kind == "text" else query.value
+        print(f"{name}: {len(items)} nearest of {len(index):,} {index.kind}")
+        print(_table(items))
     if args.html is not None:
         args.html.parent.mkdir(parents=True, exist_ok=True)
         write_report(args.html, search_report(model, processor, index, queries, found))
@@ -172,28 +176,12 @@ def _load_index_model(index: "EmbeddingIndex", given: str | None) -> tuple[Any, 
     return load_model(name, index.model.get("revision"))
 
 
-def _table(found: "Sequence[Found]") -> str:
+def _table(items: Sequence[dict[str, Any]]) -> str:
     rows = []
-    for number, one in enumerate(found, 1):
-        text = f'  "{one.item["text"]}"' if "text" in one.item else ""
-        seconds = [f"{one.item['seconds']:.1f} s"] if "seconds" in one.item else []
-        rows.append((f"{number}. {_shown_path(one.item)}{text}", [f"{one.score:.3f}", *seconds]))
+    for item in items:
+        path = Path(item.get("path", item["id"]))
+        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        text = f'  "{item["text"]}"' if "text" in item else ""
+        seconds = [f"{item['seconds']:.1f} s"] if "seconds" in item else []
+        rows.append((f"{item['rank']}. {path}{text}", [f"{item['score']:.3f}", *seconds]))
     return format_table(["score", "length"][: len(rows[0][1])], rows)
-
-
-def _shown_path(item: dict[str, Any]) -> str:
-    path = Path(item.get("path", item["id"]))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _as_json(queries: "Sequence[Query]", found: "Sequence[Sequence[Found]]") -> list[dict[str, Any]]:
-    return [
-        {
-            "query": {query.kind: query.value},
-            "found": [
-                {"rank": rank, "score": round(one.score, 6), "row": one.row, **one.item}
-                for rank, one in enumerate(best, 1)
-            ],
-        }
-        for query, best in zip(queries, found, strict=True)
-    ]

@@ -9,8 +9,7 @@ from typing import Any
 
 import datasets
 
-from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES
-from .schema import Findings, NoSuchSplitError, as_string, given_folder, make_dataset, stable_id
+from .schema import AUDIO_SUFFIXES, Findings, NoSuchSplitError, as_string, given_folder, make_dataset, stable_id
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 

@@ -13,12 +13,21 @@ import datasets
 import pyarrow
 import pyarrow.compute
 
-from ...modeling_speechclip_plus.input_paths import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from ..card_data import given_name
 from ..spoken_scenes.dataset import build_spoken_scenes
 from .corpora import load_flickr8k, load_spokencoco
 from .folder import METADATA_FILES, load_folder, metadata_file
-from .schema import FEATURES, SPLITS, Findings, NoSuchSplitError, as_string, keep_readable, stable_id
+from .schema import (
+    AUDIO_SUFFIXES,
+    FEATURES,
+    IMAGE_SUFFIXES,
+    SPLITS,
+    Findings,
+    NoSuchSplitError,
+    as_string,
+    keep_readable,
+    stable_id,
+)
 
 logger = logging.getLogger(__name__)
 

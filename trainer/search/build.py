@@ -1,18 +1,19 @@
-"""Building an embedding index, shard by shard: resumable, and by several processes at once."""
+"""Building an embedding index of a folder or a data set, shard by shard and resumable."""
 
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
 
@@ -21,14 +22,17 @@ from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from ...modeling_speechclip_plus.embedding import Batch, audio_batches, image_batches
 from ...modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
 from ...modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
-from ..data.schema import some
-from .collection import COLUMNS, Collection, open_collection
+from ..data.folder import METADATA_FILES, read_table
+from ..data.load import DATASETS, is_data_path, is_hub_repository, load_mapped, read_dataset, splits_of
+from ..data.schema import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SPLITS, Findings, NoSuchSplitError, some
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16
 SHARD_SIZE = 256
 MAX_SECONDS = 120  # of one utterance: attention takes memory with the square of its length
+_COLUMNS = {"images": "image", "audio": "audio"}
+_SUFFIXES = {"images": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
 _COLUMN_TYPES = [
     ("id", "string"),
     ("path", "string"),
@@ -36,7 +40,6 @@ _COLUMN_TYPES = [
     ("text", "string"),
     ("seconds", "float64"),
 ]
-_ROW_GROUP = 16  # rows of a parquet file that are read together to get the bytes of one
 
 
 def build_index(
@@ -53,13 +56,13 @@ def build_index(
     shard_size: int = SHARD_SIZE,
     on_error: str = "raise",
     force: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> EmbeddingIndex:
     """Embed images or audio and keep the result for `EmbeddingIndex.search`.
 
-    Stopped at any moment, the same call goes on with the shards that are not there yet. Several processes that make
-    the same call share the shards among them.
+    Stopped at any moment, the same call goes on with the shards that are not there yet. The model is set to
+    evaluation mode.
 
     Args:
         source: A folder of images or audio files, with all folders in it, or one whose `metadata.csv`, `.jsonl` or
@@ -76,205 +79,306 @@ def build_index(
         shard_size: Images or utterances that are written together: what is lost when the process is killed.
         on_error: `"raise"`: a broken or missing file is an error that names it. `"skip"`: it is left out, and listed
             in the log and in `index.json`.
-        force: Replace the index if it exists, or if another one was begun in `folder`.
+        force: Replace an index in `folder`, finished or not.
         progress: Called with (items done, all items) at the beginning and after every batch.
         **options: Of the data set, see `load_speech_image_dataset`.
-
-    Returns:
-        The index.
 
     Raises:
         ValueError: If the source, an item or an argument cannot be used; if `folder` holds something else.
         FileNotFoundError: If the source, or a file that it names, is not there.
     """
     folder = Path(folder).expanduser().absolute()
-    collection = open_collection(
-        source, kind, [split] if isinstance(split, str) else split, data_dir, on_error, **options
-    )
+    splits = [split] if isinstance(split, str) else split
+    collection = _open_collection(source, kind, splits, data_dir, on_error == "raise", options)
     if collection.kind == "images" and branch is not None:
         raise ValueError(f"branch={branch!r} is for audio: CLIP alone embeds images.")
-    builder = _Builder(collection, model, processor, branch, batch_size, on_error == "skip")
-    facts = builder.facts(shard_size)
+    if collection.kind == "audio":
+        branch = branch or model.config.retrieval_branch
+    total, width = len(collection.ids), model.config.projection_dim
+    shards = [range(total)[start : start + shard_size] for start in range(0, total, shard_size)]
+    facts = _facts(collection, model, processor, branch) | {"shard_size": shard_size, "shards": len(shards)}
     _begin(folder, facts, force, (source, data_dir, model.name_or_path))
-    was_training = model.training
     model.eval()
-    try:
-        _build_shards(folder, builder, shard_size, facts["shards"], progress or (lambda done, total: None))
-    finally:
-        model.train(was_training)
-    return _finish(folder, facts, collection)
+    embed = partial(_embedded, model, processor, collection.kind, branch, batch_size, on_error == "skip")
+    missing = {number: rows for number, rows in enumerate(shards) if not shard_file(folder, number).is_file()}
+    done = total - sum(map(len, missing.values()))
+    progress(done, total)
+    for number, rows in missing.items():
+        items = [collection[row] for row in rows]
+        for count in _write_shard(shard_file(folder, number), items, width, embed):
+            progress(done + count, total)
+        done += len(rows)
+    progress(done, total)
+    return _finish(folder, facts, collection, width)
+
+
+@dataclass
+class _Collection:
+    """Images or utterances in a fixed order.
+
+    Attributes:
+        kind: `"images"` or `"audio"`.
+        facts: Where they came from, as plain values.
+        ids: Their names, each another one.
+        rows: For each a dictionary with its `image` or `audio` (`{"path": ..., "bytes": ...}`) and `text`; read when
+            asked for.
+        left_out: A sentence for each file that is left out before any is read.
+    """
+
+    kind: str
+    facts: dict[str, Any]
+    ids: Sequence[str]
+    rows: Sequence[dict[str, Any]] | datasets.Dataset
+    left_out: Sequence[str]
+
+    def __getitem__(self, number: int) -> tuple[str, dict[str, Any], str | None]:
+        """Id, source and text of an item."""
+        row = self.rows[number]
+        return self.ids[number], row[_COLUMNS[self.kind]], row["text"] or None
+
+
+def _open_collection(
+    source: str | Path,
+    kind: str | None,
+    splits: Sequence[str] | None,
+    data_dir: str | Path | None,
+    raises: bool,
+    options: dict[str, Any],
+) -> _Collection:
+    if kind is not None and kind not in _COLUMNS:
+        raise ValueError(f"kind={kind!r}: choose {' or '.join(_COLUMNS)}.")
+    path = Path(source).expanduser()
+    if str(source) in DATASETS or is_hub_repository(str(source)):
+        return _dataset_collection(str(source), kind or "images", splits, data_dir, raises, options)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no folder {source}: give a folder of images or audio files, parquet files, owner/name of a "
+            f"data set on the Hub, or one of {', '.join(sorted(DATASETS))}."
+        )
+    texts = _named_files(path)
+    if not texts and (_metadata(path) or is_data_path(path)):
+        return _dataset_collection(path, kind or "images", splits, data_dir, raises, options)
+    if path.is_file():
+        raise ValueError(f"{path} is a file; expected a folder, parquet files, or a data set.")
+    if splits is not None or data_dir is not None or options:
+        raise ValueError(f"{path} is a folder of files: splits, data_dir and options are for data sets.")
+    return _folder_collection(path.absolute(), kind, texts, raises)
+
+
+def _metadata(folder: Path) -> list[Path]:
+    tables = [*folder.glob("metadata.*"), *folder.glob("*/metadata.*")]
+    return sorted(file for file in tables if file.name in METADATA_FILES)
+
+
+def _named_files(folder: Path) -> dict[Path, str | None]:
+    """The files of an `imagefolder` or `audiofolder` of `datasets`, with the texts that its tables give them."""
+    texts = {}
+    for table in _metadata(folder):
+        rows = list(read_table(table))
+        for place, row in rows if "file_name" in rows[0][1] else []:
+            if not row.get("file_name"):
+                raise ValueError(f"{place} has no file_name.")
+            texts[table.parent.absolute() / str(row["file_name"])] = row.get("text")
+    return texts
+
+
+def _folder_collection(folder: Path, kind: str | None, texts: dict[Path, str | None], raises: bool) -> _Collection:
+    files = list(texts) or sorted(_walk_files(folder))
+    suffixes = {file.suffix.lower() for file in files}
+    kinds = [name for name in _COLUMNS if suffixes & set(_SUFFIXES[name]) and kind in (None, name)]
+    if len(kinds) != 1:
+        none = f"no {_COLUMNS[kind]} file" if kind else "no image and no audio file"
+        both = "images and audio files: choose with kind (--kind)"
+        raise ValueError(f"The folder {folder} holds {both if kinds else none}.")
+    kind = kinds[0]
+    rows: list[dict[str, Any]] = []
+    ids, left_out = [], []
+    for file in files:
+        if file.suffix.lower() not in _SUFFIXES[kind]:
+            continue
+        if os.fsencode(file).decode("utf-8", "replace") == str(file):
+            rows.append({_COLUMNS[kind]: {"path": str(file), "bytes": None}, "text": texts.get(file)})
+            ids.append(file.relative_to(folder).as_posix())
+        elif raises:
+            raise ValueError(f"{os.fsencode(file)!r}: the name of this file is not UTF-8; rename it.")
+        else:
+            left_out.append(f"{os.fsencode(file)!r}: the name of this file is not UTF-8.")
+    return _Collection(kind, {"folder": str(folder)}, ids, rows, left_out)
+
+
+def _walk_files(folder: Path) -> Iterator[Path]:
+    """Files of a folder and of the folders in it, linked ones too, without those that are hidden."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link back to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        yield from (Path(root, name) for name in names if not name.startswith("."))
+
+
+def _dataset_collection(
+    source: str | Path,
+    kind: str,
+    wanted: Sequence[str] | None,
+    data_dir: str | Path | None,
+    raises: bool,
+    options: dict[str, Any],
+) -> _Collection:
+    findings = Findings(raises=raises)
+    saved = isinstance(source, Path) and not _metadata(source)
+    splits: dict[str, datasets.Dataset] = {}
+    absent = []
+    for split in wanted or (splits_of(Path(source)) if saved else SPLITS):
+        try:
+            if (saved or is_hub_repository(source)) and data_dir is None:  # one column of images or audio is enough
+                splits[split] = load_mapped(source, split, media=(_COLUMNS[kind],), **options)
+            else:
+                splits[split] = read_dataset(source, split, data_dir, findings, **options)
+        except NoSuchSplitError as error:
+            if wanted is not None:
+                raise
+            absent.append(str(error))
+    if not splits:
+        raise NoSuchSplitError(f"{absent[0]} Name its own with split (--split).")
+    facts = {
+        "data": str(source.resolve()) if isinstance(source, Path) else source,
+        "splits": list(splits),
+        "data_dir": None if data_dir is None else str(Path(data_dir).expanduser().resolve()),
+        "options": json.loads(json.dumps(options)),
+    }
+    places: dict[str, int] = {}
+    start = 0
+    for split, data in splits.items():
+        prefix = f"{split}/" if len(splits) > 1 else ""  # ids of images are a split's own
+        for row, name in enumerate(data["image_id" if kind == "images" else "caption_id"]):
+            places.setdefault(f"{prefix}{name}", start + row)  # an image with its first caption
+        start += len(data)
+    rows = datasets.concatenate_datasets([data.select_columns([_COLUMNS[kind], "text"]) for data in splits.values()])
+    return _Collection(kind, facts, list(places), rows.select(places.values()), findings.broken)
+
+
+def _facts(collection: _Collection, model: Any, processor: Any, branch: str | None) -> dict[str, Any]:
+    """What is built from what by whom: the beginning of `index.json`."""
+    kind = collection.kind
+    name = str(model.name_or_path or "")
+    made_by = {"name": str(Path(name).resolve()) if name and Path(name).exists() else name}
+    if commit := getattr(model.config, "_commit_hash", None):
+        made_by["revision"] = commit
+    part = processor.image_processor if kind == "images" else processor.feature_extractor
+    settings = json.dumps(part.to_dict(), sort_keys=True, default=str)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "branch": branch,
+        "model": {**made_by, "weights": weight_fingerprint(model, kind)},
+        "processor": _digest(settings),
+        "source": {**collection.facts, "items": len(collection.ids), "ids": _digest("\0".join(collection.ids))},
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _begin(folder: Path, facts: dict[str, Any], force: bool, inputs: Sequence[str | Path | None]) -> None:
     """Make the folder, or check that what was begun there is the same index."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        begun: dict[str, Any] = {"complete": True}
-        if (folder / FACTS).is_file():
-            try:
-                begun = read_facts(folder)
-            except ValueError:
-                if not force:
-                    raise
+    if (folder / FACTS).is_file() and not force:
+        begun = read_facts(folder)
         if not begun.get("complete"):
-            other = [name for name in facts if not _same(name, begun.get(name), facts[name])]
-            if not other:
-                return
-            if not force:
+            other = [name for name in facts if name != "model" and begun.get(name) != facts[name]]
+            if not same_weights(begun["model"]["weights"], facts["model"]["weights"]):
+                other.append("model")
+            if other:
                 raise ValueError(
                     f"An index was begun in {folder} with another {' and another '.join(other)}: give the command "
                     "that began it to go on, or begin anew with force=True (--force)."
                 )
-        check_new_folder(folder, force, inputs)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        names = [shard_file(folder, number).stem for number in range(facts["shards"])]
-        files = [FACTS, *(f"{name}{suffix}" for name in names for suffix in (".safetensors", ".parquet", ".lock"))]
-        write_json(folder / MANIFEST, files + [f".{file}.tmp" for file in files])  # those of a process that was killed
-        write_json(folder / FACTS, facts)
+            return
+    check_new_folder(folder, force, inputs)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shards = [shard_file(folder, number) for number in range(facts["shards"])]
+    files = [FACTS, *(file.name for shard in shards for file in (shard, shard.with_suffix(".parquet")))]
+    write_json(folder / MANIFEST, files + [f".{file}.tmp" for file in files])  # those of a process that was killed
+    write_json(folder / FACTS, facts)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes that build the same index out of a step; a process that is killed keeps nobody out."""
-    file = folder.with_name(f".{folder.name}.lock")
-    with FileLock(file):
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows keeps a file that is open
-                file.unlink()
+def _write_shard(
+    file: Path,
+    items: Sequence[tuple[str, dict[str, Any], str | None]],
+    width: int,
+    embed: Callable[..., Iterator[tuple[Batch, Tensor]]],
+) -> Iterator[int]:
+    """Embed the items of a shard, yielding how many are done, and write it: the embeddings last."""
+    import pyarrow.parquet
+
+    embeds: dict[int, Tensor] = {}
+    seconds: dict[int, float] = {}
+    skipped: dict[int, str] = {}
+    for batch, embeddings in embed(items, skipped):
+        embeds.update(zip(batch.rows, embeddings, strict=True))
+        if batch.lengths:
+            seconds.update(zip(batch.rows, (round(n / SAMPLING_RATE, 3) for n in batch.lengths), strict=True))
+        yield len(embeds) + len(skipped)
+    rows = []
+    for place in sorted(embeds):
+        name, source, text = items[place]
+        content = source.get("bytes")
+        path = source["path"] if content is None else None
+        rows.append({"id": name, "path": path, "bytes": content, "text": text, "seconds": seconds.get(place)})
+    table = pyarrow.BufferOutputStream()
+    schema = pyarrow.schema(_COLUMN_TYPES)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), table)
+    write_bytes(file.with_suffix(".parquet"), table.getvalue())
+    matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
+    reasons = json.dumps([skipped[place] for place in sorted(skipped)])
+    write_bytes(file, safetensors.torch.save({"embeddings": matrix}, {"skipped": reasons}))
 
 
-def _same(name: str, begun: Any, wanted: Any) -> bool:
-    if name == "model" and begun:  # whatever name it was loaded by
-        return same_weights(begun["weights"], wanted["weights"])
-    return begun == wanted
+@torch.no_grad()
+def _embedded(
+    model: Any,
+    processor: Any,
+    kind: str,
+    branch: str | None,
+    batch_size: int,
+    skip: bool,
+    items: Sequence[tuple[str, dict[str, Any], str | None]],
+    skipped: dict[int, str],
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield batches of items, rows counted within the shard, with their embeddings `(B, P)`."""
+
+    def name(place: int) -> str:
+        return f"{_COLUMNS[kind]} {items[place][0]}"
+
+    arguments = (model, processor, [source for _, source, _ in items], batch_size)
+    on_error = (lambda place, error: skipped.update({place: str(error)})) if skip else None
+    if kind == "images":
+        batches, embed = image_batches(*arguments, name=name, on_error=on_error), model.get_image_features
+    else:
+        batches = audio_batches(*arguments, name=name, on_error=on_error, max_seconds=MAX_SECONDS)
+        embed = partial(model.get_audio_features, branch=branch)
+    for batch in batches:
+        embeds = embed(**batch.inputs).pooler_output
+        if wrong := (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist():
+            raise ValueError(f"The model gives NaN or infinity for {name(batch.rows[wrong[0]])}.")
+        yield batch, embeds.float().cpu()
 
 
-def _build_shards(
-    folder: Path, builder: "_Builder", shard_size: int, shards: int, progress: Callable[[int, int], None]
-) -> None:
-    total = len(builder.collection)
-    rows = [range(total)[number * shard_size :][:shard_size] for number in range(shards)]
-
-    def report(done: int = 0) -> None:
-        progress(done + sum(len(rows[n]) for n in range(shards) if shard_file(folder, n).is_file()), total)
-
-    report()
-    for timeout in (0, -1):  # first the shards that no other process is at, then those whose process was killed
-        for number in range(shards):
-            if shard_file(folder, number).is_file():
-                continue
-            with suppress(Timeout), FileLock(folder / f"shard-{number:05d}.lock", timeout=timeout):
-                if not shard_file(folder, number).is_file():
-                    builder.write(folder, number, rows[number], report)
-    report()
-
-
-def _finish(folder: Path, facts: dict[str, Any], collection: Collection) -> EmbeddingIndex:
-    skipped, rows = list(collection.missing), 0
+def _finish(folder: Path, facts: dict[str, Any], collection: _Collection, width: int) -> EmbeddingIndex:
+    skipped, rows = list(collection.left_out), 0
     for number in range(facts["shards"]):
         with safe_open(shard_file(folder, number), framework="pt") as shard:
             skipped += json.loads(shard.metadata()["skipped"])
-            count, width = shard.get_slice("embeddings").get_shape()
-        rows += count
+            rows += shard.get_slice("embeddings").get_shape()[0]
     if not rows:
         shutil.rmtree(folder)
-        raise ValueError(f"None of the {len(collection)} items can be used: {some(skipped, ' | ', 5)}")
+        raise ValueError(f"None of the {len(collection.ids)} items can be used: {some(skipped, ' | ', 5)}")
     if skipped:
         logger.warning("%s: left out: %d (%s)", folder, len(skipped), some(skipped, " | ", 5))
-    with _alone(folder):
-        for lock in folder.glob("*.lock"):
-            lock.unlink(missing_ok=True)
-        write_json(folder / FACTS, {**facts, "complete": True, "shape": [rows, width], "skipped": skipped})
+    write_json(folder / FACTS, {**facts, "complete": True, "shape": [rows, width], "skipped": skipped})
     return EmbeddingIndex.load(folder)
-
-
-class _Builder:
-    """What embeds the items of a shard and writes it."""
-
-    def __init__(
-        self, collection: Collection, model: Any, processor: Any, branch: str | None, batch_size: int, skip: bool
-    ) -> None:
-        self.collection, self.model, self.processor = collection, model, processor
-        self.batch_size, self.skip = batch_size, skip
-        self.branch = (branch or model.config.retrieval_branch) if collection.kind == "audio" else None
-
-    def facts(self, shard_size: int) -> dict[str, Any]:
-        """What is built from what by whom: the beginning of `index.json`."""
-        kind = self.collection.kind
-        name = str(self.model.name_or_path or "")
-        model = {"name": str(Path(name).resolve()) if name and Path(name).exists() else name}
-        if commit := getattr(self.model.config, "_commit_hash", None):
-            model["revision"] = commit
-        part = self.processor.image_processor if kind == "images" else self.processor.feature_extractor
-        settings = json.dumps(part.to_dict(), sort_keys=True, default=str).encode()
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "kind": kind,
-            "branch": self.branch,
-            "model": {**model, "weights": weight_fingerprint(self.model, kind)},
-            "processor": hashlib.blake2b(settings, digest_size=16).hexdigest(),
-            "source": self.collection.identity(),
-            "shard_size": shard_size,
-            "shards": -(-len(self.collection) // shard_size),
-        }
-
-    def write(self, folder: Path, number: int, rows: range, report: Callable[[int], None]) -> None:
-        """Embed the items of a shard and write it; the embeddings come last and say that it is there."""
-        import pyarrow.parquet
-
-        items = [self.collection[row] for row in rows]
-        embeds: dict[int, Tensor] = {}
-        seconds: dict[int, float] = {}
-        skipped: dict[int, str] = {}
-        for batch, embeddings in self._embedded(items, skipped):
-            embeds.update(zip(batch.rows, embeddings, strict=True))
-            if batch.lengths:
-                seconds.update(zip(batch.rows, (round(n / SAMPLING_RATE, 3) for n in batch.lengths), strict=True))
-            report(len(embeds) + len(skipped))
-        kept = [
-            {
-                "id": name,
-                "path": None if source.get("bytes") is not None else source["path"],
-                "bytes": source.get("bytes"),
-                "text": text or None,
-                "seconds": seconds.get(place),
-            }
-            for place, (name, source, text) in enumerate(items)
-            if place in embeds
-        ]
-        content = pyarrow.BufferOutputStream()
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(kept, pyarrow.schema(_COLUMN_TYPES)), content, row_group_size=_ROW_GROUP
-        )
-        file = shard_file(folder, number)
-        write_bytes(file.with_suffix(".parquet"), content.getvalue())
-        width = self.model.config.projection_dim
-        matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
-        reasons = json.dumps([skipped[place] for place in sorted(skipped)])
-        write_bytes(file, safetensors.torch.save({"embeddings": matrix}, {"skipped": reasons}))
-
-    @torch.no_grad()
-    def _embedded(
-        self, items: Sequence[tuple[str, dict[str, Any], str]], skipped: dict[int, str]
-    ) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield batches of items, rows counted within the shard, with their embeddings `(B, P)`."""
-
-        def name(place: int) -> str:
-            return f"{COLUMNS[self.collection.kind]} {items[place][0]}"
-
-        arguments = (self.model, self.processor, [source for _, source, _ in items], self.batch_size)
-        skip = (lambda place, error: skipped.update({place: str(error)})) if self.skip else None
-        if self.collection.kind == "images":
-            batches, embed = image_batches(*arguments, name=name, on_error=skip), self.model.get_image_features
-        else:
-            batches = audio_batches(*arguments, name=name, on_error=skip, max_seconds=MAX_SECONDS)
-            embed = partial(self.model.get_audio_features, branch=self.branch)
-        for batch in batches:
-            embeds = embed(**batch.inputs).pooler_output
-            if wrong := (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist():
-                raise ValueError(f"The model gives NaN or infinity for {name(batch.rows[wrong[0]])}.")
-            yield batch, embeds.float().cpu()

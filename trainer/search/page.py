@@ -31,26 +31,6 @@ class Query:
     value: str
     content: Any
 
-    def __str__(self) -> str:
-        if self.kind == "speech":
-            return f"{self.value} ({len(self.content) / SAMPLING_RATE:.1f} s)"
-        return f'"{self.value}"' if self.kind == "text" else self.value
-
-
-@dataclass(frozen=True)
-class Found:
-    """An item that was found.
-
-    Attributes:
-        row: Its row in the index.
-        score: Cosine similarity with the query.
-        item: What the index says of it.
-    """
-
-    row: int
-    score: float
-    item: dict[str, Any]
-
 
 def embed_query(model: Any, processor: Any, query: Query, branch: str | None) -> Tensor:
     """Embed one query, `(1, P)`; speech by `branch`."""
@@ -61,42 +41,40 @@ def embed_query(model: Any, processor: Any, query: Query, branch: str | None) ->
     return embed_audio(model, processor, [query.content], branch=branch, sampling_rate=SAMPLING_RATE)
 
 
-def found_items(index: EmbeddingIndex, scores: Tensor, rows: Tensor) -> list[list[Found]]:
-    """Look up what `EmbeddingIndex.search` found, query by query."""
+def found_items(index: EmbeddingIndex, scores: Tensor, rows: Tensor) -> list[list[dict[str, Any]]]:
+    """Look up what `EmbeddingIndex.search` found, query by query: `rank`, `score`, `row`, and what the index keeps."""
     return [
-        [Found(row, score, index[row]) for score, row in zip(own_scores, own_rows, strict=True)]
+        [
+            {"rank": rank, "score": round(score, 6), "row": row, **index[row]}
+            for rank, (score, row) in enumerate(zip(own_scores, own_rows, strict=True), 1)
+        ]
         for own_scores, own_rows in zip(scores.tolist(), rows.tolist(), strict=True)
     ]
 
 
 def search_report(
-    model: Any, processor: Any, index: EmbeddingIndex, queries: Sequence[Query], found: Sequence[Sequence[Found]]
+    model: Any,
+    processor: Any,
+    index: EmbeddingIndex,
+    queries: Sequence[Query],
+    found: Sequence[Sequence[dict[str, Any]]],
 ) -> Report:
-    """Put the page together, with all images and audio in it.
-
-    Args:
-        model: Embedded the queries; extracts the keywords of spoken ones.
-        processor: Its processor.
-        index: What was searched.
-        queries: What was searched for.
-        found: For each query what was found, best first.
+    """Put the page together, with all images and audio in it, and the keywords of spoken queries.
 
     Raises:
         FileNotFoundError: If a file that was found is not where it was when the index was built.
     """
     name = "/".join(Path(index.model["name"]).parts[-2:]) or "a model without a name"
-    return Report(
-        title=f"Found among {len(index):,} {index.kind}",
-        summary=[
-            f"The nearest {index.kind} in the embedding space of {name}, the best first, with their cosine similarity."
-        ],
-        answers=[
-            (("", ""), [_answer(model, processor, index, *both) for both in zip(queries, found, strict=True)]),
-        ],
+    nearest = (
+        f"The nearest {index.kind} in the embedding space of {name}, the best first, with their cosine similarity."
     )
+    answers = [_answer(model, processor, index, *both) for both in zip(queries, found, strict=True)]
+    return Report(f"Found among {len(index):,} {index.kind}", summary=[nearest], answers=[(("", ""), answers)])
 
 
-def _answer(model: Any, processor: Any, index: EmbeddingIndex, query: Query, best: Sequence[Found]) -> Answer:
+def _answer(
+    model: Any, processor: Any, index: EmbeddingIndex, query: Query, found: Sequence[dict[str, Any]]
+) -> Answer:
     if query.kind == "speech":
         shown = spoken_query(model, processor, query.content)
         shown["detail"] = f"spoken, {len(query.content) / SAMPLING_RATE:.1f} seconds"
@@ -105,16 +83,12 @@ def _answer(model: Any, processor: Any, index: EmbeddingIndex, query: Query, bes
     else:
         shown = {"detail": "written"}
     title = f"“{query.value}”" if query.kind == "text" else Path(query.value).name
-    return Answer(title, index.kind, [_found_item(index, one) for one in best], **shown)
+    return Answer(title, index.kind, [_found_item(index, item) for item in found], **shown)
 
 
-def _found_item(index: EmbeddingIndex, one: Found) -> FoundItem:
-    source, name, label = index.source(one.row), one.item["id"], _label(one.item)
+def _found_item(index: EmbeddingIndex, item: dict[str, Any]) -> FoundItem:
+    source, name = index.source(item["row"]), item["id"]
+    label = item.get("text") or Path(item.get("path", name)).name
     if index.kind == "images":
-        return FoundItem(image_data_uri(load_image(source, name=name)), one.score, label)
-    return FoundItem(audio_data_uri(load_audio(source, name=name)), one.score, label, f"{one.item['seconds']:.1f} s")
-
-
-def _label(item: dict[str, Any]) -> str:
-    """What a reader would call an item: its text, or its file's name."""
-    return item.get("text") or Path(item.get("path", item["id"])).name
+        return FoundItem(image_data_uri(load_image(source, name)), item["score"], label)
+    return FoundItem(audio_data_uri(load_audio(source, name=name)), item["score"], label, f"{item['seconds']:.1f} s")

@@ -10,7 +10,6 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -58,15 +57,8 @@ class Checkpoint(NamedTuple):
     hyper_parameters: Any
 
 
-def read_checkpoint(path: str | os.PathLike, on_bytes: Callable[[int], Any] | None = None) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Read a checkpoint written by `torch.save`; its tensors stay on disk until they are used.
-
-    Args:
-        path: zip-format file, which `torch.save` writes since PyTorch 1.6.
-        on_bytes: called with the number of bytes whenever some were checked, for a progress bar.
-
-    Returns:
-        Its weights, memory-mapped, and its hyper-parameters.
 
     Raises:
         UnsafeCheckpointError: if it asks for anything but data; the message says what.
@@ -82,7 +74,7 @@ def read_checkpoint(path: str | os.PathLike, on_bytes: Callable[[int], Any] | No
             f"({path.stat().st_size:,} bytes)."
         )
     try:
-        _check_archive(path, on_bytes or (lambda _: None))
+        _check_archive(path)
         _check_in_child(path)
         return _load(path)
     except pickle.UnpicklingError as error:
@@ -96,7 +88,7 @@ def read_checkpoint(path: str | os.PathLike, on_bytes: Callable[[int], Any] | No
         raise ValueError(f"{path} is damaged or no checkpoint of the original: {reason}") from error
 
 
-def _check_archive(path: Path, on_bytes: Callable[[int], Any]) -> None:
+def _check_archive(path: Path) -> None:
     """Verify what `torch.load(mmap=True)` does not: that entries are stored as they are, and their checksums."""
     with zipfile.ZipFile(path) as archive:
         if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
@@ -106,8 +98,8 @@ def _check_archive(path: Path, on_bytes: Callable[[int], Any]) -> None:
                 raise ValueError(f"its entry {record.filename[:_MAX_TEXT]} is compressed")
             if record.CRC:  # torch.save can leave checksums out
                 with archive.open(record) as entry:
-                    while chunk := entry.read(1 << 20):
-                        on_bytes(len(chunk))
+                    while entry.read(1 << 20):  # raises if the checksum is another one
+                        pass
 
 
 def _check_in_child(path: Path) -> None:
@@ -138,7 +130,7 @@ def _can_load(path: Path) -> bool:
 
 
 def _load(path: Path) -> Checkpoint:
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     stubs: list[Any] = [(_stub(name), name) for name in names]
     with torch.serialization.safe_globals(stubs):
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPTextModel, Wav2Vec2FeatureExtractor
 
 from ..atomic_files import check_new_folder, finished_folder, write_json
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from ..configuration.presets import preset_names
 from ..hub_cards.model_card import ConvertedCheckpoint, ModelCardFacts, save_model_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .checkpoint import read_checkpoint
+from .open_clip import VOCABULARY_SIZE, openai_tokenizer
 from .original_config import (
     HUBERT_HEADS,
     Settings,
@@ -30,8 +31,7 @@ from .original_config import (
     settings_of_preset,
     settings_of_weights,
 )
-from .state_dict_names import FULL_TABLE, rename_original_weights
-from .vocabulary import VOCABULARY_SIZE, openai_tokenizer, read_vocabulary, recover_vocabulary
+from .state_dict_names import FULL_TABLE, read_vocabulary, recover_vocabulary, rename_original_weights
 
 REPORT = "conversion.json"
 _TOKEN_TABLE = "clip.text_model.embeddings.token_embedding.weight"
@@ -66,7 +66,6 @@ def convert_checkpoint(
     vocabulary: str | os.PathLike | None = None,
     clip: str | os.PathLike | None = None,
     force: bool = False,
-    show_progress: bool = False,
 ) -> Conversion:
     """Turn an original SpeechCLIP or SpeechCLIP+ checkpoint into a folder that `from_pretrained` loads.
 
@@ -75,18 +74,11 @@ def convert_checkpoint(
 
     Args:
         checkpoint: File that the original wrote, such as `epoch_12-step_28794-val_recall_mean_10_36.1455.ckpt`.
-        output_dir: Folder to make: weights as safetensors, configuration, processor, model card, and
-            `conversion.json`, which tells what was used and what ignored.
+        output_dir: Folder to make: weights as safetensors, configuration, processor, model card, `conversion.json`.
         preset: Name of a published configuration that fills in what neither weights nor hyper-parameters tell.
-        vocabulary: `.npy` file of CLIP token ids (the original's own has them beside their counts), row by row of
-            the reduced table; only needed if they cannot be recovered, and checked against the table.
-        clip: Repository or folder of the `CLIPModel` that a checkpoint with a reduced table, but without the full one,
-            was trained with.
+        vocabulary: `.npy` file of the reduced token table's CLIP ids, which are needed if they cannot be recovered.
+        clip: Repository or folder of the `CLIPModel` that a checkpoint with a reduced table alone was trained with.
         force: Replace `output_dir` if it exists.
-        show_progress: Draw a progress bar.
-
-    Returns:
-        What became of it.
 
     Raises:
         UnsafeCheckpointError: If the checkpoint asks for anything but data.
@@ -99,33 +91,31 @@ def convert_checkpoint(
     check_new_folder(output_dir, force, (checkpoint, vocabulary, clip))
     given = None if vocabulary is None else read_vocabulary(vocabulary)
     preset_settings = None if preset is None else settings_of_preset(preset)
-    size = checkpoint.stat().st_size
-    with tqdm(total=size, unit="B", unit_scale=True, desc="checking", disable=not show_progress) as bar:
-        state, saved = read_checkpoint(checkpoint, bar.update)
-        weights, ignored = rename_original_weights(state)
-        hyperparameters = _hyperparameters(saved)
-        found, notes = _settings(weights, state, hyperparameters, given, clip)
-        if found["model_variant"] == "parallel" and FULL_TABLE in state:
-            ignored["clip.model.token_embedding.weight"] = "reduced token table, which only keywords need"
-        if preset_settings is not None:
-            found = merge_settings(("the checkpoint", found), (f"the preset {preset}", preset_settings))
-        presets = matching_presets(found)
-        _require_heads(found, hyperparameters, preset, presets)
-        config, do_normalize = _configuration(found, presets, preset)
-        model = _model_of(weights, config)
-        processor = _processor(config, do_normalize, clip)
-        if processor is None:
-            notes.append(
-                f"no processor was written: CLIP's {config.clip_config.text_config.vocab_size} tokens are not those "
-                "of OpenAI's tokenizer; clip=REPOSITORY_OR_FOLDER would supply one"
-            )
-        conversion = Conversion(config, presets, len(state) - len(ignored), ignored, notes)
-        bar.set_description("writing")
-        with finished_folder(output_dir) as work:
-            model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE)
-            if processor is not None:
-                processor.save_pretrained(work)
-            _write_card_and_report(conversion, checkpoint, work, output_dir.name)
+    state, saved = read_checkpoint(checkpoint)
+    weights, ignored = rename_original_weights(state)
+    hyperparameters = _hyperparameters(saved)
+    found, notes = _settings(weights, state, hyperparameters, given, clip)
+    if found["model_variant"] == "parallel" and FULL_TABLE in state:
+        ignored["clip.model.token_embedding.weight"] = "reduced token table, which only keywords need"
+    if preset_settings is not None:
+        found = merge_settings(("the checkpoint", found), (f"the preset {preset}", preset_settings))
+    presets = matching_presets(found)
+    if "branch_config.num_attention_heads" not in found:
+        raise ValueError(
+            "The branch's number of attention heads leaves no trace in the weights, and hyper-parameters that tell it "
+            f"are missing. Pass another preset=NAME (--preset), as one of {', '.join(presets or preset_names())}."
+        )
+    config, do_normalize = _configuration(found, presets, preset)
+    model = _model_of(weights, config)
+    tokens = config.clip_config.text_config.vocab_size
+    if tokens != VOCABULARY_SIZE:
+        notes.append(f"no processor was written: CLIP's {tokens} tokens are not those of OpenAI's tokenizer")
+    conversion = Conversion(config, presets, len(state) - len(ignored), ignored, notes)
+    with finished_folder(output_dir) as work:
+        model.save_pretrained(work, max_shard_size=_MAX_SHARD_SIZE)
+        if tokens == VOCABULARY_SIZE:
+            _processor(config, do_normalize).save_pretrained(work)
+        _write_card_and_report(conversion, checkpoint, work, output_dir.name)
     return conversion
 
 
@@ -140,8 +130,7 @@ def _write_card_and_report(conversion: Conversion, checkpoint: Path, folder: Pat
 
 def _hyperparameters(saved: Any) -> dict[str, Any]:
     """The original's configuration: saved as an argument named `config`, or by itself."""
-    if not isinstance(saved, dict):
-        return {}
+    saved = saved if isinstance(saved, dict) else {}
     config = saved.get("config")  # its own `config` is the name of the file that it was read from
     return config if isinstance(config, dict) else saved
 
@@ -185,10 +174,8 @@ def _settings(
                 f"are {sorted(special)}; the configuration does as the original did"
             )
     known = settings_of_hyperparameters(hyperparameters, found["model_variant"])
-    if known.get("retrieval_branch") not in ("parallel", "cascaded") or found["model_variant"] in (
-        "parallel",
-        "cascaded",
-    ):
+    chosen = known.get("retrieval_branch") in ("parallel", "cascaded")
+    if not chosen or not found["model_variant"].startswith("hybrid"):  # others have no choice
         known.pop("retrieval_branch", None)
     width, heads = found["speech_config.hidden_size"], found["speech_config.num_attention_heads"]
     if width not in HUBERT_HEADS:
@@ -197,18 +184,6 @@ def _settings(
             "convolution: nothing in the file tells"
         )
     return merge_settings(("the weights", found), ("the checkpoint's hyper-parameters", known)), notes
-
-
-def _require_heads(
-    found: Settings, hyperparameters: Mapping[str, Any], preset: str | None, presets: list[str]
-) -> None:
-    if "branch_config.num_attention_heads" not in found:
-        what = "its hyper-parameters do not tell" if hyperparameters else "the file holds no hyper-parameters"
-        choice = f"one of {', '.join(presets)}" if presets else "a published configuration of its kind"
-        raise ValueError(
-            f"The branch's number of attention heads leaves no trace in the weights, and {what}. Pass preset=NAME "
-            f"(--preset), {choice}{f' ({preset} does not say either)' if preset else ''}."
-        )
 
 
 def _configuration(settings: Settings, presets: list[str], preset: str | None) -> tuple[SpeechClipPlusConfig, bool]:
@@ -247,22 +222,10 @@ def _model_of(weights: dict[str, Tensor], config: SpeechClipPlusConfig) -> Speec
     return model
 
 
-def _processor(
-    config: SpeechClipPlusConfig, do_normalize: bool, clip: str | os.PathLike | None
-) -> SpeechClipPlusProcessor | None:
+def _processor(config: SpeechClipPlusConfig, do_normalize: bool) -> SpeechClipPlusProcessor:
     side = config.clip_config.vision_config.image_size
-    if config.clip_config.text_config.vocab_size == VOCABULARY_SIZE:
-        tokenizer: Any = openai_tokenizer()
-    elif clip is not None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(clip)
-        if len(tokenizer) < 2 * 256:  # every byte, alone and at a word's end: with less it was made from nothing
-            raise OSError(f"{clip} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
-    else:
-        return None
     return SpeechClipPlusProcessor(
         feature_extractor=Wav2Vec2FeatureExtractor(do_normalize=do_normalize),
         image_processor=CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
-        tokenizer=tokenizer,
+        tokenizer=openai_tokenizer(),
     )

@@ -1,35 +1,30 @@
-"""open_clip models converted to transformers' `CLIPModel`, where both compute the same."""
+"""open_clip models converted to transformers' `CLIPModel`, where both compute the same, and CLIP's tokenizer."""
 
-import difflib
+import gzip
 import os
-from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.image_utils import PILImageResampling
 
 from ..atomic_files import check_new_folder, finished_folder
+from .original_config import nested, settings_of_clip
 from .state_dict_names import rename_clip_weight
-from .vocabulary import VOCABULARY_SIZE, openai_tokenizer
 
-# The settings of an architecture that `_convert` puts into a `CLIPConfig`; any other has to be off.
-_VISION = {"image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "patch_dropout"}
-_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-_TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+VOCABULARY_SIZE = 49_408
+_MERGES = VOCABULARY_SIZE - 2 * 256 - 2  # each byte alone and at a word's end, the start and the end
 _TOLERANCE = 1e-4
 _MAX_SHARD_SIZE = "2GB"
 _RESAMPLING = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
 
 
 def import_open_clip(
-    architecture: str,
-    pretrained: str | os.PathLike,
-    output_dir: str | os.PathLike,
-    *,
-    force: bool = False,
+    architecture: str, pretrained: str | os.PathLike, output_dir: str | os.PathLike, *, force: bool = False
 ) -> float:
     """Turn an open_clip model into a folder of transformers' `CLIPModel`, with tokenizer and image processor.
 
@@ -43,14 +38,29 @@ def import_open_clip(
         The largest difference of any output between both models, on random inputs.
 
     Raises:
-        ValueError: If the architecture is unknown or no plain CLIP; the message names what stands against it.
-        OSError: If the weights are not there.
+        ValueError: If the architecture is unknown or no plain CLIP, or the weights are not of it.
     """
+    import open_clip  # many seconds, and only needed here
+
     output_dir = Path(output_dir)
     check_new_folder(output_dir, force, (pretrained,))
-    config, original = _load(architecture, os.fspath(pretrained))
-    model = _convert(architecture, config, original)
-    difference = _largest_difference(original, model)
+    try:
+        original = open_clip.create_model(architecture, pretrained=os.fspath(pretrained), precision="fp32").eval()
+    except OSError:
+        raise
+    except Exception as error:  # of any kind, for a file that is something else
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]  # torch first advises loading it unsafely
+        raise ValueError(
+            f"{pretrained} could not be loaded as weights of {architecture}: {type(error).__name__}: {reason[:300]}"
+        ) from error
+    try:
+        model = _convert(original)
+        difference = _largest_difference(original, model)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # of other parts or sizes
+        raise ValueError(
+            f"{architecture} is not a plain vision transformer with CLIP's causal text tower, which CLIPModel is: "
+            f"{str(error)[:300]}"
+        ) from error
     if not difference < _TOLERANCE:
         raise ValueError(
             f"As a CLIPModel, {architecture} computes something else: outputs differ by up to {difference:.1e}."
@@ -64,102 +74,41 @@ def import_open_clip(
     return difference
 
 
-def _load(architecture: str, pretrained: str) -> tuple[dict[str, Any], Any]:
-    """Load an open_clip model; returns its architecture's settings and the model."""
-    import open_clip  # many seconds, and only needed here
-    from open_clip.factory import load_state_dict
+def openai_tokenizer() -> CLIPTokenizer:
+    """Build the tokenizer of all of OpenAI's CLIP models from open_clip's list of merges, without downloading it.
 
-    config = open_clip.get_model_config(architecture)
-    if config is None:
-        near = difflib.get_close_matches(architecture, open_clip.list_models(), n=3, cutoff=0.4)
-        raise ValueError(f"open_clip knows no architecture {architecture!r}. Near to it: {', '.join(near) or 'none'}.")
-    _check_plain(architecture, config)
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if not os.path.isfile(pretrained) and pretrained not in tags:
-        raise ValueError(
-            f"{pretrained!r} is neither a file nor one of open_clip's weights for {architecture}: {', '.join(tags)}."
-        )
-    try:
-        if os.path.isfile(pretrained):
-            _check_places(config, load_state_dict(pretrained))
-        original = open_clip.create_model(architecture, pretrained=pretrained, precision="fp32").eval()
-    except OSError:
-        raise
-    except Exception as error:  # of any kind, for a file that is something else
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2]  # torch first advises loading it unsafely
-        raise ValueError(
-            f"{pretrained} could not be loaded as weights of {architecture}: {type(error).__name__}: {reason[:300]}"
-        ) from error
-    return config, original
+    Raises:
+        OSError: If open_clip_torch is not installed, or does not carry the list.
+    """
+    # Found rather than imported: importing open_clip takes many seconds.
+    spec = find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise OSError("CLIP's tokenizer is made from open_clip's list of merges: `pip install open_clip_torch`.")
+    file = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
+    merges = [(left, right) for left, right in map(str.split, lines[1 : _MERGES + 1])]
+    symbols = list(bytes_to_unicode().values())
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *(left + right for left, right in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
-def _check_places(config: dict[str, Any], state: Any) -> None:
-    """Refuse weights for images or texts of another size, which open_clip would resample without a word."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    places = (vision.get("image_size", 224) // vision.get("patch_size", 16)) ** 2 + 1
-    expected = {"visual.positional_embedding": places, "positional_embedding": text.get("context_length", 77)}
-    for name, count in expected.items():
-        if isinstance(state, Mapping) and name in state and len(state[name]) != count:
-            raise ValueError(f"its {name} has {len(state[name])} places, the architecture {count}")
-
-
-def _check_plain(architecture: str, config: dict[str, Any]) -> None:
-    """Refuse what `CLIPModel` has no setting for."""
-    vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
-    blocks = ((config, _TOP), (vision, _VISION), (text, _TEXT))
-    other = {key: value for block, known in blocks for key, value in block.items() if key not in known and value}
-    # A list of layers is a ResNet, one of sizes an image that is no square.
-    other |= {key: vision[key] for key in ("layers", "image_size", "patch_size") if isinstance(vision.get(key), list)}
-    if text.get("vocab_size", VOCABULARY_SIZE) != VOCABULARY_SIZE:
-        other["vocab_size"] = text["vocab_size"]
-    if other:
-        raise ValueError(
-            f"{architecture} is not a plain vision transformer with CLIP's causal text tower, which CLIPModel is: "
-            f"{'; '.join(f'{key} = {value!r}' for key, value in other.items())[:500]}."
-        )
-
-
-def _convert(architecture: str, config: dict[str, Any], original: Any) -> CLIPModel:
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    # open_clip itself chooses quick GELU for OpenAI's weights, whatever the architecture's name says.
-    quick = "quickgelu" in type(original.transformer.resblocks[0].mlp[1]).__name__.lower()
-    shared = {"projection_dim": config["embed_dim"], "hidden_act": "quick_gelu" if quick else "gelu"}
-
-    def tower(block: dict[str, Any], width: int) -> dict[str, Any]:
-        width = block.get("width", width)
-        return shared | {
-            "hidden_size": width,
-            "intermediate_size": int(width * block.get("mlp_ratio", 4.0)),
-            "num_hidden_layers": block.get("layers", 12),
-        }
-
-    model = CLIPModel(
-        CLIPConfig(
-            projection_dim=config["embed_dim"],
-            text_config=tower(text, 512)
-            | {
-                "vocab_size": VOCABULARY_SIZE,
-                "num_attention_heads": text.get("heads", 8),
-                "max_position_embeddings": text.get("context_length", 77),
-                "bos_token_id": VOCABULARY_SIZE - 2,
-                "eos_token_id": VOCABULARY_SIZE - 1,
-            },
-            vision_config=tower(vision, 768)
-            | {
-                "num_attention_heads": vision.get("width", 768) // vision.get("head_width", 64),
-                "image_size": vision.get("image_size", 224),
-                "patch_size": vision.get("patch_size", 16),
-            },
-        )
-    ).eval()
-    state: dict[str, Tensor] = {}
+def _convert(original: Any) -> CLIPModel:
+    weights: dict[str, Tensor] = {}
     for name, value in original.state_dict().items():
         if name != "attn_mask":
-            state |= {new.removeprefix("clip."): tensor for new, tensor in rename_clip_weight(name, value).items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{architecture} has other parts than CLIPModel: {error}") from None
+            weights |= rename_clip_weight(name, value)
+    config = nested(settings_of_clip(weights))
+    if config["text_config"]["vocab_size"] != VOCABULARY_SIZE:
+        raise ValueError(f"it has {config['text_config']['vocab_size']} tokens and not CLIP's {VOCABULARY_SIZE}")
+    # open_clip itself chooses quick GELU for OpenAI's weights, whatever the architecture's name says.
+    quick = "quickgelu" in type(original.transformer.resblocks[0].mlp[1]).__name__.lower()
+    for tower, blocks in (("text_config", original.transformer), ("vision_config", original.visual.transformer)):
+        config[tower]["num_attention_heads"] = blocks.resblocks[0].attn.num_heads
+        config[tower]["hidden_act"] = "quick_gelu" if quick else "gelu"
+    model = CLIPModel(CLIPConfig(**config)).eval()
+    model.load_state_dict({name.removeprefix("clip."): value for name, value in weights.items()})
     return model
 
 

@@ -20,14 +20,7 @@ Settings = dict[str, Any]  # dotted names of `SpeechClipPlusConfig`, such as "br
 
 
 def settings_of_weights(weights: Mapping[str, Tensor]) -> Settings:
-    """Read off renamed weights what their names and shapes tell.
-
-    Args:
-        weights: By the names of `SpeechClipPlusModel`, from `rename_original_weights`.
-
-    Raises:
-        ValueError: If they are those of no supported model.
-    """
+    """Read off renamed weights what their names and shapes tell; those of no supported model are a ValueError."""
     has_cif = any(name.startswith("cif.") for name in weights)
     has_cascaded = any(name.startswith("keyword_projection.") for name in weights)
     has_parallel = any(name.startswith("parallel_projection.") for name in weights)
@@ -36,7 +29,7 @@ def settings_of_weights(weights: Mapping[str, Tensor]) -> Settings:
     kind = "hybrid" if has_parallel and has_cascaded else "cascaded" if has_cascaded else "parallel"
     found: Settings = {"model_variant": f"{kind}_plus" if has_cif else kind}
     found |= {f"speech_config.{key}": value for key, value in _speech(weights).items()}
-    found |= {f"clip_config.{key}": value for key, value in _clip(weights).items()}
+    found |= {f"clip_config.{key}": value for key, value in settings_of_clip(weights).items()}
     found |= {f"branch_config.{key}": value for key, value in _branch(weights).items()}
     if has_cif:
         found["cif_config.conv_layers"] = _count(weights, "cif.convolutions.")
@@ -77,13 +70,8 @@ _CIF_PATHS = {
 def settings_of_hyperparameters(config: Mapping[str, Any], variant: str) -> Settings:
     """Read what the original's configuration says, and neither weights nor names tell.
 
-    Args:
-        config: the `config` of the checkpoint's `hyper_parameters`, as plain dictionaries. Whatever is not in it is
-            not in the answer.
-        variant: of the model.
-
     Raises:
-        ValueError: if it asks for something that this package does not compute.
+        ValueError: If it asks for something that this package does not compute.
     """
     branch = "model_settings.parallel_branch" if variant == "parallel" else _CASCADED
     paths = {key: path.replace("BRANCH", branch) for key, path in _PATHS.items()}
@@ -111,11 +99,7 @@ def settings_of_hyperparameters(config: Mapping[str, Any], variant: str) -> Sett
 
 
 def setting_at(config: Any, path: str) -> Any:
-    """Value at a dotted path of nested dictionaries; None where there is none.
-
-    Raises:
-        ValueError: if something else than a dictionary stands where the path goes on.
-    """
+    """Value at a dotted path of nested dictionaries; None where there is none."""
     for name in path.split("."):
         if config is None:
             return None
@@ -126,24 +110,13 @@ def setting_at(config: Any, path: str) -> Any:
 
 
 def settings_of_preset(name: str) -> Settings:
-    """Flatten a preset, with its processor's `do_normalize`.
-
-    Raises:
-        ValueError: If there is no such preset.
-    """
+    """Flatten a preset, with its processor's `do_normalize`."""
     preset = load_preset(name)
     return {**_flatten(preset["config"]), **_flatten(preset["processor"])}
 
 
 def merge_settings(*sources: tuple[str, Settings]) -> Settings:
-    """Put settings together; a later source only adds what the earlier ones leave open.
-
-    Args:
-        *sources: Each a name, such as "the weights", and its settings.
-
-    Raises:
-        ValueError: If two contradict each other; it names both and what they say.
-    """
+    """Put named settings together; two that contradict each other are a ValueError, which names both."""
     merged: Settings = {}
     origin: dict[str, str] = {}
     for source, settings in sources:
@@ -213,7 +186,8 @@ def _speech(weights: Mapping[str, Tensor]) -> Settings:
     } | ({} if f"{prefix}masked_spec_embed" in weights else {"mask_time_prob": 0.0, "mask_feature_prob": 0.0})
 
 
-def _clip(weights: Mapping[str, Tensor]) -> Settings:
+def settings_of_clip(weights: Mapping[str, Tensor]) -> Settings:
+    """Read off CLIP's renamed weights what `CLIPConfig` needs: `projection_dim`, `text_config.hidden_size`, ..."""
     if any(name.startswith("clip.visual.layer") for name in weights):
         raise ValueError("The checkpoint's CLIP has a ResNet image tower; only vision transformers are supported.")
     patches = _shape(weights, "clip.vision_model.embeddings.patch_embedding.weight")

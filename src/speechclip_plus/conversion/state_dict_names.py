@@ -1,13 +1,16 @@
-"""Names and layouts of the original research code's weights, turned into this package's.
+"""Names and layouts of the original research code's weights, and its token table, turned into this package's.
 
 The original stores fairseq's HuBERT, OpenAI's CLIP and its own branch in one state dictionary, in the layout of 2022
 (SpeechCLIP) or of 2024 (SpeechCLIP+).
 """
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +83,7 @@ _BATCH_NORM = re.compile(r"^cascaded_branch\.bn_layer\.bn_layers?\.(?:(\d+)\.)?(
 
 
 class RenamedWeights(NamedTuple):
-    """Weights by the names of `SpeechClipPlusModel`, and what became of the others."""
+    """Weights by the names of `SpeechClipPlusModel`, and original names of the others, each with the reason."""
 
     weights: dict[str, Tensor]
     ignored: dict[str, str]
@@ -88,13 +91,6 @@ class RenamedWeights(NamedTuple):
 
 def rename_original_weights(state: Mapping[str, Tensor]) -> RenamedWeights:
     """Rename and reshape an original model's weights, without copying the large ones.
-
-    Args:
-        state: The `state_dict` of an original checkpoint, any variant, or a part of one.
-
-    Returns:
-        `weights`: by the names of [`SpeechClipPlusModel`], CLIP's token table as reduced as it was; `ignored`: the
-        original names of all other tensors, each with the reason.
 
     Raises:
         ValueError: If a tensor is neither used nor known to be of no use, or two claim the same place.
@@ -190,3 +186,70 @@ def _batch_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             value = value.repeat_interleave(places)
         weights[f"keyword_norm.{name}"] = value
     return weights
+
+
+def recover_vocabulary(reduced: Tensor, full: Tensor, given: list[int] | None = None) -> list[int]:
+    """Find the ids of a reduced token table's rows in CLIP's full table.
+
+    Args:
+        reduced: `(V, E)` table in use.
+        full: `(W, E)` table of CLIP.
+        given: Ids that somebody says they are, which then are checked.
+
+    Returns:
+        The V ids.
+
+    Raises:
+        ValueError: If a row is not in the full table, or there more than once, or not where it is said to be.
+    """
+    # Of a table in half precision and one in single, the coarser one has the values of both.
+    dtype = min(reduced.dtype, full.dtype, key=lambda dtype: torch.finfo(dtype).bits)
+    rows, table = _rows(reduced, dtype), _rows(full, dtype)
+    if given is not None:
+        if len(given) != len(rows) or not 0 <= min(given) <= max(given) < len(table):
+            raise ValueError(
+                f"The vocabulary has {len(given)} ids from {min(given)} to {max(given)}, but the checkpoint's token "
+                f"table {len(rows)} rows of CLIP's {len(table)} tokens."
+            )
+        if wrong := [place for place, index in enumerate(given) if rows[place] != table[index]]:
+            raise ValueError(
+                f"By the vocabulary, row {wrong[0]} of the checkpoint's token table is CLIP's id {given[wrong[0]]}, "
+                f"but they differ, as do {len(wrong) - 1} more."
+            )
+        return given
+    places: dict[bytes, list[int]] = {}
+    for index, row in enumerate(table):
+        places.setdefault(row, []).append(index)
+    found = [places.get(row, []) for row in rows]
+    if missing := [index for index, ids in enumerate(found) if not ids]:
+        raise ValueError(
+            f"{len(missing)} of the {len(rows)} rows of the reduced token table, the first at {missing[0]}, are not "
+            "in CLIP's full table: it was reduced from another CLIP, or trained."
+        )
+    if tied := [index for index, ids in enumerate(found) if len(ids) > 1]:
+        raise ValueError(
+            f"Row {tied[0]} of the reduced token table stands {len(found[tied[0]])} times in CLIP's full table, as "
+            f"ids {', '.join(map(str, found[tied[0]][:5]))}. Pass the vocabulary file that tells which is meant."
+        )
+    return [ids[0] for ids in found]
+
+
+def read_vocabulary(path: str | os.PathLike) -> list[int]:
+    """Read CLIP token ids from a `.npy` file: one column of ids, or the original's, ids and their counts.
+
+    Raises:
+        ValueError: If it holds no ids.
+        OSError: If it cannot be read.
+    """
+    try:
+        ids = np.load(Path(path), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no .npy file of numbers: {error}") from error
+    ids = ids[:, 0] if ids.ndim == 2 else ids
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
+        raise ValueError(f"{path} must hold a column of token ids; it holds {ids.dtype} of the shape {ids.shape}.")
+    return ids.tolist()
+
+
+def _rows(table: Tensor, dtype: torch.dtype) -> list[bytes]:
+    return [row.tobytes() for row in table.detach().to(dtype).contiguous().view(torch.uint8).numpy()]
