@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.command is None:
             parser.error(f"a command is needed: {', '.join(COMMANDS)}")
+        if "torch" not in sys.modules:  # takes seconds: nobody should wonder meanwhile
+            print("Loading PyTorch and transformers ...", file=sys.stderr, flush=True)
         with _unwinding_when_killed():
             return import_module(COMMANDS[args.command].module, __package__).run(args)
     except SystemExit as stop:  # argparse: --help (0) and wrong usage (2)

@@ -148,7 +148,10 @@ def _with_common_columns(
     data: Any, source: str, split: str, columns: dict[str, str], media: Sequence[str], allow_null: bool
 ) -> Any:
     if unknown := sorted(set(columns) - set(FEATURES)):
-        raise ValueError(f"columns maps {', '.join(unknown)}; there are only {', '.join(FEATURES)} to be mapped to.")
+        raise ValueError(
+            f"columns names {', '.join(unknown)}, which no data set has here: give its own name for any of "
+            f'{", ".join(FEATURES)}, as in columns={{"audio": "sound"}}.'
+        )
     names = data.column_names
     if data.features is None or names is None:
         raise ValueError(f"{source} does not say what its columns are: leave streaming out.")
