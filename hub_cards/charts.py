@@ -106,6 +106,8 @@ def speech_chart(
 ) -> Markup:
     """Draw keywords over the waveform, with CIF's weights under it, all on one time axis.
 
+    Keywords are buttons with their times, by which the page plays them.
+
     Args:
         waveform: `(S,)` samples at 16 kHz.
         weights: `(T,)` CIF's weight of each frame; `None` leaves them out.
@@ -267,13 +269,13 @@ def _draw_keyword(axes: Axes, keyword: Any, seconds: float, is_said: bool) -> No
     soft = _THEME["hit-soft" if is_said else "miss-soft"]
     start, end = max(keyword.start, 0.0), min(keyword.end, seconds)
     width = max(end - start, seconds / 500)
-    axes.axvspan(start, start + width, color=soft, alpha=0.55, linewidth=0, clip_on=False)
-    axes.fill_between([start, start + width], 1.2, 2.0, color=soft, linewidth=0, gid="keyword", clip_on=False)
+    button = f"keyword {start:.3f} {end:.3f} {keyword.text}"
+    axes.axvspan(start, start + width, color=soft, alpha=0.55, linewidth=0, gid=button, clip_on=False)
+    axes.fill_between([start, start + width], 1.2, 2.0, color=soft, linewidth=0, gid="word", clip_on=False)
     # A narrow span gets smaller letters; the text never runs into its neighbour.
-    size = min(9.0, max(4.0, 760 * width / seconds / max(len(keyword.text), 1)))
-    colour = _THEME["hit" if is_said else "soft"]
-    text = keyword.text.replace("$", r"\$")
-    axes.text(start + width / 2, 1.58, text, size=size, color=colour, weight="bold", ha="center", va="center")
+    look: Any = {"size": min(9.0, max(4.0, 760 * width / seconds / max(len(keyword.text), 1)))}
+    look |= {"color": _THEME["hit" if is_said else "soft"], "weight": "bold", "ha": "center", "va": "center"}
+    axes.text(start + width / 2, 1.58, keyword.text.replace("$", r"\$"), gid="word", **look)
 
 
 def _svg(figure: Figure, description: str, kind: str = "chart") -> Markup:
@@ -286,13 +288,16 @@ def _svg(figure: Figure, description: str, kind: str = "chart") -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r' clip-path="url\([^)]*\)"', "", text)  # all is inside, and ids would meet others of the page
-    text = re.sub(r'<g id="(keyword|wave|weights|bar)">', r'<g class="\1">', text)
+    text = re.sub(r'<g id="(word|wave|weights|bar)">', r'<g class="\1">', text)
+    button = r'<g class="keyword" role="button" tabindex="0" aria-label="\3" data-start="\1" data-end="\2">'
+    text = re.sub(r'<g id="keyword ([\d.]+) ([\d.]+) ([^"]*)">', button, text)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     view_box = re.search(r'viewBox="[^"]*"', text)
     assert view_box is not None
-    head = f'<svg class="{kind}" {view_box[0]} role="img" aria-label="{escape(description)}">'
+    role = "group" if kind == "speech" else "img"  # an image would hide its buttons
+    head = f'<svg class="{kind}" {view_box[0]} role="{role}" aria-label="{escape(description)}">'
     text = head + text[text.index(">") + 1 :]
-    text = re.sub(r"font: ((?:bold |\d+ )?[\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
     for name, colour in _THEME.items():
         text = text.replace(colour, f"var(--{name})")
     return Markup(text)

@@ -16,7 +16,7 @@ from ..atomic_files import write_text
 from .charts import speech_chart
 from .results import ScoreTable
 
-_TEMPLATES = resources.files("speechclip_plus.hub_cards") / "templates"
+_FOLDER = resources.files("speechclip_plus.hub_cards")
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,9 @@ class Report:
 def render_report(report: Report) -> str:
     """Render the page as HTML without any link to elsewhere."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((_TEMPLATES / "report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(report=report)
+    template = environment.from_string((_FOLDER / "templates" / "report.html.jinja").read_text(encoding="utf-8"))
+    player = Markup((_FOLDER / "space" / "player.js").read_text(encoding="utf-8"))
+    return template.render(report=report, player=player)
 
 
 def write_report(path: str | Path, report: Report) -> None:

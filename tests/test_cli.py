@@ -173,6 +173,13 @@ def test_names_from_files_cannot_write_to_the_terminal(command, capsys):
     assert err.startswith(r"error: bad\x1b[31m name \x07xxx") and len(err) < 1100
 
 
+def test_a_command_says_what_is_loaded_before_the_silence(command, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    command(lambda args: print("the command's own", file=sys.stderr) or 0)
+    assert cli.main(["probe"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["Loading PyTorch and transformers ...", "the command's own"]
+
+
 def test_an_unknown_command_names_the_nearest(capsys):
     assert cli.main(["evalute"]) == 2
     assert "did you mean 'evaluate'?" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_the_page_needs_nothing_from_elsewhere(report):
     for _, attributes in Page(html).elements:
         for name in ("src", "href"):
             assert attributes.get(name, "data:").startswith("data:")
-    assert not re.search(r"https?://|url\(|@import|<script", html)
+    assert not re.search(r"https?://|url\(|@import|<script [^>]", html)
 
 
 def test_every_element_is_closed(page):
@@ -145,6 +146,26 @@ def test_a_chart_of_an_utterance_has_a_legend(page):
         assert part in text
 
 
+def test_a_keyword_plays_its_moment_by_mouse_touch_and_keyboard(report, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    write_report(tmp_path / "report.html", report)
+    audio = "document.querySelector('article audio')"
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True).new_page()
+        page.goto(f"file://{tmp_path}/report.html")
+        red, ship = page.get_by_role("button", name="red"), page.get_by_role("button", name="ship")
+        for press, end in ((red.tap, 0.5), (lambda: ship.press("Enter"), 2.0), (red.click, 0.5)):
+            press()
+            page.wait_for_function(f"{audio}.currentTime >= {end} && {audio}.paused")
+            assert page.evaluate(f"{audio}.currentTime") < end + 0.4
+        assert page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]") == [390, 390]
+        browser.close()
+
+
 def test_figures_stand_beside_chance(page):
     text = " ".join(" ".join(page.text).split())
     assert "parallel 61.2 0.2 95.1 2.0" in text
@@ -167,7 +188,7 @@ def test_large_pictures_are_scaled_down(side, kind, size):
 
 def paths_of(chart, kind):
     """Coordinates (n, 2) of every path in the groups of a class."""
-    groups = re.findall(rf'<g class="{kind}">(.*?)</g>', str(chart), flags=re.DOTALL)
+    groups = re.findall(rf'<g class="{kind}"[^>]*>(.*?)</g>', str(chart), flags=re.DOTALL)
     paths = [path for group in groups for path in re.findall(r'<path[^>]* d="([^"]*)"', group)]
     return [np.array([[float(v) for v in p] for p in re.findall(r"([-\d.]+) ([-\d.]+)", path)]) for path in paths]
 
