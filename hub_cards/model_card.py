@@ -193,8 +193,9 @@ class ModelCardFacts:
 
 
 def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:
-    """Write the card, README.md, and its chart into a folder, which may hold the saved model already."""
+    """Write the card, README.md, and its chart into a folder, which is made or holds the saved model already."""
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     chart = training_chart(facts.curves)
     if chart is not None:
         write_bytes(folder / CHART, chart)

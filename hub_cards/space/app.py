@@ -35,7 +35,7 @@ from transformers import AutoModel, AutoProcessor  # noqa: E402
 
 MODEL_ID = ""  # a repository on the Hub
 HERE = Path(__file__).parent
-GALLERIES = HERE / "galleries"  # one folder each, of images and recordings
+INDEXES = HERE / "indexes"  # one folder each, of images and recordings
 
 MAX_SECONDS = 30  # of a recording
 MAX_MEGABYTES = 20  # of a file
@@ -49,6 +49,7 @@ MAX_VISITS = 64  # that are remembered at a time; the one that was quiet for lon
 
 NUM_FOUND = {"images": 8, "recordings": 5}
 NUM_OFFERED = {"images": 12, "recordings": 3}  # to ask with, for visitors who have none
+NUM_TRIED = 12  # recordings of which the one that is understood best is offered first
 NUM_WAITING = 24  # images shown before anything was asked
 SAMPLING_RATE = 16_000  # Hz: what the model hears
 BATCH_SIZE = 16
@@ -88,10 +89,12 @@ class SearchIndex:
     sources: list[str]
     embeds: torch.Tensor
 
-    def some(self, number: int) -> list[dict[str, Any]]:
-        """What is shown of a few from all of it: neighbours in the alphabet often look the same."""
-        count = len(self.labels)
-        places = [index * count // min(number, count) for index in range(min(number, count))]
+    def some(self, number: int, first: int | None = None) -> list[dict[str, Any]]:
+        """What is shown of a few from all of it, `first` before the others: neighbours often look the same."""
+        count = min(number, len(self.labels))
+        places = [index * len(self.labels) // count for index in range(count)]
+        if first is not None:
+            places = [first, *(place for place in places if place != first)][:count]
         return [{"index": index, "label": self.labels[index], "source": self.sources[index]} for index in places]
 
     def nearest(self, embed: torch.Tensor) -> list[dict[str, Any]]:
@@ -144,8 +147,8 @@ class Searcher:
         return getattr(self.model, name)(**prepared).pooler_output.float().cpu()
 
     @torch.no_grad()
-    def listen(self, samples: np.ndarray, rate: int) -> Query:
-        """Embed a recording (S,) of a rate in Hz, and show its keywords on its waveform."""
+    def hear(self, samples: np.ndarray, rate: int) -> tuple[np.ndarray, dict[str, torch.Tensor], list[Any] | None]:
+        """Return a recording at 16 kHz (S,), the speech encoder's output, and the keywords; None without keywords."""
         inputs = self.processor(audio=samples, sampling_rate=rate).to(self.model.device)
         hidden_states, frame_lengths = self.model.encode_speech_frames(**inputs)
         speech = {"speech_hidden_states": hidden_states, "frame_lengths": frame_lengths}
@@ -153,9 +156,27 @@ class Searcher:
         if self.model.config.has_cascaded:
             top_k = min(4, int(self.model.is_keyword.sum()))
             keywords = self.model.extract_keywords(**speech, tokenizer=self.processor, top_k=top_k)[0]
+        return inputs["input_values"][0].cpu().numpy(), speech, keywords
+
+    @torch.no_grad()
+    def listen(self, samples: np.ndarray, rate: int) -> Query:
+        """Embed a recording (S,) of a rate in Hz, and show its keywords on its waveform."""
+        waveform, speech, keywords = self.hear(samples, rate)
         embed = self.model.get_audio_features(**speech).pooler_output[0].float().cpu()
-        waveform = inputs["input_values"][0].cpu().numpy()
         return Query(speech_card(waveform / max(float(np.abs(waveform).max()), 1e-4) * 0.9, keywords), embed)
+
+    def best_understood(self, index: SearchIndex) -> int:
+        """Place of the recording, of a few, whose keywords are most often tokens of its label."""
+        best, most = 0, 0.0
+        for one in index.some(NUM_TRIED):
+            keywords = self.hear(*read_recording(_content(one["source"])))[2]
+            said = self.processor.tokenizer(one["label"], add_special_tokens=False)["input_ids"]
+            right = sum(word.id in said for word in keywords or []) / max(len(keywords or []), 1)
+            if right > most:
+                best, most = one["index"], right
+            if right == 1 or keywords is None:
+                break
+        return best
 
     def index(self, kind: str, files: Sequence[tuple[Path, str]]) -> SearchIndex:
         """Read and embed files, each with its label.
@@ -213,6 +234,10 @@ def read_recording(file: Path | io.BytesIO, label: str = "The recording") -> tup
     if not np.isfinite(samples).all():
         raise ValueError(f"{label} holds samples that are no numbers; it seems to be damaged.")
     return samples, rate
+
+
+def _content(source: str) -> io.BytesIO:
+    return io.BytesIO(base64.b64decode(source.partition(",")[2]))
 
 
 def label_of(file: str | Path) -> str:
@@ -297,17 +322,17 @@ class Demo:
 
     Args:
         searcher: the model.
-        galleries: folders of images and recordings; together they hold at least one of each.
+        folders: of images and recordings; together they hold at least one of each.
 
     Raises:
         ValueError: if they do not, or a file in them cannot be read.
     """
 
-    def __init__(self, searcher: Searcher, galleries: Iterable[str | Path]):
+    def __init__(self, searcher: Searcher, folders: Iterable[str | Path]):
         self.searcher = searcher
         self.indexes: dict[str, dict[str, SearchIndex]] = {kind: {} for kind in SUFFIXES}
         self.visits: dict[str, Visit] = {}
-        folders = [Path(folder) for folder in galleries]
+        folders = [Path(folder) for folder in folders]
         for kind, suffixes in SUFFIXES.items():
             for folder in folders:
                 files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
@@ -318,8 +343,9 @@ class Demo:
                         raise ValueError(f"In {files[0].parent}: {error}") from error
                     self.indexes[kind][label_of(folder.resolve())] = index
             if not self.indexes[kind]:
-                places = ", ".join(map(str, folders)) or str(GALLERIES)
+                places = ", ".join(map(str, folders)) or str(INDEXES)
                 raise ValueError(f"There are no {kind} to search in {places}.")
+        self.first = searcher.best_understood(next(iter(self.indexes["recordings"].values())))
 
     def visit(self, request: gr.Request) -> Visit:
         """Return what is remembered of the page that asks.
@@ -385,7 +411,7 @@ class Demo:
     def offered_recording(self, place: int) -> Query:
         """Query by one of the recordings that are offered."""
         source = next(iter(self.indexes["recordings"].values())).sources[place]
-        return self.searcher.listen(*read_recording(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+        return self.searcher.listen(*read_recording(_content(source)))
 
     def text(self, value: str) -> Query:
         """Query by words."""
@@ -483,7 +509,8 @@ class Demo:
     def _offer(self, kind: str, hint: str) -> Any:
         """Buttons to ask with what is already here; returns the event of a press."""
         index = next(iter(self.indexes[kind].values()))
-        return gr.HTML(PAGE.offered(kind, hint, index.some(NUM_OFFERED[kind])), js_on_load=CHOOSE).click
+        offered = index.some(NUM_OFFERED[kind], self.first if kind == "recordings" else None)
+        return gr.HTML(PAGE.offered(kind, hint, offered), js_on_load=CHOOSE).click
 
     def _on_ask(self, event: Any, kind: str, read: Any, values: list[Any], choice: gr.Radio, answer: gr.HTML) -> None:
         def ask(value: Any, name: str, pressed: gr.EventData, request: gr.Request) -> str:
@@ -571,8 +598,8 @@ def main() -> None:
     if not model:
         raise SystemExit("error: no model; set the variable MODEL_ID of this Space to a model's repository.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the uploads' folder goes
-    galleries = sorted(path for path in GALLERIES.iterdir() if path.is_dir()) if GALLERIES.is_dir() else []
-    launch(Demo(Searcher(model, trust_remote_code=True), galleries))
+    folders = sorted(path for path in INDEXES.iterdir() if path.is_dir()) if INDEXES.is_dir() else []
+    launch(Demo(Searcher(model, trust_remote_code=True), folders))
 
 
 if __name__ == "__main__":
