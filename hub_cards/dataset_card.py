@@ -23,35 +23,24 @@ _SIZES = (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1
 
 @dataclass
 class DatasetCardFacts:
-    """What a data set card tells. What is empty or None does not appear.
+    """What a data set card tells. What is empty or None does not appear."""
 
-    Attributes:
-        name: what to call it.
-        source: name of the corpus it was made of, or its repository.
-        repo_id: where it is to be loaded from; a folder's name if it is not on the Hub.
-        splits: sizes by split.
-        written: how many utterances of each split have a written caption.
-        languages: BCP 47 codes of the speech.
-        made_by: the command that made it, without folders of this machine.
-        left_out: by split, how many utterances were left out because a file is broken or missing.
-        license: the Hub's name for the licence, such as "cc-by-4.0"; by default what is known of the source.
-        description: sentences about it; by default what is known of the source.
-        data_files: where each split's files are: a pattern from the repository's root.
-        dataset_info: features and sizes as `datasets` writes them into a card.
-    """
-
-    name: str
-    source: str = ""
-    repo_id: str = ""
-    splits: Mapping[str, SplitSize] = field(default_factory=dict)
+    name: str  # what to call it
+    source: str = ""  # name of the corpus it was made of, or its repository
+    repo_id: str = ""  # where it is to be loaded from; a folder's name if it is not on the Hub
+    splits: Mapping[str, SplitSize] = field(default_factory=dict)  # sizes by split
+    # how many utterances of each split have a written caption
     written: Mapping[str, int] = field(default_factory=dict)
-    languages: Sequence[str] = ()
-    made_by: str = ""
+    languages: Sequence[str] = ()  # BCP 47 codes of the speech
+    made_by: str = ""  # the command that made it, without folders of this machine
+    # by split, how many utterances were left out because a file is broken or missing
     left_out: Mapping[str, int] = field(default_factory=dict)
+    # the Hub's name for the licence, such as "cc-by-4.0"; by default what is known of the source
     license: str | None = None
-    description: str = ""
+    description: str = ""  # sentences about it; by default what is known of the source
+    # where each split's files are: a pattern from the repository's root
     data_files: Mapping[str, str] = field(default_factory=dict)
-    dataset_info: Mapping[str, Any] | None = None
+    dataset_info: Mapping[str, Any] | None = None  # features and sizes as `datasets` writes them into a card
 
 
 def render_dataset_card(facts: DatasetCardFacts) -> str:

@@ -32,23 +32,14 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Source:
-    """A backbone or a data set.
+    """A backbone or a data set."""
 
-    Attributes:
-        name: what to call it.
-        licence: its terms in words; they are repeated here, not granted.
-        url: where to read them.
-        languages: BCP 47 codes of its speech.
-        description: sentences about it.
-        licence_id: the Hub's name of the licence, where it has one for all parts.
-    """
-
-    name: str
-    licence: str
-    url: str = ""
-    languages: tuple[str, ...] = ()
-    description: str = ""
-    licence_id: str | None = None
+    name: str  # what to call it
+    licence: str  # its terms in words; they are repeated here, not granted
+    url: str = ""  # where to read them
+    languages: tuple[str, ...] = ()  # BCP 47 codes of its speech
+    description: str = ""  # sentences about it
+    licence_id: str | None = None  # the Hub's name of the licence, where it has one for all parts
 
 
 _HUBERT = "https://github.com/facebookresearch/fairseq/tree/main/examples/hubert"
@@ -98,36 +89,22 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class SplitSize:
-    """What a split holds; what is None is not known.
+    """What a split holds; what is None is not known."""
 
-    Attributes:
-        rows: utterances.
-        images: different images.
-        speakers: different speakers.
-        hours: of speech.
-    """
-
-    rows: int | None = None
-    images: int | None = None
-    speakers: int | None = None
-    hours: float | None = None
+    rows: int | None = None  # utterances
+    images: int | None = None  # different images
+    speakers: int | None = None  # different speakers
+    hours: float | None = None  # of speech
 
 
 @dataclass(frozen=True)
 class ConvertedCheckpoint:
-    """The checkpoint of the original code that a model was converted from.
+    """The checkpoint of the original code that a model was converted from."""
 
-    Attributes:
-        file_name: its name.
-        sha256: its hash.
-        presets: published configurations that it agrees with.
-        notes: what was concluded in converting.
-    """
-
-    file_name: str
-    sha256: str
-    presets: Sequence[str] = ()
-    notes: Sequence[str] = ()
+    file_name: str  # its name
+    sha256: str  # its hash
+    presets: Sequence[str] = ()  # published configurations that it agrees with
+    notes: Sequence[str] = ()  # what was concluded in converting
 
     @property
     def reported(self) -> str | None:
@@ -138,58 +115,34 @@ class ConvertedCheckpoint:
 
 @dataclass
 class ModelCardFacts:
-    """What a model card tells. What is empty or None does not appear.
+    """What a model card tells. What is empty or None does not appear."""
 
-    Attributes:
-        name: the model's name: its repository, or its folder.
-        config: its `SpeechClipPlusConfig`.
-        parameters: how many are "trained" and "frozen".
-        dataset: name of the data set it was trained on, or its repository on the Hub.
-        dataset_text: sentences about it; by default what is known of it by its name.
-        splits: sizes by split.
-        languages: BCP 47 codes of the speech.
-        hyperparameters: name to value, in the order to be shown.
-        steps: optimiser steps that the saved weights have seen.
-        best_step: the step that was evaluated as the best.
-        best_metric: by which figure.
-        progress: the evaluations during training: column to figure, with "step".
-        curves: panels of the chart, by title: name to (steps, values).
-        hardware: what it was trained on.
-        seconds: how long the training took.
-        results: what was measured, a section each.
-        examples: keywords of a few utterances: what is said ("" if that is not written down), and the text, start and
-            end of each keyword, in seconds or None.
-        examples_split: the split that they are of.
-        limits: what the model is not for, beside what holds for all.
-        license: the Hub's name for the weights' licence; None leaves it open.
-        tags: tags to add to the metadata.
-        checkpoint: what the model was converted from, if it was.
-        versions: of what it was made with.
-    """
-
-    name: str
-    config: Any
-    parameters: Mapping[str, int] = field(default_factory=dict)
-    dataset: str = ""
-    dataset_text: str = ""
-    splits: Mapping[str, SplitSize] = field(default_factory=dict)
-    languages: Sequence[str] = ()
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    steps: int | None = None
-    best_step: int | None = None
-    best_metric: str = ""
-    progress: Sequence[Mapping[str, Any]] = ()
+    name: str  # the model's name: its repository, or its folder
+    config: Any  # its `SpeechClipPlusConfig`
+    parameters: Mapping[str, int] = field(default_factory=dict)  # how many are "trained" and "frozen"
+    dataset: str = ""  # name of the data set it was trained on, or its repository on the Hub
+    dataset_text: str = ""  # sentences about it; by default what is known of it by its name
+    splits: Mapping[str, SplitSize] = field(default_factory=dict)  # sizes by split
+    languages: Sequence[str] = ()  # BCP 47 codes of the speech
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)  # name to value, in the order to be shown
+    steps: int | None = None  # optimiser steps that the saved weights have seen
+    best_step: int | None = None  # the step that was evaluated as the best
+    best_metric: str = ""  # by which figure
+    progress: Sequence[Mapping[str, Any]] = ()  # the evaluations during training: column to figure, with "step"
+    # panels of the chart, by title: name to (steps, values)
     curves: Mapping[str, Mapping[str, Series]] = field(default_factory=dict)
-    hardware: str = ""
-    seconds: float | None = None
-    results: Sequence[Results] = ()
+    hardware: str = ""  # what it was trained on
+    seconds: float | None = None  # how long the training took
+    results: Sequence[Results] = ()  # what was measured, a section each
+    # keywords of a few utterances: what is said ("" if that is not written down), and the text, start and end of each
+    # keyword, in seconds or None
     examples: Sequence[tuple[str, Sequence[tuple[str, float | None, float | None]]]] = ()
-    examples_split: str = ""
-    limits: str = ""
-    license: str | None = None
-    tags: Sequence[str] = ()
-    checkpoint: ConvertedCheckpoint | None = None
-    versions: Mapping[str, str] = field(default_factory=versions)
+    examples_split: str = ""  # the split that they are of
+    limits: str = ""  # what the model is not for, beside what holds for all
+    license: str | None = None  # the Hub's name for the weights' licence; None leaves it open
+    tags: Sequence[str] = ()  # tags to add to the metadata
+    checkpoint: ConvertedCheckpoint | None = None  # what the model was converted from, if it was
+    versions: Mapping[str, str] = field(default_factory=versions)  # of what it was made with
 
 
 def save_model_card(folder: str | Path, facts: ModelCardFacts) -> None:

@@ -21,56 +21,32 @@ _FOLDER = resources.files("speechclip_plus.hub_cards")
 
 @dataclass(frozen=True)
 class FoundItem:
-    """An image or an utterance that a query found.
+    """An image or an utterance that a query found."""
 
-    Attributes:
-        source: data URI of the image or the audio.
-        similarity: cosine similarity with the query.
-        label: what to call it.
-        detail: a few words beside it, such as who speaks.
-        right: whether it belongs to the query; None where nobody knows.
-    """
-
-    source: str
-    similarity: float
-    label: str = ""
-    detail: str = ""
-    right: bool | None = None
+    source: str  # data URI of the image or the audio
+    similarity: float  # cosine similarity with the query
+    label: str = ""  # what to call it
+    detail: str = ""  # a few words beside it, such as who speaks
+    right: bool | None = None  # whether it belongs to the query; None where nobody knows
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A query by speech, an image or a text, and what it found.
+    """A query by speech, an image or a text, and what it found."""
 
-    Attributes:
-        title: what to call the query: its text, its caption, or the name of its file.
-        kind: "images" or "utterances": what was found.
-        found: the nearest, best first.
-        detail: a few words under the title.
-        image: data URI of the image that asked; "" for other queries.
-        waveform: (S,) samples at 16 kHz of the utterance that asked; None for other queries.
-        keywords: of that utterance in spoken order, as `model.extract_keywords` gives them.
-        said: ids of the tokens in its caption; None without a caption.
-        weights: (T,) CIF's weight of each frame; None without CIF.
-        frame_seconds: seconds from one frame to the next.
-        rank: place of the first right item among `searched` ones, from 1; None where nobody knows.
-        searched: how many items were searched.
-        right_image: data URI of the right image, if it is not among those that were found.
-    """
-
-    title: str
-    kind: str
-    found: Sequence[FoundItem]
-    detail: str = ""
-    image: str = ""
-    waveform: Any = None
-    keywords: Sequence[Any] = ()
-    said: Collection[int] | None = None
-    weights: np.ndarray | None = None
-    frame_seconds: float = 0.02
-    rank: int | None = None
-    searched: int = 0
-    right_image: str | None = None
+    title: str  # what to call the query: its text, its caption, or the name of its file
+    kind: str  # "images" or "utterances": what was found
+    found: Sequence[FoundItem]  # the nearest, best first
+    detail: str = ""  # a few words under the title
+    image: str = ""  # data URI of the image that asked; "" for other queries
+    waveform: Any = None  # (S,) samples at 16 kHz of the utterance that asked; None for other queries
+    keywords: Sequence[Any] = ()  # of that utterance in spoken order, as `model.extract_keywords` gives them
+    said: Collection[int] | None = None  # ids of the tokens in its caption; None without a caption
+    weights: np.ndarray | None = None  # (T,) CIF's weight of each frame; None without CIF
+    frame_seconds: float = 0.02  # seconds from one frame to the next
+    rank: int | None = None  # place of the first right item among `searched` ones, from 1; None where nobody knows
+    searched: int = 0  # how many items were searched
+    right_image: str | None = None  # data URI of the right image, if it is not among those that were found
 
     @property
     def audio(self) -> str:
@@ -85,42 +61,26 @@ class Answer:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart.
+    """A chart."""
 
-    Attributes:
-        title: heading.
-        content: SVG or HTML.
-        note: a sentence under it.
-        is_wide: whether it takes the whole width.
-    """
-
-    title: str
-    content: Markup
-    note: str = ""
-    is_wide: bool = False
+    title: str  # heading
+    content: Markup  # SVG or HTML
+    note: str = ""  # a sentence under it
+    is_wide: bool = False  # whether it takes the whole width
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows; what is empty does not appear.
+    """Everything the page shows; what is empty does not appear."""
 
-    Attributes:
-        title: heading of the page.
-        summary: sentences under the heading.
-        tables: results.
-        figures: charts.
-        answers: queries with what they found, under (heading, sentence).
-        facts: (name, value) pairs: what was evaluated.
-        notes: sentences at the end.
-    """
-
-    title: str
-    summary: Sequence[str] = ()
-    tables: Sequence[ScoreTable] = ()
-    figures: Sequence[Figure] = ()
+    title: str  # heading of the page
+    summary: Sequence[str] = ()  # sentences under the heading
+    tables: Sequence[ScoreTable] = ()  # results
+    figures: Sequence[Figure] = ()  # charts
+    # queries with what they found, under (heading, sentence)
     answers: Sequence[tuple[tuple[str, str], Sequence[Answer]]] = ()
-    facts: Sequence[tuple[str, str]] = ()
-    notes: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]] = ()  # (name, value) pairs: what was evaluated
+    notes: Sequence[str] = ()  # sentences at the end
 
 
 def render_report(report: Report) -> str:

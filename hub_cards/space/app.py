@@ -75,19 +75,12 @@ PAGE: Any = (
 
 @dataclass
 class SearchIndex:
-    """Images or recordings that can be found.
+    """Images or recordings that can be found."""
 
-    Attributes:
-        kind: "images" or "recordings".
-        labels: what they are called.
-        sources: data URIs to show or play them.
-        embeds: (N, P) unit-length embeddings.
-    """
-
-    kind: str
-    labels: list[str]
-    sources: list[str]
-    embeds: torch.Tensor
+    kind: str  # "images" or "recordings"
+    labels: list[str]  # what they are called
+    sources: list[str]  # data URIs to show or play them
+    embeds: torch.Tensor  # (N, P) unit-length embeddings
 
     def some(self, number: int, first: int | None = None) -> list[dict[str, Any]]:
         """What is shown of a few from all of it, `first` before the others: neighbours often look the same."""

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="DIR",
-        help="folders of images and recordings, each an index to search (default: drawn scenes with spoken descriptions)",
+        help="folders of images and recordings, each an index to search (default: drawn scenes, described)",
     )
     parser.add_argument("--port", type=int, help="port to serve on (default: the first free one from 7860)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")

@@ -43,32 +43,22 @@ _AT_THE_END = 1e-3  # frames
 
 @dataclass
 class SplitOutputs:
-    """What a model gave for a split of S utterances and I images, on the CPU.
+    """What a model gave for a split of S utterances and I images, on the CPU."""
 
-    Attributes:
-        outputs: `(S, ...)` each, under the names of `KEPT_OUTPUTS` without `image_embeds`; padded.
-        image_embeds: `(I, P)`; an image may be there several times, with equal rows.
-        image_ids: `(I,)` int64.
-        speech_image_ids: `(S,)` int64, the image of each utterance.
-        gold_subwords: Subword ids of each utterance's caption, `None` where it has none; `None` if nothing is known.
-        captions: S texts, "" where there is none; empty if nothing is known.
-        text_embeds: `(T, P)`, of the different captions in the order in which they first occur; `None` without any.
-        image_rows: The first row of the data set with each image.
-        names: What each utterance's alignment may be called: its caption id, the name of its file.
-        seconds: Length of each utterance.
-        boundaries: The times, in seconds, at which CIF fires before each utterance's end; `None` without CIF.
-    """
-
-    outputs: dict[str, Tensor]
-    image_embeds: Tensor
-    image_ids: Tensor
-    speech_image_ids: Tensor
+    outputs: dict[str, Tensor]  # `(S, ...)` each, under the names of `KEPT_OUTPUTS` without `image_embeds`; padded
+    image_embeds: Tensor  # `(I, P)`; an image may be there several times, with equal rows
+    image_ids: Tensor  # `(I,)` int64
+    speech_image_ids: Tensor  # `(S,)` int64, the image of each utterance
+    # Subword ids of each utterance's caption, `None` where it has none; `None` if nothing is known
     gold_subwords: list[list[int] | None] | None = None
-    captions: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)  # S texts, "" where there is none; empty if nothing is known
+    # `(T, P)`, of the different captions in the order in which they first occur; `None` without any
     text_embeds: Tensor | None = None
-    image_rows: list[int] = field(default_factory=list)
+    image_rows: list[int] = field(default_factory=list)  # The first row of the data set with each image
+    # What each utterance's alignment may be called: its caption id, the name of its file
     names: list[list[str]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # Length of each utterance
+    # The times, in seconds, at which CIF fires before each utterance's end; `None` without CIF
     boundaries: list[list[float]] | None = None
 
     @classmethod
