@@ -10,8 +10,7 @@ import soundfile
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
-from speechclip_plus.hub_cards.model_card import SplitSize
+from speechclip_plus.hub_cards.cards import DatasetCardFacts, SplitSize, render_dataset_card
 from speechclip_plus.trainer.card_data import given_name
 from speechclip_plus.trainer.data.check import check_files
 from speechclip_plus.trainer.data.load import load_speech_image_dataset

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_json
-    from speechclip_plus.hub_cards.model_card import CARD, versions
+    from speechclip_plus.hub_cards.cards import CARD, versions
     from speechclip_plus.hub_cards.report import write_report
     from speechclip_plus.hub_cards.results import Results, result_tables, update_card
     from speechclip_plus.trainer.data.load import load_speech_image_dataset

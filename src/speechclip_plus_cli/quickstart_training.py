@@ -22,7 +22,7 @@ from speechclip_plus import (
     SpeechImageCollator,
     load_speech_image_dataset,
 )
-from speechclip_plus.hub_cards.model_card import save_model_card
+from speechclip_plus.hub_cards.cards import save_model_card
 from speechclip_plus.modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from speechclip_plus.modeling_speechclip_plus.image_utils import load_image
 from speechclip_plus.trainer.card_data import trainer_card_facts

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ...hub_cards.model_card import SplitSize
+from ...hub_cards.cards import SplitSize
 from ...modeling_speechclip_plus.audio_utils import MIN_SAMPLES, SAMPLING_RATE
 from .load import read_dataset
 from .schema import SPLITS, Findings, NoSuchSplitError, audio_seconds, readable_rows

@@ -14,8 +14,7 @@ from datasets.table import embed_table_storage
 from huggingface_hub import DatasetCardData, HfApi
 
 from ...atomic_files import check_new_folder, finished_folder, write_text
-from ...hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
-from ...hub_cards.model_card import CARD
+from ...hub_cards.cards import CARD, DatasetCardFacts, render_dataset_card
 from ...hub_cards.push import push_folder
 
 _SHARD_BYTES = 500_000_000  # of recordings and images in one parquet file
