@@ -67,13 +67,6 @@ DATASETS = {
         languages=("en",),
         description="Photographs of COCO 2014, each with five captions read aloud by crowd workers.",
     ),
-    "stamps": Source(
-        "Tux Paint's stamps",
-        "GPL 2",
-        "https://tuxpaint.org/stamps/",
-        description="Small images of things, named or described by recorded voices.",
-        licence_id="gpl-2.0",
-    ),
     "spoken_scenes": Source(
         "spoken_scenes, made by speechclip-plus",
         "MIT",

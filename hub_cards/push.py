@@ -97,7 +97,7 @@ def push_folder(
             if is_generated(card.content) and _has_own_card(api, where):
                 (prepared / CARD).unlink()
             elif repo_type == "model":
-                (prepared / CARD).write_text(_card_for_repository(card.content, repo_id), encoding="utf-8")
+                (prepared / CARD).write_text(card_for_repository(card.content, repo_id), encoding="utf-8")
         has_weights = repo_type == "model" and any(any(prepared.glob(pattern)) for pattern in WEIGHT_FILES)
         done = api.upload_folder(
             folder_path=prepared,
@@ -148,7 +148,7 @@ def _has_own_card(api: HfApi, where: dict[str, Any]) -> bool:
     return not is_generated(Path(api.hf_hub_download(filename=CARD, **where)).read_text(encoding="utf-8"))
 
 
-def _card_for_repository(card: str, repo_id: str) -> str:
+def card_for_repository(card: str, repo_id: str) -> str:
     """Let a card's code load from a repository, where it loads the folder or run that the card is titled by."""
     block = REGEX_YAML_BLOCK.search(card)
     title = re.search(r"^# (.+)$", card[block.end() :] if block else card, re.MULTILINE)

@@ -208,13 +208,13 @@ def speech_chart(
 ) -> Markup:
     """Draw keywords over the waveform, with CIF's weights under it, all on one time axis.
 
-    Keywords are buttons with their times, by which the page plays them.
+    Keywords are buttons with their times, by which the page plays them; those without times are not drawn.
 
     Args:
         waveform: `(S,)` samples at 16 kHz.
         weights: `(T,)` CIF's weight of each frame; `None` leaves them out.
         frame_seconds: Seconds from one frame to the next.
-        keywords: As `model.extract_keywords` gives them; those without times are not drawn.
+        keywords: As `model.extract_keywords` gives them.
         said: Ids of the tokens in the caption: keywords among them get a colour of their own.
     """
     seconds = len(waveform) / 16_000

@@ -92,10 +92,10 @@ def test_the_metadata_say_what_it_is(copy, folder):
 
 def test_a_known_corpus_brings_its_licence_and_languages():
     sizes = {"train": SplitSize(5090, 626, 14, 2.01)}
-    card = render_dataset_card(DatasetCardFacts("stamps-all", "stamps", splits=sizes, languages=("fr", "pt-BR")))
+    card = render_dataset_card(DatasetCardFacts("scenes", "spoken_scenes", splits=sizes, languages=("fr", "pt-BR")))
     data = DatasetCard(card).data
-    assert data.license == "gpl-2.0" and data.language == ["fr", "pt"] and data.multilinguality == "multilingual"
-    assert "Tux Paint" in card and "5,090" in card and "ask the speakers" not in card
+    assert data.license == "mit" and data.language == ["fr", "pt"] and data.multilinguality == "multilingual"
+    assert "espeak-ng" in card and "5,090" in card and "ask the speakers" not in card
     card = render_dataset_card(DatasetCardFacts("f", "flickr8k", splits=sizes, languages=("en",)))
     assert DatasetCard(card).data.license is None and "CC BY-SA" in card  # not one licence for all its parts
     assert "Not stated" in render_dataset_card(DatasetCardFacts("mine", splits=sizes))

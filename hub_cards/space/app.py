@@ -116,12 +116,7 @@ class Visit:
 
 
 class Searcher:
-    """A model and its processor.
-
-    Args:
-        model: a folder, or a repository on the Hub.
-        trust_remote_code: run the code in the repository, for where speechclip-plus is not installed.
-    """
+    """A model (a folder, or a repository whose code may be trusted) and its processor."""
 
     def __init__(self, model: str, trust_remote_code: bool = False):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -172,11 +167,7 @@ class Searcher:
         return best
 
     def index(self, kind: str, files: Sequence[tuple[Path, str]]) -> SearchIndex:
-        """Read and embed files, each with its label.
-
-        Raises:
-            ValueError: if one cannot be read or is too long or too large; the message names it.
-        """
+        """Read and embed files, each with its label; a ValueError names one that cannot be used."""
         sources, parts = [], []
         for start in range(0, len(files), BATCH_SIZE):
             batch = files[start : start + BATCH_SIZE]
@@ -192,11 +183,7 @@ class Searcher:
         return SearchIndex(kind, [label for _, label in files], sources, torch.cat(parts))
 
     def read_image(self, file: Path, label: str = "The image") -> Image.Image:
-        """Read an image as RGB, as the processor does.
-
-        Raises:
-            ValueError: if it is no image, or too large; the message is for the visitor.
-        """
+        """Read an image as RGB, as the processor does; the message of a ValueError is for the visitor."""
         content, size = file.read_bytes(), (0, 0)
         with suppress(Exception), Image.open(io.BytesIO(content)) as image:  # what is no image, the reader says
             size = image.size
@@ -208,8 +195,7 @@ class Searcher:
 def read_recording(file: Path | io.BytesIO, label: str = "The recording") -> tuple[np.ndarray, int]:
     """Read a recording: mono samples (S,) float32 in about [-1, 1], and their rate in Hz.
 
-    Raises:
-        ValueError: if it is no recording, or too long or too short; the message is for the visitor.
+    The message of a ValueError is for the visitor.
     """
     try:
         with soundfile.SoundFile(file) as sound:
@@ -240,11 +226,7 @@ def label_of(file: str | Path) -> str:
 
 @contextmanager
 def uploaded(value: Any) -> Iterator[list[tuple[Path, str]]]:
-    """Give an upload's files with labels, and delete them soon afterwards, come what may.
-
-    Args:
-        value: what gradio's upload components send: a dictionary with "path" and "orig_name", a list of them, or None.
-    """
+    """Give the files that gradio's upload components sent, with labels, and delete them soon, come what may."""
     values = value if isinstance(value, list) else [value] if value else []
     files = [(Path(one["path"]), label_of(one.get("orig_name") or one["path"])) for one in values]
     try:
@@ -281,12 +263,7 @@ def audio_uri(samples: np.ndarray, rate: int) -> str:
 
 
 def speech_card(waveform: np.ndarray, keywords: list[Any] | None) -> str:
-    """Show a recording: a player, its waveform with the keywords where they were heard, and a table of them.
-
-    Args:
-        waveform: (S,) samples at 16 kHz.
-        keywords: as `model.extract_keywords` gives them; None if the model has none.
-    """
+    """Show a recording (S,) at 16 kHz: a player, its waveform with the keywords' moments, and a table of them."""
     seconds = len(waveform) / SAMPLING_RATE
     timed = [word for word in keywords or [] if word.start is not None]
     middles = [(word.start + word.end) / 2 / seconds for word in timed]  # 0 to 1
@@ -311,15 +288,7 @@ def _outline(waveform: np.ndarray, columns: int = 300) -> str:
 
 
 class Demo:
-    """What the page does.
-
-    Args:
-        searcher: the model.
-        folders: of images and recordings; together they hold at least one of each.
-
-    Raises:
-        ValueError: if they do not, or a file in them cannot be read.
-    """
+    """What the page does, with a model and folders that together hold images and recordings."""
 
     def __init__(self, searcher: Searcher, folders: Iterable[str | Path]):
         self.searcher = searcher
@@ -341,11 +310,7 @@ class Demo:
         self.first = searcher.best_understood(next(iter(self.indexes["recordings"].values())))
 
     def visit(self, request: gr.Request) -> Visit:
-        """Return what is remembered of the page that asks.
-
-        Raises:
-            ValueError: if no page asks: what it gave would be everybody's.
-        """
+        """Return what is remembered of the page that asks; without one, what it gave would be everybody's."""
         if not request.session_hash:
             raise ValueError("This needs a session, which a browser has that shows the page.")
         visit = self.visits.pop(request.session_hash, None) or Visit()
@@ -368,15 +333,7 @@ class Demo:
     def search(
         self, kind: str, choice: str, request: gr.Request, read: Callable[[Any], Query | None], value: Any = None
     ) -> str:
-        """Show what is nearest to a query; without a new one to the page's last one; without any, what waits for one.
-
-        Args:
-            kind: what is searched, "images" or "recordings".
-            choice: which of them.
-            request: tells which page asks.
-            read: makes the query of a value; None if there is none.
-            value: what the page sent.
-        """
+        """Show what is nearest to the query that `read` makes of a value, or, if none, to the page's last one."""
         try:
             query = read(value)
             visit = self.visit(request)
@@ -558,15 +515,7 @@ def theme() -> gr.themes.Base:
 
 
 def launch(demo: Demo, **options: Any) -> gr.Blocks:
-    """Start serving, with everything off that would keep or send something.
-
-    Args:
-        demo: the app.
-        **options: of `gradio.Blocks.launch`.
-
-    Returns:
-        The page being served.
-    """
+    """Start serving, with everything off that would keep or send something; `options` are gradio's own."""
     uploads = tempfile.mkdtemp(prefix="speechclip-plus-demo-")
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = uploads  # read by the components that are made now

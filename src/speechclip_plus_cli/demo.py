@@ -94,26 +94,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_app() -> ModuleType:
-    """Import the Space's app, which also runs as a file without this package.
-
-    Raises:
-        ImportError: If gradio is not installed.
-    """
+    """Import the Space's app, which also runs as a file without this package."""
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('The demo needs gradio, which is not installed: pip install "speechclip-plus[demo]".')
     return importlib.import_module("speechclip_plus.hub_cards.space.app")
 
 
 def write_scenes(folder: Path, count: int) -> Path:
-    """Make a folder of drawn scenes and their descriptions, spoken by espeak-ng, of the test split.
-
-    Args:
-        folder: To make; returned.
-        count: Of images, and of recordings.
-
-    Raises:
-        SpeechSynthesisError: If espeak-ng is not installed.
-    """
+    """Make a folder of so many drawn scenes of the test split and their descriptions, spoken by espeak-ng."""
     import soundfile
 
     from speechclip_plus.trainer.spoken_scenes.dataset import random_voice
@@ -132,13 +120,7 @@ def write_scenes(folder: Path, count: int) -> Path:
 
 
 def write_space(folder: Path, model: str, folders: Sequence[Path] = (), *, force: bool = False) -> None:
-    """Write a Space that answers with a model of the Hub; push it as a repository of the type "space".
-
-    Args:
-        folder: To make.
-        model: The model's repository, with the code that `push` adds to it.
-        folders: Folders of images and recordings, copied into it; none: drawn scenes.
-        force: Replace `folder` if it exists.
+    """Write a Space that answers with a model of the Hub and searches copies of the folders, or drawn scenes.
 
     Raises:
         ValueError: If `model` is no repository's name, or a folder is not to be used.
@@ -159,8 +141,8 @@ def write_space(folder: Path, model: str, folders: Sequence[Path] = (), *, force
         for file in (Path(hub_cards.__file__).resolve().parent / "space").iterdir():
             if file.is_file():
                 shutil.copy(file, work)
-        source = (work / "app.py").read_text(encoding="utf-8")
-        write_text(work / "app.py", source.replace(_MODEL_LINE, f"MODEL_ID = {model!r}".replace("'", '"'), 1))
+        code = (work / "app.py").read_text(encoding="utf-8")
+        write_text(work / "app.py", code.replace(_MODEL_LINE, f"MODEL_ID = {model!r}".replace("'", '"'), 1))
         card = RepoCard.load(work / "README.md")
         card.data["models"] = [model]
         card.save(work / "README.md")

@@ -120,17 +120,10 @@ def embed_split(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> SplitOutputs:
-    """Run a model over a split: every utterance, every image and every caption once; no waveform is kept.
+    """Run a model in evaluation mode over a split: every utterance, image and caption once; no waveform is kept.
 
-    Args:
-        model: a `SpeechClipPlusModel` in evaluation mode.
-        processor: its processor.
-        dataset: a `datasets.Dataset` with the columns of this package.
-        batch_size: utterances, or images, at a time.
-        progress: called with the number of images, and after every batch of utterances with their number.
-
-    Raises:
-        ValueError: if the data set is empty, or an utterance or image cannot be read (it is named).
+    `progress` is called with the number of images, and after every batch of utterances with their number. An
+    utterance or image that cannot be read is a ValueError that names it.
     """
     if len(dataset) == 0:
         raise ValueError("The data set has no rows.")
@@ -216,12 +209,12 @@ def evaluate(
 
     Args:
         split: from `embed_split`, or joined from the Trainer's predictions.
-        model: the `SpeechClipPlusModel` that gave it, for its configuration and its subword embeddings.
+        model: the `SpeechClipPlusModel` that gave it, for its configuration and its token embeddings.
         tokenizer: CLIP's. Without it keywords are not compared with captions beyond the hit rates.
         alignments: words of the utterances, from `read_alignments`.
         hit_rate_neighbours: cut-offs of the hit rates; 1 and 5, if the vocabulary has so many, by default.
-        resamples: how many times queries are drawn for the confidence intervals; 0 for none.
-        seed: seed of all that is drawn.
+        resamples: of the queries, for the confidence intervals; 0 for none.
+        seed: of all that is drawn.
 
     Returns:
         The metrics (docs/metrics.md has their names), intervals, chance, recall curves, ranks and notes.

@@ -94,21 +94,15 @@ def _figures(model: Any, processor: Any, split: SplitOutputs, evaluation: Result
 
 
 def _clouds(processor: Any, split: SplitOutputs) -> list[Figure]:
-    keywords = [
-        row[:length]
-        for row, length in zip(
-            split.outputs["keyword_ids"].tolist(), split.outputs["keyword_lengths"].tolist(), strict=True
-        )
-    ]
-    gold = processor.tokenizer(split.captions, add_special_tokens=False)["input_ids"]
-    captions = [ids if caption else None for ids, caption in zip(gold, split.captions, strict=True)]
+    lengths = split.outputs["keyword_lengths"].tolist()
+    keywords = [row[:length] for row, length in zip(split.outputs["keyword_ids"].tolist(), lengths, strict=True)]
     titles = {
         "hit": "Keywords that were said",
         "miss": "Keywords that were not said",
         "unknown": "Keywords of utterances without a caption",
     }
     figures = []
-    for kind, counts in cloud_counts(keywords, captions).items():
+    for kind, counts in cloud_counts(keywords, split.gold_subwords or [None] * len(keywords)).items():
         if counts:
             texts: dict[str, int] = {}
             for token, count in list(counts.items())[:CLOUD_WORDS]:
