@@ -120,7 +120,7 @@ def prepared_folder(
     A SpeechCLIP+ model gets the code by which it loads without this package, and a plain card if it has none.
 
     Raises:
-        ValueError: If a file must not be published (it is named), the type is unknown, no repository can be called so,
+        ValueError: If a file must not be published (it is named), no repository can be called so,
             or there is no such folder.
     """
     root = Path(folder).expanduser()

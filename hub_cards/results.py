@@ -159,7 +159,7 @@ def markdown_table(table: ScoreTable) -> str:
 
 
 def result_tables(results: Results) -> list[ScoreTable]:
-    """Return the tables: retrieval of images and texts, keywords, boundaries. What was not measured is in none."""
+    """Return the tables of what was measured: retrieval of images and texts, keywords, boundaries."""
     tables = [table for item in ITEMS if (table := _retrieval_table(results, item)) is not None]
     return tables + _keyword_tables(results) + _boundary_tables(results)
 
@@ -329,14 +329,8 @@ def eval_results(results: Results) -> list[EvalResult]:
 def update_card(path: str | Path, results: Results) -> None:
     """Put results into a README.md that exists, in the place of earlier ones of the same data.
 
-    Their section goes under the heading "Results", and their entries into the metadata's `model-index`.
-
-    Args:
-        path: the README.md.
-        results: what was measured.
-
-    Raises:
-        ValueError: if the card's metadata cannot be read.
+    Their section goes under the heading "Results", and their entries into the metadata's `model-index`. Metadata that
+    cannot be read are a ValueError.
     """
     path = Path(path)
     try:

@@ -102,9 +102,11 @@ def test_a_known_corpus_brings_its_licence_and_languages():
 
 
 def test_a_folder_called_like_a_corpus_does_not_get_its_licence(tmp_path):
-    (tmp_path / "stamps").mkdir()
-    assert given_name("stamps", None) == "stamps" and given_name("me/pairs", None) == "me/pairs"
-    assert given_name(tmp_path / "stamps", None) == given_name("folder", tmp_path / "stamps") == "stamps (folder)"
+    (tmp_path / "flickr8k").mkdir()
+    assert given_name("flickr8k", None) == "flickr8k" and given_name("me/pairs", None) == "me/pairs"
+    assert (
+        given_name(tmp_path / "flickr8k", None) == given_name("folder", tmp_path / "flickr8k") == "flickr8k (folder)"
+    )
     assert given_name("folder", tmp_path) == tmp_path.name
 
 
