@@ -21,7 +21,6 @@ from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..configuration.publication import WEIGHT_FILES, is_generated, portable_config, render_readme
 from ..remote_code import add_remote_code
 
-REPO_TYPES = ("model", "dataset", "space")
 CARD = "README.md"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
 _SECRET_FILES = (
@@ -40,18 +39,7 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.jso
 _PATH = re.compile(r"(?<![\w:/.~$<-])~?/[\w.+@-]+(?:/[\w.+@-]+)+|\b[A-Za-z]:\\{1,2}Users\\[^\s\"']+")
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib64", "etc", "dev", "proc", "sys", "boot", "opt", "var")
 _READ = 20_000_000  # bytes up to which texts are looked through
-_NEVER = (
-    ".git",
-    ".git/*",
-    ".cache/*",
-    "*__pycache__/*",
-    "*.pyc",
-    "*.DS_Store",
-    ".*.tmp",
-    "*/.*.tmp",
-    ".unfinished/*",
-    MANIFEST,
-)
+_NEVER = (".git", ".cache/*", "*__pycache__/*", "*.DS_Store", ".*.tmp", "*/.*.tmp", MANIFEST)
 
 
 def push_folder(
@@ -70,27 +58,16 @@ def push_folder(
 ) -> Any:
     """Send a folder to a repository on the Hub, which is made if it is not there.
 
-    Nothing is sent before all of it was checked. Readers then see all of it or nothing: there is one commit. Push
-    again after an interruption: what arrived is not sent again. The folder itself is only read; `prepared_folder`
-    says what is sent in place of it. A generated README.md never replaces one of the repository that somebody made
-    their own. Weights that the repository held before under other names are removed by the same commit, since they
-    could be loaded in place of the new ones.
+    All is checked first and sent in one commit; push again after an interruption: what arrived is not sent again. The
+    folder itself is only read (`prepared_folder` says what is sent in its place). A generated README.md never replaces
+    one of the repository that somebody made their own; old weights under other names go in the same commit.
 
-    Args:
-        folder: What to send.
-        repo_id: `owner/name`, or a name of the token's owner's.
-        repo_type: "model", "dataset" or "space".
-        private: Whether a new repository is private; `None`: as the owner's settings say.
-        revision: Branch, made from the main one if it is not there.
-        tag: Name for the commit.
-        token: `None` takes the one of `hf auth login` or `HF_TOKEN`.
-        commit_message: First line of the commit's message.
-        create_pr: Open a pull request instead.
-        ignore_patterns: Files to leave out, such as `"checkpoint-*"`.
-        delete_patterns: Files of the repository that go in the same commit if the folder does not hold them.
+    `repo_id` is `owner/name`, or a name of the token's owner's; `repo_type` "model", "dataset" or "space". A branch
+    `revision` is made if it is not there; `tag` names the commit; `ignore_patterns` leave files out. The rest are
+    those of `huggingface_hub.HfApi`, `private` of a new repository.
 
     Returns:
-        `huggingface_hub.CommitInfo`: the address of the commit, with `repo_url` and `oid`.
+        `huggingface_hub.CommitInfo`.
 
     Raises:
         ValueError: If the folder holds what must not be published, a private repository is wanted and there is a
@@ -138,18 +115,15 @@ def push_folder(
 def prepared_folder(
     folder: str | os.PathLike, repo_id: str, repo_type: str = "model", ignore_patterns: Sequence[str] = ()
 ) -> Iterator[Path]:
-    """Give a temporary folder that holds what `push_folder` sends: links to the files, and what is sent instead.
+    """Give a temporary folder with what `push_folder` sends: links to the files, and what is sent instead of some.
 
-    A SpeechCLIP+ model gets the code by which it loads without this package, and a plain card if it has none; folders
-    of this machine that its configuration does not depend on are left out.
+    A SpeechCLIP+ model gets the code by which it loads without this package, and a plain card if it has none.
 
     Raises:
-        ValueError: If a file must not be published (it is named), the type is unknown, no repository can be called so,
+        ValueError: If a file must not be published (it is named), no repository can be called so,
             or there is no such folder.
     """
     root = Path(folder).expanduser()
-    if repo_type not in REPO_TYPES:
-        raise ValueError(f"repo_type={repo_type!r}: choose one of {', '.join(REPO_TYPES)}.")
     validate_repo_id(repo_id)
     if not root.is_dir():
         raise ValueError(f"{root} is {'a file' if root.exists() else 'not there'}: name a folder to push.")
@@ -160,10 +134,10 @@ def prepared_folder(
         if not any(prepared.iterdir()):
             raise ValueError(f"{root} holds nothing to push.")
         if repo_type == "model" and (prepared / "config.json").is_file():
-            prepare_model(prepared, repo_id)
+            _prepare_model(prepared, repo_id)
         for file in sorted(prepared.rglob("*")):
             if file.is_file():
-                check_file(file.relative_to(prepared).as_posix(), file)
+                _check_file(file.relative_to(prepared).as_posix(), file)
         yield prepared
 
 
@@ -202,12 +176,8 @@ def _place(file: Path, target: Path) -> None:
         target.symlink_to(file.resolve())
 
 
-def prepare_model(folder: Path, repo_id: str) -> None:
-    """Make a saved model's folder one to publish: no folders of this machine, the code, and a card.
-
-    Raises:
-        ValueError: If a model without its backbones would look for them in a folder of this machine.
-    """
+def _prepare_model(folder: Path, repo_id: str) -> None:
+    """Make a saved model's folder one to publish: no folders of this machine, the code, and a card."""
     file, card = folder / "config.json", folder / CARD
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -223,16 +193,8 @@ def prepare_model(folder: Path, repo_id: str) -> None:
             card.write_text(render_readme(SpeechClipPlusConfig.from_dict(changed), name), encoding="utf-8")
 
 
-def check_file(name: str, path: Path) -> None:
-    """Check a file that is about to be published.
-
-    Args:
-        name: Its path in the repository, for the error.
-        path: Where it is.
-
-    Raises:
-        ValueError: If it is a pickle, holds a secret, or names a folder of this machine.
-    """
+def _check_file(name: str, path: Path) -> None:
+    """Refuse a file that is a pickle, holds a secret, or names a folder of this machine; `name` is for the error."""
     base = path.name
     if any(fnmatch(base.lower(), pattern) for pattern in _SECRET_FILES):
         raise ValueError(f"{name} holds secrets, by its name: take it out of the folder.")

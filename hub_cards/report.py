@@ -1,76 +1,100 @@
-"""Reports: one HTML page to look at and to listen to, with everything it needs inside."""
+"""Reports and charts: HTML pages with everything they need inside, charts by matplotlib (SVG there, PNG in cards).
+
+Colours in SVG become the page's CSS variables, so that charts follow its light and dark themes.
+"""
+
+from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Collection, Sequence
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ..atomic_files import write_text
-from .charts import speech_chart
 from .results import ScoreTable
 
-_TEMPLATES = resources.files("speechclip_plus.hub_cards") / "templates"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+Series = tuple[Sequence[float], Sequence[float]]
+"""Steps and values of a curve."""
+
+COLOURS = ("#0b6e69", "#b4530a", "#5b4bb3", "#9d2b5e", "#3d6b1f")
+# Colours of the page's light theme, by the name of their CSS variable.
+_THEME = {
+    "ink": "#1c1e21",
+    "soft": "#5c6169",
+    "line": "#dfe2e6",
+    "hit": "#17692f",
+    "hit-soft": "#d9efdd",
+    "miss-soft": "#e9ebee",
+    "weight": "#b4530b",
+    "wave": "#86929b",
+    **{f"curve-{number}": colour for number, colour in enumerate(COLOURS)},
+}
+_RC: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "speechclip-plus",
+    "font.size": 9,
+    "text.color": _THEME["soft"],
+    "axes.edgecolor": _THEME["line"],
+    "axes.labelcolor": _THEME["soft"],
+    "axes.titlecolor": _THEME["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _THEME["line"],
+    "xtick.color": _THEME["soft"],
+    "ytick.color": _THEME["soft"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+_SMALLEST, _LARGEST = 0.8, 2.6  # letters of the keyword cloud, in rem
+_WAVE_COLUMNS = 380
+_FOLDER = resources.files("speechclip_plus.hub_cards")
 
 
 @dataclass(frozen=True)
 class FoundItem:
-    """An image or an utterance that a query found.
+    """An image or an utterance that a query found."""
 
-    Attributes:
-        source: data URI of the image or the audio.
-        similarity: cosine similarity with the query.
-        label: what to call it.
-        detail: a few words beside it, such as who speaks.
-        right: whether it belongs to the query; None where nobody knows.
-    """
-
-    source: str
-    similarity: float
-    label: str = ""
-    detail: str = ""
-    right: bool | None = None
+    source: str  # data URI of the image or the audio
+    similarity: float  # cosine similarity with the query
+    label: str = ""  # what to call it
+    detail: str = ""  # a few words beside it, such as who speaks
+    right: bool | None = None  # whether it belongs to the query; None where nobody knows
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A query by speech, an image or a text, and what it found.
+    """A query by speech, an image or a text, and what it found."""
 
-    Attributes:
-        title: what to call the query: its text, its caption, or the name of its file.
-        kind: "images" or "utterances": what was found.
-        found: the nearest, best first.
-        detail: a few words under the title.
-        image: data URI of the image that asked; "" for other queries.
-        waveform: (S,) samples at 16 kHz of the utterance that asked; None for other queries.
-        keywords: of that utterance in spoken order, as `model.extract_keywords` gives them.
-        said: ids of the tokens in its caption; None without a caption.
-        weights: (T,) CIF's weight of each frame; None without CIF.
-        frame_seconds: seconds from one frame to the next.
-        rank: place of the first right item among `searched` ones, from 1; None where nobody knows.
-        searched: how many items were searched.
-        right_image: data URI of the right image, if it is not among those that were found.
-    """
-
-    title: str
-    kind: str
-    found: Sequence[FoundItem]
-    detail: str = ""
-    image: str = ""
-    waveform: Any = None
-    keywords: Sequence[Any] = ()
-    said: Collection[int] | None = None
-    weights: np.ndarray | None = None
-    frame_seconds: float = 0.02
-    rank: int | None = None
-    searched: int = 0
-    right_image: str | None = None
+    title: str  # what to call the query: its text, its caption, or the name of its file
+    kind: str  # "images" or "utterances": what was found
+    found: Sequence[FoundItem]  # the nearest, best first
+    detail: str = ""  # a few words under the title
+    image: str = ""  # data URI of the image that asked; "" for other queries
+    waveform: Any = None  # (S,) samples at 16 kHz of the utterance that asked; None for other queries
+    keywords: Sequence[Any] = ()  # of that utterance in spoken order, as `model.extract_keywords` gives them
+    said: Collection[int] | None = None  # ids of the tokens in its caption; None without a caption
+    weights: np.ndarray | None = None  # (T,) CIF's weight of each frame; None without CIF
+    frame_seconds: float = 0.02  # seconds from one frame to the next
+    rank: int | None = None  # place of the first right item among `searched` ones, from 1; None where nobody knows
+    searched: int = 0  # how many items were searched
+    right_image: str | None = None  # data URI of the right image, if it is not among those that were found
 
     @property
     def audio(self) -> str:
@@ -85,49 +109,34 @@ class Answer:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart.
+    """A chart."""
 
-    Attributes:
-        title: heading.
-        content: SVG or HTML.
-        note: a sentence under it.
-        is_wide: whether it takes the whole width.
-    """
-
-    title: str
-    content: Markup
-    note: str = ""
-    is_wide: bool = False
+    title: str  # heading
+    content: Markup  # SVG or HTML
+    note: str = ""  # a sentence under it
+    is_wide: bool = False  # whether it takes the whole width
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows; what is empty does not appear.
+    """Everything the page shows; what is empty does not appear."""
 
-    Attributes:
-        title: heading of the page.
-        summary: sentences under the heading.
-        tables: results.
-        figures: charts.
-        answers: queries with what they found, under (heading, sentence).
-        facts: (name, value) pairs: what was evaluated.
-        notes: sentences at the end.
-    """
-
-    title: str
-    summary: Sequence[str] = ()
-    tables: Sequence[ScoreTable] = ()
-    figures: Sequence[Figure] = ()
+    title: str  # heading of the page
+    summary: Sequence[str] = ()  # sentences under the heading
+    tables: Sequence[ScoreTable] = ()  # results
+    figures: Sequence[Figure] = ()  # charts
+    # queries with what they found, under (heading, sentence)
     answers: Sequence[tuple[tuple[str, str], Sequence[Answer]]] = ()
-    facts: Sequence[tuple[str, str]] = ()
-    notes: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]] = ()  # (name, value) pairs: what was evaluated
+    notes: Sequence[str] = ()  # sentences at the end
 
 
 def render_report(report: Report) -> str:
     """Render the page as HTML without any link to elsewhere."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((_TEMPLATES / "report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(report=report)
+    template = environment.from_string((_FOLDER / "templates" / "report.html.jinja").read_text(encoding="utf-8"))
+    player = Markup((_FOLDER / "space" / "player.js").read_text(encoding="utf-8"))
+    return template.render(report=report, player=player)
 
 
 def write_report(path: str | Path, report: Report) -> None:
@@ -156,3 +165,173 @@ def audio_data_uri(waveform: np.ndarray, sampling_rate: int = 16_000) -> str:
 
 def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def line_chart(curves: Mapping[str, Series], y_label: str, x_label: str = "step") -> Markup:
+    """Draw named curves as SVG, without values that are not finite; an empty string if there is nothing to draw.
+
+    The vertical axis starts at 0; if `y_label` ends with "%", it ends at 100.
+    """
+    points = _finite(curves)
+    if not points:
+        return Markup("")
+    figure, (axes,) = _figure(5.4, 2.8)
+    _draw_curves(axes, points, y_label, x_label)
+    return _svg(
+        figure, f"{y_label}; " + ", ".join(f"{name}: {y[-1]:.3g} at the end" for name, (_, y) in points.items())
+    )
+
+
+def training_chart(panels: Mapping[str, Mapping[str, Series]]) -> bytes | None:
+    """Draw panels of curves over training steps side by side; each is named by the label of its vertical axis.
+
+    Returns:
+        A PNG file; `None` if there is nothing to draw.
+    """
+    shown = {y_label: points for y_label, curves in panels.items() if (points := _finite(curves))}
+    if not shown:
+        return None
+    figure, all_axes = _figure(5.2 * len(shown), 3.0, len(shown))
+    for axes, (y_label, points) in zip(all_axes, shown.items(), strict=True):
+        _draw_curves(axes, points, y_label, "step")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+    return file.getvalue()
+
+
+def speech_chart(
+    waveform: np.ndarray,
+    weights: np.ndarray | None,
+    frame_seconds: float,
+    keywords: Sequence[Any],
+    said: Collection[int] = (),
+) -> Markup:
+    """Draw keywords over the waveform, with CIF's weights under it, all on one time axis.
+
+    Keywords are buttons with their times, by which the page plays them; those without times are not drawn.
+
+    Args:
+        waveform: `(S,)` samples at 16 kHz.
+        weights: `(T,)` CIF's weight of each frame; `None` leaves them out.
+        frame_seconds: Seconds from one frame to the next.
+        keywords: As `model.extract_keywords` gives them.
+        said: Ids of the tokens in the caption: keywords among them get a colour of their own.
+    """
+    seconds = len(waveform) / 16_000
+    figure, (axes,) = _figure(7.6, 1.8)
+    for keyword in keywords:
+        if keyword.start is not None and keyword.end is not None:
+            _draw_keyword(axes, keyword, seconds, keyword.id in said)
+    starts = np.linspace(0, len(waveform), min(_WAVE_COLUMNS, len(waveform)), endpoint=False).astype(int)
+    peak = max(float(np.abs(waveform).max()), 1e-4)
+    low, high = np.minimum.reduceat(waveform, starts) / peak, np.maximum.reduceat(waveform, starts) / peak
+    times = (starts + len(waveform) / len(starts) / 2) / 16_000
+    axes.fill_between(times, low, high, color=_THEME["wave"], linewidth=0.5, gid="wave", clip_on=False)
+    if weights is not None and len(weights):
+        heights = np.asarray(weights, dtype=float) / max(float(np.max(weights)), 1e-3)
+        centres = (np.arange(len(weights)) + 0.5) * frame_seconds
+        axes.fill_between(
+            centres, -2.2, heights - 2.2, color=_THEME["weight"], alpha=0.4, gid="weights", clip_on=False
+        )
+    axes.set(xlim=(0, seconds), ylim=(-2.2, 2.0), yticks=[], xlabel="seconds")
+    axes.grid(False)
+    axes.spines["left"].set_visible(False)
+    words = ", ".join(keyword.text for keyword in keywords) or "none"
+    return _svg(figure, f"Waveform of {seconds:.1f} seconds; keywords: {words}", "speech")
+
+
+def bar_chart(values: Mapping[str, float], y_label: str, x_label: str) -> Markup:
+    """Draw a bar for each named value, as SVG."""
+    figure, (axes,) = _figure(5.4, 2.8)
+    for bar in axes.bar(range(len(values)), list(values.values()), color=COLOURS[0], clip_on=False):
+        bar.set_gid("bar")
+    every = math.ceil(max(map(len, values)) * len(values) / 60)  # labels must not run into each other
+    axes.set_xticks(range(0, len(values), every), list(values)[::every])
+    axes.grid(False, axis="x")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    return _svg(figure, f"{y_label}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items()))
+
+
+def keyword_cloud(counts: Mapping[str, int], kind: str) -> Markup:
+    """Write words in HTML, the larger the more often they occur; `kind` ("hit", "miss", "plain") gives the colour."""
+    if not counts:
+        return Markup('<p class="meta">none</p>')
+    most = max(counts.values())
+    words = "".join(
+        f'<span style="font-size:{_SMALLEST + (_LARGEST - _SMALLEST) * math.sqrt(count / most):.2f}rem" '
+        f'title="{count}">{escape(word)}<small>{count}</small></span> '
+        for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    )
+    return Markup(f'<p class="cloud {kind}">{words}</p>')
+
+
+def _finite(curves: Mapping[str, Series]) -> dict[str, tuple[list[float], list[float]]]:
+    points = {
+        name: [(x, y) for x, y in zip(*curve, strict=True) if math.isfinite(y)] for name, curve in curves.items()
+    }
+    return {name: ([x for x, _ in kept], [y for _, y in kept]) for name, kept in points.items() if kept}
+
+
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Canvas, list[Axes]]:
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context(_RC):
+        figure = Canvas(figsize=(width, height))
+        return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _draw_curves(
+    axes: Axes, points: Mapping[str, tuple[list[float], list[float]]], y_label: str, x_label: str
+) -> None:
+    for order, (name, (x, y)) in enumerate(points.items()):
+        marker = "o" if len(x) == 1 else None
+        axes.plot(x, y, marker=marker, label=name, color=COLOURS[order % len(COLOURS)], clip_on=False)
+    highest = 100.0 if y_label.endswith("%") else max(1e-9, *(max(y) for _, y in points.values()))
+    axes.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.05 * highest))
+    axes.set_xlim(left=0)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, labelcolor=_THEME["soft"], fontsize=8
+    )
+
+
+def _draw_keyword(axes: Axes, keyword: Any, seconds: float, is_said: bool) -> None:
+    soft = _THEME["hit-soft" if is_said else "miss-soft"]
+    start, end = max(keyword.start, 0.0), min(keyword.end, seconds)
+    width = max(end - start, seconds / 500)
+    button = f"keyword {start:.3f} {end:.3f} {keyword.text}"
+    axes.axvspan(start, start + width, color=soft, alpha=0.55, linewidth=0, gid=button, clip_on=False)
+    axes.fill_between([start, start + width], 1.2, 2.0, color=soft, linewidth=0, gid="word", clip_on=False)
+    # A narrow span gets smaller letters; the text never runs into its neighbour.
+    look: Any = {"size": min(9.0, max(4.0, 760 * width / seconds / max(len(keyword.text), 1)))}
+    look |= {"color": _THEME["hit" if is_said else "soft"], "weight": "bold", "ha": "center", "va": "center"}
+    axes.text(start + width / 2, 1.58, keyword.text.replace("$", r"\$"), gid="word", **look)
+
+
+def _svg(figure: Canvas, description: str, kind: str = "chart") -> Markup:
+    import matplotlib
+
+    file = io.StringIO()
+    with matplotlib.rc_context(_RC):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r' clip-path="url\([^)]*\)"', "", text)  # all is inside, and ids would meet others of the page
+    text = re.sub(r'<g id="(word|wave|weights|bar)">', r'<g class="\1">', text)
+    button = r'<g class="keyword" role="button" tabindex="0" aria-label="\3" data-start="\1" data-end="\2">'
+    text = re.sub(r'<g id="keyword ([\d.]+) ([\d.]+) ([^"]*)">', button, text)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    view_box = re.search(r'viewBox="[^"]*"', text)
+    assert view_box is not None
+    role = "group" if kind == "speech" else "img"  # an image would hide its buttons
+    head = f'<svg class="{kind}" {view_box[0]} role="{role}" aria-label="{escape(description)}">'
+    text = head + text[text.index(">") + 1 :]
+    text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
+    for name, colour in _THEME.items():
+        text = text.replace(colour, f"var(--{name})")
+    return Markup(text)

@@ -37,58 +37,37 @@ _END = "<!-- /measured -->"
 
 @dataclass
 class Results:
-    """What was measured on a split, and what it is to be held against.
+    """What was measured on a split, and what it is to be held against."""
 
-    Attributes:
-        metrics: by name; docs/metrics.md tells what each is.
-        intervals: 95 % bootstrap confidence intervals (low, high) of those metrics that have one.
-        chance: what chance gives, by the names of the metrics without the branch.
-        published: figures that others reported of the same model on the same split, by the same names, with their
-            `source` and `preset`.
-        curves: recall in percent at 1 to 100, by branch and direction: `parallel_speech_to_image`.
-        ranks: rank of each query's right answer, from 1, by the same names; not saved.
-        notes: sentences about what could not be measured, and why.
-        model: the model's folder or repository.
-        variant: its variant.
-        retrieval_branch: the branch that published figures of retrieval are of.
-        presets: the published configurations that it agrees with.
-        dataset: the data set's name, such as "spoken_scenes", its repository on the Hub, or its folder.
-        data_dir: where its files are.
-        split: the split that was measured.
-        options: the options that the data set was loaded with.
-        limit: how many utterances were measured, if not all of the split.
-        captions: how many utterances have a caption.
-        hours: hours of speech.
-        bootstrap: `resamples`, `confidence` and `seed` of the intervals.
-        versions: of the packages that measured.
-        date: ISO 8601; "" if unknown.
-        seconds: how long it took.
-        how: what measured, for the card: "`speechclip-plus evaluate`".
-    """
-
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # by name; docs/metrics.md tells what each is
+    # 95 % bootstrap confidence intervals (low, high) of those metrics that have one
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    # what chance gives, by the names of the metrics without the branch
     chance: dict[str, float] = field(default_factory=dict)
+    # figures that others reported of the same model on the same split, by the same names, with their `source` and
+    # `preset`
     published: Mapping[str, Any] = field(default_factory=dict)
+    # recall in percent at 1 to 100, by branch and direction: `parallel_speech_to_image`
     curves: dict[str, list[float]] = field(default_factory=dict)
+    # rank of each query's right answer, from 1, by the same names; not saved
     ranks: dict[str, Any] = field(default_factory=dict, repr=False)
-    notes: list[str] = field(default_factory=list)
-    model: str = ""
-    variant: str = ""
-    retrieval_branch: str | None = None
-    presets: Sequence[str] = ()
-    dataset: str = ""
-    data_dir: str | None = None
-    split: str = "test"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    limit: int | None = None
-    captions: int | None = None
-    hours: float | None = None
-    bootstrap: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    date: str = ""
-    seconds: float | None = None
-    how: str = ""
+    notes: list[str] = field(default_factory=list)  # sentences about what could not be measured, and why
+    model: str = ""  # the model's folder or repository
+    variant: str = ""  # its variant
+    retrieval_branch: str | None = None  # the branch that published figures of retrieval are of
+    presets: Sequence[str] = ()  # the published configurations that it agrees with
+    dataset: str = ""  # the data set's name, such as "spoken_scenes", its repository on the Hub, or its folder
+    data_dir: str | None = None  # where its files are
+    split: str = "test"  # the split that was measured
+    options: Mapping[str, Any] = field(default_factory=dict)  # the options that the data set was loaded with
+    limit: int | None = None  # how many utterances were measured, if not all of the split
+    captions: int | None = None  # how many utterances have a caption
+    hours: float | None = None  # hours of speech
+    bootstrap: Mapping[str, Any] = field(default_factory=dict)  # `resamples`, `confidence` and `seed` of the intervals
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that measured
+    date: str = ""  # ISO 8601; "" if unknown
+    seconds: float | None = None  # how long it took
+    how: str = ""  # what measured, for the card: "`speechclip-plus evaluate`"
 
     @property
     def dataset_name(self) -> str:
@@ -147,19 +126,12 @@ class Results:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A line of the results.
+    """A line of the results."""
 
-    Attributes:
-        name: what was measured.
-        cells: the figures, one per column.
-        chance: what is shown under each figure: its interval, or what chance gives; "" for nothing.
-        is_baseline: whether the line itself is something to compare with, and no figure of the model.
-    """
-
-    name: str
-    cells: Sequence[str]
-    chance: Sequence[str] = ()
-    is_baseline: bool = False
+    name: str  # what was measured
+    cells: Sequence[str]  # the figures, one per column
+    chance: Sequence[str] = ()  # what is shown under each figure: its interval, or what chance gives; "" for nothing
+    is_baseline: bool = False  # whether the line itself is something to compare with, and no figure of the model
 
     @property
     def texts(self) -> list[str]:
@@ -187,7 +159,7 @@ def markdown_table(table: ScoreTable) -> str:
 
 
 def result_tables(results: Results) -> list[ScoreTable]:
-    """Return the tables: retrieval of images and texts, keywords, boundaries. What was not measured is in none."""
+    """Return the tables of what was measured: retrieval of images and texts, keywords, boundaries."""
     tables = [table for item in ITEMS if (table := _retrieval_table(results, item)) is not None]
     return tables + _keyword_tables(results) + _boundary_tables(results)
 
@@ -357,14 +329,8 @@ def eval_results(results: Results) -> list[EvalResult]:
 def update_card(path: str | Path, results: Results) -> None:
     """Put results into a README.md that exists, in the place of earlier ones of the same data.
 
-    Their section goes under the heading "Results", and their entries into the metadata's `model-index`.
-
-    Args:
-        path: the README.md.
-        results: what was measured.
-
-    Raises:
-        ValueError: if the card's metadata cannot be read.
+    Their section goes under the heading "Results", and their entries into the metadata's `model-index`. Metadata that
+    cannot be read are a ValueError.
     """
     path = Path(path)
     try:

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
-from speechclip_plus.hub_cards.model_card import render_model_card, save_model_card
+from speechclip_plus.hub_cards.cards import render_model_card, save_model_card
 from speechclip_plus.trainer.card_data import predicted_results, trainer_card_facts
 
 spec = importlib.util.spec_from_file_location("training_runs", Path(__file__).parent / "training_runs.py")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import types
-from importlib import import_module
 
 import pytest
 
@@ -23,7 +22,7 @@ def command(monkeypatch):
         module.add_arguments = lambda parser: parser.add_argument("--number", type=int, default=0)
         module.run = run
         monkeypatch.setitem(sys.modules, "speechclip_plus_cli.probe", module)
-        monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command(".probe", "a probe"))
+        monkeypatch.setitem(cli.COMMANDS, "probe", "a probe")
 
     return install
 
@@ -108,12 +107,6 @@ def test_wrong_usage_is_one_line_and_exit_code_2(command, capsys, arguments):
     assert err.startswith("error: ") and err.count("\n") == 1 and "--help" in err
 
 
-def test_a_command_may_report_wrong_usage_itself(command, capsys):
-    command(raising(argparse.ArgumentError(None, "--audio needs --images")))
-    assert cli.main(["probe"]) == 2
-    assert capsys.readouterr().err == "error: --audio needs --images\n"
-
-
 def test_an_interruption_is_exit_code_130(command, capsys):
     command(raising(KeyboardInterrupt()))
     assert cli.main(["probe"]) == 130
@@ -131,7 +124,7 @@ def test_help_lists_the_commands_and_the_commands_own_arguments(command, capsys)
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_listed_command_exists(name):
-    module = import_module(cli.COMMANDS[name].module, "speechclip_plus_cli")
+    module = cli.command_module(name)
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     assert callable(module.run)
@@ -171,6 +164,13 @@ def test_names_from_files_cannot_write_to_the_terminal(command, capsys):
     assert cli.main(["probe"]) == 1
     err = capsys.readouterr().err
     assert err.startswith(r"error: bad\x1b[31m name \x07xxx") and len(err) < 1100
+
+
+def test_a_command_says_what_is_loaded_before_the_silence(command, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    command(lambda args: print("the command's own", file=sys.stderr) or 0)
+    assert cli.main(["probe"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["Loading PyTorch and transformers ...", "the command's own"]
 
 
 def test_an_unknown_command_names_the_nearest(capsys):

@@ -407,6 +407,24 @@ def test_an_unknown_option_is_named_with_those_that_there_are(data):
         load_speech_image_dataset(data, num_scene=3)
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({}, r"has no audio and no image, .* Its columns: sound, photo, caption; say which is audio with columns="),
+        (
+            {"sound": "audio"},
+            r"columns names sound, .* own name for any of audio, image, .* columns=\{\"audio\": \"sound",
+        ),
+        ({"audio": "sond"}, "no column 'sond', which columns gives for audio; there are sound, photo, caption"),
+        ({"audio": "sound", "image": "sound"}, "one column for two"),
+    ],
+)
+def test_columns_that_do_not_fit_a_folder_are_errors_that_say_what_to_give(folder, columns, said):
+    write_lines(folder / "metadata.csv", "sound,photo,caption", "0.wav,0.png,a")
+    with pytest.raises(ValueError, match=said):
+        load_speech_image_dataset(folder, columns=columns)
+
+
 def test_columns_that_are_no_mapping_are_an_error(folder):
     with pytest.raises(TypeError, match="columns='sound': expected a mapping"):
         load_speech_image_dataset(folder, columns="sound")
@@ -517,7 +535,7 @@ def test_a_repository_of_the_hub_is_asked_for_by_its_name(foreign, monkeypatch):
     [
         ({}, "no column 'audio'; its columns are sound, image"),
         ({**MAPPED, "text": "words"}, "no column 'words'"),
-        ({**MAPPED, "words": "caption"}, "columns maps words"),
+        ({**MAPPED, "words": "caption"}, "columns names words, which no data set has"),
         ({**MAPPED, "image_id": "image"}, "stands for two"),
     ],
 )

@@ -10,8 +10,7 @@ import soundfile
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
-from speechclip_plus.hub_cards.model_card import SplitSize
+from speechclip_plus.hub_cards.cards import DatasetCardFacts, SplitSize, render_dataset_card
 from speechclip_plus.trainer.card_data import given_name
 from speechclip_plus.trainer.data.check import check_files
 from speechclip_plus.trainer.data.load import load_speech_image_dataset
@@ -93,19 +92,21 @@ def test_the_metadata_say_what_it_is(copy, folder):
 
 def test_a_known_corpus_brings_its_licence_and_languages():
     sizes = {"train": SplitSize(5090, 626, 14, 2.01)}
-    card = render_dataset_card(DatasetCardFacts("stamps-all", "stamps", splits=sizes, languages=("fr", "pt-BR")))
+    card = render_dataset_card(DatasetCardFacts("scenes", "spoken_scenes", splits=sizes, languages=("fr", "pt-BR")))
     data = DatasetCard(card).data
-    assert data.license == "gpl-2.0" and data.language == ["fr", "pt"] and data.multilinguality == "multilingual"
-    assert "Tux Paint" in card and "5,090" in card and "ask the speakers" not in card
+    assert data.license == "mit" and data.language == ["fr", "pt"] and data.multilinguality == "multilingual"
+    assert "espeak-ng" in card and "5,090" in card and "ask the speakers" not in card
     card = render_dataset_card(DatasetCardFacts("f", "flickr8k", splits=sizes, languages=("en",)))
     assert DatasetCard(card).data.license is None and "CC BY-SA" in card  # not one licence for all its parts
     assert "Not stated" in render_dataset_card(DatasetCardFacts("mine", splits=sizes))
 
 
 def test_a_folder_called_like_a_corpus_does_not_get_its_licence(tmp_path):
-    (tmp_path / "stamps").mkdir()
-    assert given_name("stamps", None) == "stamps" and given_name("me/pairs", None) == "me/pairs"
-    assert given_name(tmp_path / "stamps", None) == given_name("folder", tmp_path / "stamps") == "stamps (folder)"
+    (tmp_path / "flickr8k").mkdir()
+    assert given_name("flickr8k", None) == "flickr8k" and given_name("me/pairs", None) == "me/pairs"
+    assert (
+        given_name(tmp_path / "flickr8k", None) == given_name("folder", tmp_path / "flickr8k") == "flickr8k (folder)"
+    )
     assert given_name("folder", tmp_path) == tmp_path.name
 
 

@@ -52,8 +52,8 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gallery(tmp_path_factory):
-    return write_scenes(tmp_path_factory.mktemp("galleries") / "six scenes", 6)
+def scenes_folder(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("indexes") / "six scenes", 6)
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +71,15 @@ def searcher(model_folder):
 
 
 @pytest.fixture(scope="module")
-def indexes(searcher, gallery):
-    return app.Demo(searcher, [gallery]).indexes
+def indexes(searcher, scenes_folder):
+    return app.Demo(searcher, [scenes_folder]).indexes
 
 
 @pytest.fixture
 def demo(searcher, indexes):
     """The app with a memory of its own."""
     demo = app.Demo.__new__(app.Demo)
-    demo.searcher, demo.indexes, demo.visits = searcher, indexes, {}
+    demo.searcher, demo.indexes, demo.visits, demo.first = searcher, indexes, {}, 0
     return demo
 
 
@@ -114,10 +114,22 @@ def ask(demo, kind, read, value, choice="six scenes", visitor=VISITOR):
 # What is searched
 
 
-def test_a_recording_finds_images_in_the_order_of_the_models_own_similarities(demo, query, gallery, tmp_path):
+def test_the_recording_offered_first_is_one_whose_keywords_are_in_its_label(searcher, indexes, monkeypatch):
+    index = indexes["recordings"]["six scenes"]
+    ids = [searcher.processor.tokenizer(label, add_special_tokens=False)["input_ids"] for label in index.labels]
+    heard = iter([[ids[0][0], -1], [-1, -1], [ids[2][0], ids[2][-1]], AssertionError])
+    monkeypatch.setattr(
+        searcher, "hear", lambda *_: (None, None, [types.SimpleNamespace(id=token) for token in next(heard)])
+    )
+    assert searcher.best_understood(index) == 2
+    assert [one["index"] for one in index.some(3, first=2)] == [2, 0, 4]
+    assert [one["index"] for one in index.some(3, first=5)] == [5, 0, 2]
+
+
+def test_a_recording_finds_images_in_the_order_of_the_models_own_similarities(demo, query, scenes_folder, tmp_path):
     (value,) = upload_of(query, folder=tmp_path)
     answer = ask(demo, "images", demo.recording, value)
-    files = sorted((gallery / "images").iterdir())
+    files = sorted((scenes_folder / "images").iterdir())
     model, processor = demo.searcher.model, demo.searcher.processor
     with torch.no_grad():
         speech = model.get_audio_features(**processor(audio=query)).pooler_output
@@ -147,9 +159,9 @@ def test_models_without_times_or_without_keywords_say_so(variant, told, query, t
     assert told in card and "<path" in card and "data-start" not in card
 
 
-def test_words_and_images_find_recordings_in_the_order_of_the_models_own_similarities(demo, gallery, tmp_path):
-    files = sorted((gallery / "recordings").iterdir())
-    file = sorted((gallery / "images").iterdir())[2]
+def test_words_and_images_find_recordings_in_the_order_of_the_models_own_similarities(demo, scenes_folder, tmp_path):
+    files = sorted((scenes_folder / "recordings").iterdir())
+    file = sorted((scenes_folder / "images").iterdir())[2]
     model, processor = demo.searcher.model, demo.searcher.processor
     with torch.no_grad():
         speech = model.get_audio_features(**processor(audio=files)).pooler_output
@@ -305,12 +317,12 @@ def test_folders_that_are_none_or_hold_nothing_to_search_are_named(capsys, tmp_p
     (tmp_path / "images").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "x.png")
     assert f"{tmp_path / 'none'} is no folder" in failing(
-        capsys, "--model", model_folder, "--gallery", tmp_path / "none"
+        capsys, "--model", model_folder, "--index", tmp_path / "none"
     )
-    told = failing(capsys, "--model", model_folder, "--gallery", tmp_path / "images")
+    told = failing(capsys, "--model", model_folder, "--index", tmp_path / "images")
     assert f"no recordings to search in {tmp_path / 'images'}" in told
     (tmp_path / "images" / "broken.png").write_text("no image")
-    assert "broken: cannot be read" in failing(capsys, "--model", model_folder, "--gallery", tmp_path / "images")
+    assert "broken: cannot be read" in failing(capsys, "--model", model_folder, "--index", tmp_path / "images")
 
 
 def test_without_gradio_it_says_what_to_install(capsys, model_folder, monkeypatch):
@@ -332,16 +344,16 @@ def test_the_app_runs_without_this_package_on_what_it_requires():
             assert names.get(module, module) in required | {None}, f"line {node.lineno} imports {module}"
 
 
-def test_a_space_names_its_model_and_brings_what_it_searches(tmp_path, gallery):
+def test_a_space_names_its_model_and_brings_what_it_searches(tmp_path, scenes_folder):
     assert main(["demo", "--write-space", str(tmp_path / "space"), "--model", "somebody/model"]) == 0
     card = RepoCard.load(tmp_path / "space" / "README.md")
     assert card.data["models"] == ["somebody/model"] and card.data["sdk"] == "gradio"
     assert (tmp_path / "space" / card.data["app_file"]).is_file()
     assert len(card.data["short_description"]) <= 60  # the Hub's limit
     assert '\nMODEL_ID = "somebody/model"' in (tmp_path / "space" / "app.py").read_text(encoding="utf-8")
-    assert len(list((tmp_path / "space" / "galleries" / SCENES).rglob("*.png"))) == 24
-    write_space(tmp_path / "own", "somebody/model", [gallery])
-    assert len(list((tmp_path / "own" / "galleries" / "six scenes").rglob("*.flac"))) == 6
+    assert len(list((tmp_path / "space" / "indexes" / SCENES).rglob("*.png"))) == 24
+    write_space(tmp_path / "own", "somebody/model", [scenes_folder])
+    assert len(list((tmp_path / "own" / "indexes" / "six scenes").rglob("*.flac"))) == 6
 
 
 def test_a_space_needs_a_repository_and_a_folder_of_its_own(capsys, tmp_path, model_folder):
@@ -354,14 +366,14 @@ def test_a_space_needs_a_repository_and_a_folder_of_its_own(capsys, tmp_path, mo
 
 
 def test_force_replaces_an_earlier_space_and_nothing_else(
-    gallery, tmp_path, capsys, assert_replaces_only_its_own_output
+    scenes_folder, tmp_path, capsys, assert_replaces_only_its_own_output
 ):
-    own = shutil.copytree(gallery, tmp_path / "galleries" / "own")
+    own = shutil.copytree(scenes_folder, tmp_path / "indexes" / "own")
     command = ["demo", "--model", "somebody/model", "--force", "--write-space"]
-    assert_replaces_only_its_own_output(lambda folder: main([*command, str(folder), "--gallery", str(own)]), [own])
-    added = tmp_path / "output" / "galleries" / "own" / "images" / "added.png"
+    assert_replaces_only_its_own_output(lambda folder: main([*command, str(folder), "--index", str(own)]), [own])
+    added = tmp_path / "output" / "indexes" / "own" / "images" / "added.png"
     shutil.copy(next(own.rglob("*.png")), added)
-    assert str(added) in failing(capsys, *command[1:], tmp_path / "output", "--gallery", own)
+    assert str(added) in failing(capsys, *command[1:], tmp_path / "output", "--index", own)
     assert main([*command, str(tmp_path / "drawn")]) == 0 and main([*command, str(tmp_path / "drawn")]) == 0
 
 
@@ -375,7 +387,7 @@ def test_a_space_without_a_model_says_which_variable_is_missing(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def server(model_folder, gallery, tmp_path_factory):
+def server(model_folder, scenes_folder, tmp_path_factory):
     """The command in a process of its own: its address, and the folders in which it may leave files."""
     home = tmp_path_factory.mktemp("server")
     places = {name: home / name for name in ("temporary", "current")}
@@ -385,7 +397,7 @@ def server(model_folder, gallery, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = home / "log"
-    arguments = ["--model", model_folder, "--gallery", gallery, "--port", str(port), "--no-browser"]
+    arguments = ["--model", model_folder, "--index", scenes_folder, "--port", str(port), "--no-browser"]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -515,11 +527,11 @@ def test_text_and_images_find_recordings(open_page):
     assert "a red star”" not in page.inner_text("#recordings-found")
 
 
-def test_own_images_are_searched_and_leave_no_file(open_page, server, gallery):
+def test_own_images_are_searched_and_leave_no_file(open_page, server, scenes_folder):
     page = open_page()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Search your own images").click()
-    chooser.value.set_files(sorted((gallery / "images").iterdir())[:2])
+    chooser.value.set_files(sorted((scenes_folder / "images").iterdir())[:2])
     page.get_by_text("Yours (2)").wait_for()
     page.locator(".offered.recordings button").first.click()
     page.wait_for_selector("#images-found ol.found")

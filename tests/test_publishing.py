@@ -149,8 +149,6 @@ def test_a_folder_that_is_not_there_or_empty_is_an_error(tmp_path):
         push_folder(tmp_path / "empty", "ann/x")
     with pytest.raises(ValueError, match="not there"):
         push_folder(tmp_path / "no", "ann/x")
-    with pytest.raises(ValueError, match="repo_type='models': choose one of model, dataset, space"):
-        push_folder(tmp_path, "ann/x", repo_type="models")
 
 
 # ---- what becomes of a push

@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import torch
 
-from ..hub_cards.charts import Series
-from ..hub_cards.model_card import DATASETS, ModelCardFacts, SplitSize
+from ..hub_cards.cards import DATASETS, ModelCardFacts, SplitSize
+from ..hub_cards.report import Series
 from ..hub_cards.results import Results
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from .evaluation.evaluate import SplitOutputs, evaluate

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..atomic_files import write_json
 from ..configuration.publication import is_generated
-from ..hub_cards.model_card import save_model_card
+from ..hub_cards.cards import save_model_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel, is_frozen
 from ..remote_code import add_remote_code
 from .card_data import trainer_card_facts

@@ -35,7 +35,7 @@ from transformers import AutoModel, AutoProcessor  # noqa: E402
 
 MODEL_ID = ""  # a repository on the Hub
 HERE = Path(__file__).parent
-GALLERIES = HERE / "galleries"  # one folder each, of images and recordings
+INDEXES = HERE / "indexes"  # one folder each, of images and recordings
 
 MAX_SECONDS = 30  # of a recording
 MAX_MEGABYTES = 20  # of a file
@@ -49,6 +49,7 @@ MAX_VISITS = 64  # that are remembered at a time; the one that was quiet for lon
 
 NUM_FOUND = {"images": 8, "recordings": 5}
 NUM_OFFERED = {"images": 12, "recordings": 3}  # to ask with, for visitors who have none
+NUM_TRIED = 12  # recordings of which the one that is understood best is offered first
 NUM_WAITING = 24  # images shown before anything was asked
 SAMPLING_RATE = 16_000  # Hz: what the model hears
 BATCH_SIZE = 16
@@ -74,24 +75,19 @@ PAGE: Any = (
 
 @dataclass
 class SearchIndex:
-    """Images or recordings that can be found.
+    """Images or recordings that can be found."""
 
-    Attributes:
-        kind: "images" or "recordings".
-        labels: what they are called.
-        sources: data URIs to show or play them.
-        embeds: (N, P) unit-length embeddings.
-    """
+    kind: str  # "images" or "recordings"
+    labels: list[str]  # what they are called
+    sources: list[str]  # data URIs to show or play them
+    embeds: torch.Tensor  # (N, P) unit-length embeddings
 
-    kind: str
-    labels: list[str]
-    sources: list[str]
-    embeds: torch.Tensor
-
-    def some(self, number: int) -> list[dict[str, Any]]:
-        """What is shown of a few from all of it: neighbours in the alphabet often look the same."""
-        count = len(self.labels)
-        places = [index * count // min(number, count) for index in range(min(number, count))]
+    def some(self, number: int, first: int | None = None) -> list[dict[str, Any]]:
+        """What is shown of a few from all of it, `first` before the others: neighbours often look the same."""
+        count = min(number, len(self.labels))
+        places = [index * len(self.labels) // count for index in range(count)]
+        if first is not None:
+            places = [first, *(place for place in places if place != first)][:count]
         return [{"index": index, "label": self.labels[index], "source": self.sources[index]} for index in places]
 
     def nearest(self, embed: torch.Tensor) -> list[dict[str, Any]]:
@@ -120,12 +116,7 @@ class Visit:
 
 
 class Searcher:
-    """A model and its processor.
-
-    Args:
-        model: a folder, or a repository on the Hub.
-        trust_remote_code: run the code in the repository, for where speechclip-plus is not installed.
-    """
+    """A model (a folder, or a repository whose code may be trusted) and its processor."""
 
     def __init__(self, model: str, trust_remote_code: bool = False):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -144,8 +135,8 @@ class Searcher:
         return getattr(self.model, name)(**prepared).pooler_output.float().cpu()
 
     @torch.no_grad()
-    def listen(self, samples: np.ndarray, rate: int) -> Query:
-        """Embed a recording (S,) of a rate in Hz, and show its keywords on its waveform."""
+    def hear(self, samples: np.ndarray, rate: int) -> tuple[np.ndarray, dict[str, torch.Tensor], list[Any] | None]:
+        """Return a recording at 16 kHz (S,), the speech encoder's output, and the keywords; None without keywords."""
         inputs = self.processor(audio=samples, sampling_rate=rate).to(self.model.device)
         hidden_states, frame_lengths = self.model.encode_speech_frames(**inputs)
         speech = {"speech_hidden_states": hidden_states, "frame_lengths": frame_lengths}
@@ -153,16 +144,30 @@ class Searcher:
         if self.model.config.has_cascaded:
             top_k = min(4, int(self.model.is_keyword.sum()))
             keywords = self.model.extract_keywords(**speech, tokenizer=self.processor, top_k=top_k)[0]
+        return inputs["input_values"][0].cpu().numpy(), speech, keywords
+
+    @torch.no_grad()
+    def listen(self, samples: np.ndarray, rate: int) -> Query:
+        """Embed a recording (S,) of a rate in Hz, and show its keywords on its waveform."""
+        waveform, speech, keywords = self.hear(samples, rate)
         embed = self.model.get_audio_features(**speech).pooler_output[0].float().cpu()
-        waveform = inputs["input_values"][0].cpu().numpy()
         return Query(speech_card(waveform / max(float(np.abs(waveform).max()), 1e-4) * 0.9, keywords), embed)
 
-    def index(self, kind: str, files: Sequence[tuple[Path, str]]) -> SearchIndex:
-        """Read and embed files, each with its label.
+    def best_understood(self, index: SearchIndex) -> int:
+        """Place of the recording, of a few, whose keywords are most often tokens of its label."""
+        best, most = 0, 0.0
+        for one in index.some(NUM_TRIED):
+            keywords = self.hear(*read_recording(_content(one["source"])))[2]
+            said = self.processor.tokenizer(one["label"], add_special_tokens=False)["input_ids"]
+            right = sum(word.id in said for word in keywords or []) / max(len(keywords or []), 1)
+            if right > most:
+                best, most = one["index"], right
+            if right == 1 or keywords is None:
+                break
+        return best
 
-        Raises:
-            ValueError: if one cannot be read or is too long or too large; the message names it.
-        """
+    def index(self, kind: str, files: Sequence[tuple[Path, str]]) -> SearchIndex:
+        """Read and embed files, each with its label; a ValueError names one that cannot be used."""
         sources, parts = [], []
         for start in range(0, len(files), BATCH_SIZE):
             batch = files[start : start + BATCH_SIZE]
@@ -178,11 +183,7 @@ class Searcher:
         return SearchIndex(kind, [label for _, label in files], sources, torch.cat(parts))
 
     def read_image(self, file: Path, label: str = "The image") -> Image.Image:
-        """Read an image as RGB, as the processor does.
-
-        Raises:
-            ValueError: if it is no image, or too large; the message is for the visitor.
-        """
+        """Read an image as RGB, as the processor does; the message of a ValueError is for the visitor."""
         content, size = file.read_bytes(), (0, 0)
         with suppress(Exception), Image.open(io.BytesIO(content)) as image:  # what is no image, the reader says
             size = image.size
@@ -194,8 +195,7 @@ class Searcher:
 def read_recording(file: Path | io.BytesIO, label: str = "The recording") -> tuple[np.ndarray, int]:
     """Read a recording: mono samples (S,) float32 in about [-1, 1], and their rate in Hz.
 
-    Raises:
-        ValueError: if it is no recording, or too long or too short; the message is for the visitor.
+    The message of a ValueError is for the visitor.
     """
     try:
         with soundfile.SoundFile(file) as sound:
@@ -215,6 +215,10 @@ def read_recording(file: Path | io.BytesIO, label: str = "The recording") -> tup
     return samples, rate
 
 
+def _content(source: str) -> io.BytesIO:
+    return io.BytesIO(base64.b64decode(source.partition(",")[2]))
+
+
 def label_of(file: str | Path) -> str:
     """Return what a file is called: its name without ending, with spaces."""
     return " ".join(Path(file).stem.replace("_", " ").split()) or Path(file).name
@@ -222,11 +226,7 @@ def label_of(file: str | Path) -> str:
 
 @contextmanager
 def uploaded(value: Any) -> Iterator[list[tuple[Path, str]]]:
-    """Give an upload's files with labels, and delete them soon afterwards, come what may.
-
-    Args:
-        value: what gradio's upload components send: a dictionary with "path" and "orig_name", a list of them, or None.
-    """
+    """Give the files that gradio's upload components sent, with labels, and delete them soon, come what may."""
     values = value if isinstance(value, list) else [value] if value else []
     files = [(Path(one["path"]), label_of(one.get("orig_name") or one["path"])) for one in values]
     try:
@@ -263,12 +263,7 @@ def audio_uri(samples: np.ndarray, rate: int) -> str:
 
 
 def speech_card(waveform: np.ndarray, keywords: list[Any] | None) -> str:
-    """Show a recording: a player, its waveform with the keywords where they were heard, and a table of them.
-
-    Args:
-        waveform: (S,) samples at 16 kHz.
-        keywords: as `model.extract_keywords` gives them; None if the model has none.
-    """
+    """Show a recording (S,) at 16 kHz: a player, its waveform with the keywords' moments, and a table of them."""
     seconds = len(waveform) / SAMPLING_RATE
     timed = [word for word in keywords or [] if word.start is not None]
     middles = [(word.start + word.end) / 2 / seconds for word in timed]  # 0 to 1
@@ -293,21 +288,13 @@ def _outline(waveform: np.ndarray, columns: int = 300) -> str:
 
 
 class Demo:
-    """What the page does.
+    """What the page does, with a model and folders that together hold images and recordings."""
 
-    Args:
-        searcher: the model.
-        galleries: folders of images and recordings; together they hold at least one of each.
-
-    Raises:
-        ValueError: if they do not, or a file in them cannot be read.
-    """
-
-    def __init__(self, searcher: Searcher, galleries: Iterable[str | Path]):
+    def __init__(self, searcher: Searcher, folders: Iterable[str | Path]):
         self.searcher = searcher
         self.indexes: dict[str, dict[str, SearchIndex]] = {kind: {} for kind in SUFFIXES}
         self.visits: dict[str, Visit] = {}
-        folders = [Path(folder) for folder in galleries]
+        folders = [Path(folder) for folder in folders]
         for kind, suffixes in SUFFIXES.items():
             for folder in folders:
                 files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
@@ -318,15 +305,12 @@ class Demo:
                         raise ValueError(f"In {files[0].parent}: {error}") from error
                     self.indexes[kind][label_of(folder.resolve())] = index
             if not self.indexes[kind]:
-                places = ", ".join(map(str, folders)) or str(GALLERIES)
+                places = ", ".join(map(str, folders)) or str(INDEXES)
                 raise ValueError(f"There are no {kind} to search in {places}.")
+        self.first = searcher.best_understood(next(iter(self.indexes["recordings"].values())))
 
     def visit(self, request: gr.Request) -> Visit:
-        """Return what is remembered of the page that asks.
-
-        Raises:
-            ValueError: if no page asks: what it gave would be everybody's.
-        """
+        """Return what is remembered of the page that asks; without one, what it gave would be everybody's."""
         if not request.session_hash:
             raise ValueError("This needs a session, which a browser has that shows the page.")
         visit = self.visits.pop(request.session_hash, None) or Visit()
@@ -349,15 +333,7 @@ class Demo:
     def search(
         self, kind: str, choice: str, request: gr.Request, read: Callable[[Any], Query | None], value: Any = None
     ) -> str:
-        """Show what is nearest to a query; without a new one to the page's last one; without any, what waits for one.
-
-        Args:
-            kind: what is searched, "images" or "recordings".
-            choice: which of them.
-            request: tells which page asks.
-            read: makes the query of a value; None if there is none.
-            value: what the page sent.
-        """
+        """Show what is nearest to the query that `read` makes of a value, or, if none, to the page's last one."""
         try:
             query = read(value)
             visit = self.visit(request)
@@ -385,7 +361,7 @@ class Demo:
     def offered_recording(self, place: int) -> Query:
         """Query by one of the recordings that are offered."""
         source = next(iter(self.indexes["recordings"].values())).sources[place]
-        return self.searcher.listen(*read_recording(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+        return self.searcher.listen(*read_recording(_content(source)))
 
     def text(self, value: str) -> Query:
         """Query by words."""
@@ -483,7 +459,8 @@ class Demo:
     def _offer(self, kind: str, hint: str) -> Any:
         """Buttons to ask with what is already here; returns the event of a press."""
         index = next(iter(self.indexes[kind].values()))
-        return gr.HTML(PAGE.offered(kind, hint, index.some(NUM_OFFERED[kind])), js_on_load=CHOOSE).click
+        offered = index.some(NUM_OFFERED[kind], self.first if kind == "recordings" else None)
+        return gr.HTML(PAGE.offered(kind, hint, offered), js_on_load=CHOOSE).click
 
     def _on_ask(self, event: Any, kind: str, read: Any, values: list[Any], choice: gr.Radio, answer: gr.HTML) -> None:
         def ask(value: Any, name: str, pressed: gr.EventData, request: gr.Request) -> str:
@@ -538,15 +515,7 @@ def theme() -> gr.themes.Base:
 
 
 def launch(demo: Demo, **options: Any) -> gr.Blocks:
-    """Start serving, with everything off that would keep or send something.
-
-    Args:
-        demo: the app.
-        **options: of `gradio.Blocks.launch`.
-
-    Returns:
-        The page being served.
-    """
+    """Start serving, with everything off that would keep or send something; `options` are gradio's own."""
     uploads = tempfile.mkdtemp(prefix="speechclip-plus-demo-")
     atexit.register(shutil.rmtree, uploads, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = uploads  # read by the components that are made now
@@ -571,8 +540,8 @@ def main() -> None:
     if not model:
         raise SystemExit("error: no model; set the variable MODEL_ID of this Space to a model's repository.")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the uploads' folder goes
-    galleries = sorted(path for path in GALLERIES.iterdir() if path.is_dir()) if GALLERIES.is_dir() else []
-    launch(Demo(Searcher(model, trust_remote_code=True), galleries))
+    folders = sorted(path for path in INDEXES.iterdir() if path.is_dir()) if INDEXES.is_dir() else []
+    launch(Demo(Searcher(model, trust_remote_code=True), folders))
 
 
 if __name__ == "__main__":

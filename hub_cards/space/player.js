@@ -1,19 +1,21 @@
 // Keywords on a waveform: a press plays the keyword's moment; a line and the keyword being heard follow the player.
 // `element` is the answer's place on the page; its content is replaced with each answer, so listen to it and not to
-// what is in it.
+// what is in it. Reports of evaluations use the same code, for all of the page.
 let stopAt = null;
 
 const follow = (audio) => {
-  const card = audio.closest(".speech");
+  const card = audio.closest(".card");
   if (!card || !audio.duration) return;
   if (stopAt !== null && audio.currentTime >= stopAt) {
     audio.pause();
     stopAt = null;
   }
   const head = card.querySelector(".head");
-  head.hidden = false;
-  head.style.left = `${(100 * audio.currentTime) / audio.duration}%`;
-  for (const chip of card.querySelectorAll(".chip")) {
+  if (head) {
+    head.hidden = false;
+    head.style.left = `${(100 * audio.currentTime) / audio.duration}%`;
+  }
+  for (const chip of card.querySelectorAll("[data-start]")) {
     const heard = audio.currentTime >= chip.dataset.start && audio.currentTime < chip.dataset.end;
     chip.classList.toggle("heard", heard && !audio.paused);
   }
@@ -21,9 +23,9 @@ const follow = (audio) => {
 };
 
 element.addEventListener("click", (event) => {
-  const chip = event.target.closest("button.chip");
+  const chip = event.target.closest("[data-start]");
   if (!chip) return;
-  const audio = chip.closest(".speech").querySelector("audio");
+  const audio = chip.closest(".card").querySelector("audio");
   audio.currentTime = Number(chip.dataset.start);
   stopAt = Number(chip.dataset.end);
   audio.play();

@@ -5,7 +5,6 @@ Nothing here imports PyTorch or transformers before a command runs.
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,11 +17,7 @@ QUICKSTART_MODEL = Path("quickstart", "model")
 
 
 class Console:
-    """Lines with the time since the start, and progress bars where somebody watches.
-
-    Args:
-        clock: returns seconds; replaced in tests.
-    """
+    """Lines with the time since the start (by `clock`, in seconds), and progress bars where somebody watches."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -94,11 +89,6 @@ def format_table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]
     return "\n".join(lines)
 
 
-def number(value: float, digits: int = 1) -> str:
-    """Format a number for a table; a dash for what is not known."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
 def positive(text: str) -> int:
     """Read a whole number from 1, for `argparse`."""
     number = int(text)
@@ -132,15 +122,12 @@ def json_or_text(value: str) -> Any:
 
 
 def model_source(given: str | None) -> str:
-    """Return the folder of the saved model, or the repository, that is meant.
+    """Return the folder of a saved model, also in that of a quickstart or a training, or the repository that is meant.
 
-    Args:
-        given: a folder of a saved model, of a quickstart or of a training; or a repository on the Hub; None for the
-            model of a quickstart in the current folder.
+    Without a name it is the model of a quickstart in the current folder.
 
     Raises:
-        ValueError: if none is given and there is no such quickstart.
-        OSError: if there is no such folder, or it holds no saved model.
+        ValueError, OSError: if there is no such model.
     """
     if given is None:
         if not (QUICKSTART_MODEL / "config.json").is_file():
@@ -163,11 +150,7 @@ def model_source(given: str | None) -> str:
 
 
 def load_model(path: str, revision: str | None = None) -> tuple[Any, Any]:
-    """Load a `SpeechClipPlusModel` in evaluation mode, on a GPU where there is one, and its processor.
-
-    Args:
-        path: as `model_source` takes it.
-        revision: the repository's branch, tag or commit; its main branch if not given.
+    """Load the model that `model_source` finds, in evaluation mode, on a GPU where there is one, and its processor.
 
     Raises:
         OSError: if there is no such model, or it has no processor.
@@ -184,14 +167,10 @@ def load_model(path: str, revision: str | None = None) -> tuple[Any, Any]:
         if kind != "speechclip_plus":
             held = f"a {kind!r} model" if kind else "no model: its config.json names no model_type"
             raise ValueError(f"{path} holds {held}; expected a model of type 'speechclip_plus'.")
+    where = {"revision": revision or "main"}
     try:
-        model = SpeechClipPlusModel.from_pretrained(path, revision=revision or "main").eval()
-    except OSError as error:
-        raise OSError(f"The model {path!r} cannot be loaded: {error}") from error
-    try:
-        processor = SpeechClipPlusProcessor.from_pretrained(path, revision=revision or "main")
+        model = SpeechClipPlusModel.from_pretrained(path, **where).eval()
+        processor = SpeechClipPlusProcessor.from_pretrained(path, **where)
     except (OSError, ValueError) as error:
-        raise OSError(
-            f"The model {path!r} was saved without its processor (processor.save_pretrained): {error}"
-        ) from error
+        raise OSError(f"The model {path!r} cannot be loaded with its processor: {error}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts
+    from speechclip_plus.hub_cards.cards import DatasetCardFacts
     from speechclip_plus.trainer.data.check import SplitReport
 
 _SHOWN_TOKENS = 20
@@ -122,8 +122,7 @@ def _print_tokens(captions: Sequence[str], file: Path | None) -> None:
 
 
 def _card_facts(args: argparse.Namespace, reports: Mapping[str, "SplitReport"]) -> "DatasetCardFacts":
-    from speechclip_plus.hub_cards.dataset_card import DatasetCardFacts
-    from speechclip_plus.hub_cards.model_card import DATASETS
+    from speechclip_plus.hub_cards.cards import DATASETS, DatasetCardFacts
     from speechclip_plus.trainer.card_data import given_name
 
     name = given_name(args.name, args.data_dir)

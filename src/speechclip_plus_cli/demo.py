@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", metavar="DIR", help=f"folder of a saved model, or a repository (default: {QUICKSTART_MODEL})"
     )
     parser.add_argument(
-        "--gallery",
+        "--index",
         nargs="+",
         type=Path,
         default=[],
         metavar="DIR",
-        help="folders of images and recordings to search (default: drawn scenes, described by espeak-ng)",
+        help="folders of images and recordings, each an index to search (default: drawn scenes, described)",
     )
     parser.add_argument("--port", type=int, help="port to serve on (default: the first free one from 7860)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
@@ -54,21 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted, or write a Space; returns the exit code."""
     if args.write_space is not None:
-        write_space(args.write_space, args.model or "", args.gallery, force=args.force)
+        write_space(args.write_space, args.model or "", args.index, force=args.force)
         print(f"{args.write_space}: a Space that answers with {args.model}")
         return 0
     model = model_source(args.model)
-    for folder in args.gallery:
+    for folder in args.index:
         if not folder.is_dir():
-            raise ValueError(f"--gallery {folder} is no folder.")
+            raise ValueError(f"--index {folder} is no folder.")
     app = load_app()
     quiet_libraries()
     with ExitStack() as stack:
-        galleries = args.gallery or [
+        folders = args.index or [
             write_scenes(Path(stack.enter_context(tempfile.TemporaryDirectory())) / SCENES, NUM_SCENES)
         ]
         print(f"Loading {model} and embedding what can be searched.", flush=True)
-        demo = app.Demo(app.Searcher(model), galleries)
+        demo = app.Demo(app.Searcher(model), folders)
         counts = ", ".join(
             f"{sum(len(index.labels) for index in own.values()):,} {kind}" for kind, own in demo.indexes.items()
         )
@@ -94,26 +94,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_app() -> ModuleType:
-    """Import the Space's app, which also runs as a file without this package.
-
-    Raises:
-        ImportError: If gradio is not installed.
-    """
+    """Import the Space's app, which also runs as a file without this package."""
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('The demo needs gradio, which is not installed: pip install "speechclip-plus[demo]".')
     return importlib.import_module("speechclip_plus.hub_cards.space.app")
 
 
 def write_scenes(folder: Path, count: int) -> Path:
-    """Make a gallery of drawn scenes and their descriptions, spoken by espeak-ng, of the test split.
-
-    Args:
-        folder: To make; returned.
-        count: Of images, and of recordings.
-
-    Raises:
-        SpeechSynthesisError: If espeak-ng is not installed.
-    """
+    """Make a folder of so many drawn scenes of the test split and their descriptions, spoken by espeak-ng."""
     import soundfile
 
     from speechclip_plus.trainer.spoken_scenes.dataset import random_voice
@@ -131,14 +119,8 @@ def write_scenes(folder: Path, count: int) -> Path:
     return folder
 
 
-def write_space(folder: Path, model: str, galleries: Sequence[Path] = (), *, force: bool = False) -> None:
-    """Write a Space that answers with a model of the Hub; push it as a repository of the type "space".
-
-    Args:
-        folder: To make.
-        model: The model's repository, with the code that `push` adds to it.
-        galleries: Folders of images and recordings, copied into it; none: drawn scenes.
-        force: Replace `folder` if it exists.
+def write_space(folder: Path, model: str, folders: Sequence[Path] = (), *, force: bool = False) -> None:
+    """Write a Space that answers with a model of the Hub and searches copies of the folders, or drawn scenes.
 
     Raises:
         ValueError: If `model` is no repository's name, or a folder is not to be used.
@@ -150,21 +132,21 @@ def write_space(folder: Path, model: str, galleries: Sequence[Path] = (), *, for
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or Path(model).exists():
         raise ValueError("A Space loads its model from the Hub: give the repository, as in --model USER/NAME.")
-    names = [gallery.resolve().name for gallery in galleries]
-    for gallery in galleries:
-        if not gallery.is_dir() or names.count(gallery.resolve().name) > 1:
-            raise ValueError(f"--gallery {gallery} is no folder, or another one has the same name.")
-    check_new_folder(folder, force, galleries)
+    names = [source.resolve().name for source in folders]
+    for source in folders:
+        if not source.is_dir() or names.count(source.resolve().name) > 1:
+            raise ValueError(f"--index {source} is no folder, or another one has the same name.")
+    check_new_folder(folder, force, folders)
     with finished_folder(folder) as work:
         for file in (Path(hub_cards.__file__).resolve().parent / "space").iterdir():
             if file.is_file():
                 shutil.copy(file, work)
-        source = (work / "app.py").read_text(encoding="utf-8")
-        write_text(work / "app.py", source.replace(_MODEL_LINE, f"MODEL_ID = {model!r}".replace("'", '"'), 1))
+        code = (work / "app.py").read_text(encoding="utf-8")
+        write_text(work / "app.py", code.replace(_MODEL_LINE, f"MODEL_ID = {model!r}".replace("'", '"'), 1))
         card = RepoCard.load(work / "README.md")
         card.data["models"] = [model]
         card.save(work / "README.md")
-        for gallery, name in zip(galleries, names, strict=True):
-            shutil.copytree(gallery, work / "galleries" / name)
-        if not galleries:
-            write_scenes(work / "galleries" / SCENES, SPACE_SCENES)
+        for source, name in zip(folders, names, strict=True):
+            shutil.copytree(source, work / "indexes" / name)
+        if not folders:
+            write_scenes(work / "indexes" / SCENES, SPACE_SCENES)

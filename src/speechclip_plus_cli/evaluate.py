@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from speechclip_plus.atomic_files import check_new_folder, finished_folder, write_json
-    from speechclip_plus.hub_cards.model_card import CARD, versions
+    from speechclip_plus.hub_cards.cards import CARD, versions
     from speechclip_plus.hub_cards.report import write_report
     from speechclip_plus.hub_cards.results import Results, result_tables, update_card
     from speechclip_plus.trainer.data.load import load_speech_image_dataset
@@ -75,8 +75,7 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(source)
     if alignments is not None and not model.config.has_cif:
         raise ValueError(
-            f"Alignments are compared with where CIF fires, and this {model.config.model_variant} model has no CIF: "
-            "leave --alignments out."
+            f"A {model.config.model_variant} model has no CIF to compare with --alignments: leave them out."
         )
     dataset = load_speech_image_dataset(args.data, split=args.split, data_dir=args.data_dir, **about.options)
     if args.limit is not None:
@@ -139,11 +138,7 @@ def published_preset(config: Any) -> str | None:
 
 
 def published_figures(preset: str, data: str, split: str) -> dict[str, Any]:
-    """What the authors reported of a published model on the split of the data set that it is named after.
-
-    Returns:
-        Figures in percent by metric, with their `source` and the `preset`; empty if there are none.
-    """
+    """What the authors reported of a published model, in percent by metric, on the data that it is named after."""
     from speechclip_plus.configuration.presets import load_preset, published_results
 
     figures = published_results(preset).get(split)

@@ -1,7 +1,8 @@
 """The command line: `speechclip-plus COMMAND ...`.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> int` (the exit code); it is imported only when it
-is asked for, so that `--help` answers at once. Exit codes: 0 success, 1 the command failed, 2 wrong usage.
+is asked for, so that `--help` answers at once. Exit codes: 0 success, 1 an error (one line on standard error), 2 wrong
+usage, 130 interrupted.
 """
 
 import argparse
@@ -13,30 +14,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module, metadata
-from typing import Any, NamedTuple, NoReturn
-
-
-class Command(NamedTuple):
-    """A subcommand: the module that implements it (relative to this package) and its line in `--help`."""
-
-    module: str
-    help: str
-
+from types import ModuleType
+from typing import Any, NoReturn
 
 COMMANDS = {
-    "quickstart": Command(
-        ".quickstart",
-        "make data, train a small model, evaluate it and write a report to look at and listen to",
-    ),
-    "train": Command(".train", "train a preset's model on a data set, with one GPU or many"),
-    "convert": Command(".convert", "turn a checkpoint of the original research code into a folder to load"),
-    "import-clip": Command(".import_clip", "turn an open_clip model into a folder that serves as a backbone"),
-    "data": Command(".data", "check a data set of recordings and images, and write a copy of it"),
-    "push": Command(".push", "send a model, a data set or a Space to a repository on the Hub"),
-    "evaluate": Command(".evaluate", "measure a model on a split; write results and a report"),
-    "demo": Command(".demo", "search with a model in the browser, or write a Space of it for the Hub"),
-    "index": Command(".index", "embed images or recordings into an index, and search it"),
+    "quickstart": "make data, train a small model, evaluate it and write a report to look at and listen to",
+    "train": "train a preset's model on a data set, with one GPU or many",
+    "convert": "turn a checkpoint of the original research code into a folder to load",
+    "import-clip": "turn an open_clip model into a folder that serves as a backbone",
+    "data": "check a data set of recordings and images, and write a copy of it",
+    "push": "send a model, a data set or a Space to a repository on the Hub",
+    "evaluate": "measure a model on a split; write results and a report",
+    "demo": "search with a model in the browser, or write a Space of it for the Hub",
+    "index": "embed images or recordings into an index, and search it",
 }
+"""Line in `--help` of each command; its module is called like it."""
 
 # What our own checks and those of the libraries below us raise for wrong input: the message alone says what to do.
 # Anything else is shown with its type, and the way to see where it came from.
@@ -53,32 +45,26 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
 
 
-def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; only `command`'s own arguments are known to it.
+def command_module(name: str) -> ModuleType:
+    """Import the module of a command."""
+    return import_module(f".{name.replace('-', '_')}", __package__)
 
-    Args:
-        command: Name of the subcommand whose module is imported for its arguments; None imports nothing.
-    """
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; of `command` alone the module is imported, for its arguments."""
     parser = _Parser(prog="speechclip-plus", description="Visually grounded speech: SpeechCLIP+ models.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, entry in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=entry.help, description=entry.help)
+    for name, text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, description=text)
         if name == command:
-            import_module(entry.module, __package__).add_arguments(subparser)
+            command_module(name).add_arguments(subparser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: Arguments after the program's name; default: those of this process.
-
-    Returns:
-        The exit code: 0 success, 1 an error (printed as one line on standard error), 2 wrong usage, 130 interrupted.
-    """
+    """Run the command line, `argv` or this process's own; return the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     # The options before the command take no value, so the first word without a dash is the command.
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
@@ -91,8 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.command is None:
             parser.error(f"a command is needed: {', '.join(COMMANDS)}")
+        if "torch" not in sys.modules:  # takes seconds: nobody should wonder meanwhile
+            print("Loading PyTorch and transformers ...", file=sys.stderr, flush=True)
         with _unwinding_when_killed():
-            return import_module(COMMANDS[args.command].module, __package__).run(args)
+            return command_module(args.command).run(args)
     except SystemExit as stop:  # argparse: --help (0) and wrong usage (2)
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
@@ -100,8 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except argparse.ArgumentError as error:
-        return _report(str(error), 2)
     except Exception as error:
         if show_traceback:
             raise
@@ -127,11 +113,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def _die_by_default() -> None:
-    """Let a forked worker of some pool end at once when it is told to.
-
-    A Python handler runs only between bytecodes: in a worker that is about to wait for a lock it would come too late,
-    and the pool would wait for the worker for ever.
-    """
+    """Let a forked worker end when told to: our handler would come too late for one that waits for a lock."""
     if signal.getsignal(signal.SIGTERM) is _interrupt:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -148,10 +130,7 @@ def _describe(error: Exception) -> str:
 
 
 def printable(text: str, limit: int = MAX_MESSAGE) -> str:
-    """Return a text as one line of at most `limit` characters without control characters.
-
-    Error messages quote names from files that somebody else made: control characters are escaped.
-    """
+    """Return a text as one line of at most `limit` characters, with control characters escaped."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 

@@ -129,7 +129,7 @@ def _train(plan: Plan, folder: Path, console: Console) -> dict[str, Any]:
     import torch
 
     from speechclip_plus import load_speech_image_dataset
-    from speechclip_plus.hub_cards.model_card import save_model_card
+    from speechclip_plus.hub_cards.cards import save_model_card
     from speechclip_plus.trainer.card_data import trainer_card_facts
     from speechclip_plus.trainer.feature_cache import cache_features
     from speechclip_plus.trainer.training_log import ProgressPrinter

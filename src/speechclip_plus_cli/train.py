@@ -138,7 +138,7 @@ def train(settings: dict[str, Any], resume: bool = False) -> Results | None:
 
 def _save(trainer: SpeechClipPlusTrainer, measured: Results | None) -> None:
     from speechclip_plus.atomic_files import finished_folder, write_json
-    from speechclip_plus.hub_cards.model_card import save_model_card
+    from speechclip_plus.hub_cards.cards import save_model_card
     from speechclip_plus.trainer.card_data import trainer_card_facts
 
     output_dir = Path(trainer.args.output_dir)

@@ -18,8 +18,7 @@ from huggingface_hub import DatasetCardData, HfApi
 from PIL import Image
 
 from ...atomic_files import check_new_folder, finished_folder, write_text
-from ...hub_cards.dataset_card import DatasetCardFacts, render_dataset_card
-from ...hub_cards.model_card import CARD, SplitSize
+from ...hub_cards.cards import CARD, DatasetCardFacts, SplitSize, render_dataset_card
 from ...hub_cards.push import push_folder
 from ...modeling_speechclip_plus.audio_utils import MIN_SAMPLES, SAMPLING_RATE
 from .load import read_dataset

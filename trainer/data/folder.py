@@ -11,6 +11,7 @@ import datasets
 
 from .schema import AUDIO_SUFFIXES, Findings, NoSuchSplitError, as_string, given_folder, make_dataset, stable_id
 
+COLUMNS = ("audio", "image", "text", "speaker", "split")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -143,16 +144,30 @@ _READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def _common_row(row: dict[str, Any], place: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    if absent := [own for own in columns.values() if own not in row]:
-        raise ValueError(f"{place} has no column {absent[0]!r}; there are {', '.join(map(str, row))}.")
-    common = {name: row.get(columns.get(name, name)) for name in ("audio", "image", "text", "speaker", "split")}
+    if unknown := sorted(set(columns) - set(COLUMNS)):
+        raise ValueError(
+            f"columns names {', '.join(unknown)}, which a folder does not have: give the table's own name for any of "
+            f'{", ".join(COLUMNS)}, as in columns={{"audio": "sound"}}.'
+        )
+    if absent := [(name, own) for name, own in columns.items() if own not in row]:
+        name, own = absent[0]
+        raise ValueError(
+            f"{place} has no column {own!r}, which columns gives for {name}; there are {', '.join(map(str, row))}."
+        )
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(f"columns={dict(columns)} gives one column for two: each has one meaning only.")
+    common = {name: row.get(columns.get(name, name)) for name in COLUMNS}
     for name in ("audio", "image"):
         common[name] = common[name] or row.get(f"{name}_file_name")
     if file_name := row.get("file_name"):
         name = "audio" if str(file_name).lower().endswith(AUDIO_SUFFIXES) else "image"
         common[name] = common[name] or file_name
     if missing := [name for name in ("audio", "image") if common[name] in (None, "")]:
-        raise ValueError(f"{place} has no {' and no '.join(missing)}: it has {', '.join(map(str, row)) or 'nothing'}.")
+        known = ", ".join(map(str, row)) or "nothing"
+        hint = "" if missing[0] in row else f"; say which is {missing[0]} with columns={{{missing[0]!r}: ...}}"
+        raise ValueError(
+            f"{place} has no {' and no '.join(missing)}, a path that every row needs. Its columns: {known}{hint}."
+        )
     for name in ("audio", "image"):
         if not isinstance(common[name], str):
             raise ValueError(f"{place}: {name} is {type(common[name]).__name__}, expected the path of a file.")

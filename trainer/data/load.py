@@ -178,7 +178,10 @@ def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, 
     if not isinstance(columns, Mapping):
         raise TypeError(f'columns={columns!r}: expected a mapping such as {{"audio": "sound"}}.')
     if unknown := sorted(set(columns) - {*FEATURES, "split"}):
-        raise ValueError(f"columns maps {', '.join(unknown)}; there are only {', '.join(FEATURES)} to be mapped to.")
+        raise ValueError(
+            f"columns names {', '.join(unknown)}, which no data set has here: give its own name for any of "
+            f'{", ".join(FEATURES)}, as in columns={{"audio": "sound"}}.'
+        )
 
 
 def _did_you_mean(name: str, known: Any) -> str:

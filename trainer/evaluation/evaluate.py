@@ -43,32 +43,22 @@ _AT_THE_END = 1e-3  # frames
 
 @dataclass
 class SplitOutputs:
-    """What a model gave for a split of S utterances and I images, on the CPU.
+    """What a model gave for a split of S utterances and I images, on the CPU."""
 
-    Attributes:
-        outputs: `(S, ...)` each, under the names of `KEPT_OUTPUTS` without `image_embeds`; padded.
-        image_embeds: `(I, P)`; an image may be there several times, with equal rows.
-        image_ids: `(I,)` int64.
-        speech_image_ids: `(S,)` int64, the image of each utterance.
-        gold_subwords: Subword ids of each utterance's caption, `None` where it has none; `None` if nothing is known.
-        captions: S texts, "" where there is none; empty if nothing is known.
-        text_embeds: `(T, P)`, of the different captions in the order in which they first occur; `None` without any.
-        image_rows: The first row of the data set with each image.
-        names: What each utterance's alignment may be called: its caption id, the name of its file.
-        seconds: Length of each utterance.
-        boundaries: The times, in seconds, at which CIF fires before each utterance's end; `None` without CIF.
-    """
-
-    outputs: dict[str, Tensor]
-    image_embeds: Tensor
-    image_ids: Tensor
-    speech_image_ids: Tensor
+    outputs: dict[str, Tensor]  # `(S, ...)` each, under the names of `KEPT_OUTPUTS` without `image_embeds`; padded
+    image_embeds: Tensor  # `(I, P)`; an image may be there several times, with equal rows
+    image_ids: Tensor  # `(I,)` int64
+    speech_image_ids: Tensor  # `(S,)` int64, the image of each utterance
+    # Subword ids of each utterance's caption, `None` where it has none; `None` if nothing is known
     gold_subwords: list[list[int] | None] | None = None
-    captions: list[str] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)  # S texts, "" where there is none; empty if nothing is known
+    # `(T, P)`, of the different captions in the order in which they first occur; `None` without any
     text_embeds: Tensor | None = None
-    image_rows: list[int] = field(default_factory=list)
+    image_rows: list[int] = field(default_factory=list)  # The first row of the data set with each image
+    # What each utterance's alignment may be called: its caption id, the name of its file
     names: list[list[str]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # Length of each utterance
+    # The times, in seconds, at which CIF fires before each utterance's end; `None` without CIF
     boundaries: list[list[float]] | None = None
 
     @classmethod
@@ -130,17 +120,10 @@ def embed_split(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> SplitOutputs:
-    """Run a model over a split: every utterance, every image and every caption once; no waveform is kept.
+    """Run a model in evaluation mode over a split: every utterance, image and caption once; no waveform is kept.
 
-    Args:
-        model: a `SpeechClipPlusModel` in evaluation mode.
-        processor: its processor.
-        dataset: a `datasets.Dataset` with the columns of this package.
-        batch_size: utterances, or images, at a time.
-        progress: called with the number of images, and after every batch of utterances with their number.
-
-    Raises:
-        ValueError: if the data set is empty, or an utterance or image cannot be read (it is named).
+    `progress` is called with the number of images, and after every batch of utterances with their number. An
+    utterance or image that cannot be read is a ValueError that names it.
     """
     if len(dataset) == 0:
         raise ValueError("The data set has no rows.")
@@ -226,12 +209,12 @@ def evaluate(
 
     Args:
         split: from `embed_split`, or joined from the Trainer's predictions.
-        model: the `SpeechClipPlusModel` that gave it, for its configuration and its subword embeddings.
+        model: the `SpeechClipPlusModel` that gave it, for its configuration and its token embeddings.
         tokenizer: CLIP's. Without it keywords are not compared with captions beyond the hit rates.
         alignments: words of the utterances, from `read_alignments`.
         hit_rate_neighbours: cut-offs of the hit rates; 1 and 5, if the vocabulary has so many, by default.
-        resamples: how many times queries are drawn for the confidence intervals; 0 for none.
-        seed: seed of all that is drawn.
+        resamples: of the queries, for the confidence intervals; 0 for none.
+        seed: of all that is drawn.
 
     Returns:
         The metrics (docs/metrics.md has their names), intervals, chance, recall curves, ranks and notes.

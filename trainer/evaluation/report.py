@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...hub_cards.charts import (
+from ...hub_cards.report import (
+    Answer,
+    Figure,
+    FoundItem,
+    Report,
+    audio_data_uri,
     bar_chart,
+    image_data_uri,
     keyword_cloud,
     line_chart,
-    principal_components,
-    rank_histogram,
-    scatter_chart,
 )
-from ...hub_cards.report import Answer, Figure, FoundItem, Report, audio_data_uri, image_data_uri
 from ...hub_cards.results import ITEMS, Results, ScoreTable
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ...modeling_speechclip_plus.image_utils import load_image
@@ -30,7 +32,6 @@ NUM_EXAMPLES = 5
 NUM_FOUND = 5
 NUM_IMAGE_QUERIES = 3
 CLOUD_WORDS = 60
-PCA_POINTS = 400
 
 
 def evaluation_report(
@@ -42,17 +43,7 @@ def evaluation_report(
     tables: Sequence[ScoreTable],
     facts: Sequence[tuple[str, str]],
 ) -> Report:
-    """Put the page together.
-
-    Args:
-        model: the model that was evaluated.
-        processor: its processor.
-        dataset: the rows, for the examples.
-        split: what the model gave for them.
-        evaluation: what was measured.
-        tables: from `result_tables`.
-        facts: (name, value) pairs: model, data, versions.
-    """
+    """Put the page together: `split` is what the model gave for the rows of `dataset`."""
     branch = model.config.retrieval_branch
     count = len(split.image_ids)
     rows = range(min(NUM_EXAMPLES, len(split.captions)))
@@ -91,49 +82,27 @@ def _figures(model: Any, processor: Any, split: SplitOutputs, evaluation: Result
             name: name.replace("_", ", ", 1).replace("_", " ") for name in evaluation.curves if item in name.split("_")
         }
         curves = {title: (CURVE_KS, evaluation.curves[name]) for name, title in titles.items()}
-        ranks = {title: evaluation.ranks[name] for name, title in titles.items()}
         if curves:
             figures.append(Figure(f"Recall at k, {items}", line_chart(curves, "recall at k, %", "k")))
-            figures.append(Figure(f"Rank of the right answer, {items}", rank_histogram(ranks)))
     weights = torch.softmax(model.layer_sum.weight.detach().float().cpu(), dim=0).flatten().tolist()
-    layers = [str(layer) for layer in range(len(weights))]
-    chart = bar_chart(layers, {"weight": weights}, "weight", "hidden state of the speech encoder")
+    layers = {str(layer): weight for layer, weight in enumerate(weights)}
+    chart = bar_chart(layers, "weight", "hidden state of the speech encoder")
     figures.append(Figure("Weights of the layers", chart, "0 is what enters the first layer; all add up to 1"))
-    branch = model.config.retrieval_branch
-    embeds = {
-        "speech": split.outputs[f"{branch}_embeds"][:PCA_POINTS],
-        "images": split.image_embeds[:PCA_POINTS],
-    }
-    points, shares = principal_components(embeds)
-    figures.append(
-        Figure(
-            "Embedding space",
-            scatter_chart(points, (f"first component ({shares[0]:.0f} %)", f"second ({shares[1]:.0f} %)")),
-            f"principal components of {len(embeds['speech'])} utterances ({branch} branch) and "
-            f"{len(embeds['images'])} images together",
-        )
-    )
     if "keyword_ids" in split.outputs:
         figures += _clouds(processor, split)
     return figures
 
 
 def _clouds(processor: Any, split: SplitOutputs) -> list[Figure]:
-    keywords = [
-        row[:length]
-        for row, length in zip(
-            split.outputs["keyword_ids"].tolist(), split.outputs["keyword_lengths"].tolist(), strict=True
-        )
-    ]
-    gold = processor.tokenizer(split.captions, add_special_tokens=False)["input_ids"]
-    captions = [ids if caption else None for ids, caption in zip(gold, split.captions, strict=True)]
+    lengths = split.outputs["keyword_lengths"].tolist()
+    keywords = [row[:length] for row, length in zip(split.outputs["keyword_ids"].tolist(), lengths, strict=True)]
     titles = {
         "hit": "Keywords that were said",
         "miss": "Keywords that were not said",
         "unknown": "Keywords of utterances without a caption",
     }
     figures = []
-    for kind, counts in cloud_counts(keywords, captions).items():
+    for kind, counts in cloud_counts(keywords, split.gold_subwords or [None] * len(keywords)).items():
         if counts:
             texts: dict[str, int] = {}
             for token, count in list(counts.items())[:CLOUD_WORDS]:

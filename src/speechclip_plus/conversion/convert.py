@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, Wav2Vec2FeatureExtra
 from ..atomic_files import check_new_folder, finished_folder, write_json
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..configuration.presets import preset_names
-from ..hub_cards.model_card import ConvertedCheckpoint, ModelCardFacts, save_model_card
+from ..hub_cards.cards import ConvertedCheckpoint, ModelCardFacts, save_model_card
 from ..modeling_speechclip_plus.modeling_speechclip_plus import SpeechClipPlusModel
 from ..modeling_speechclip_plus.processing_speechclip_plus import SpeechClipPlusProcessor
 from .checkpoint import read_checkpoint
