@@ -288,6 +288,24 @@ def synthesise_with_events(text: str, voice: Voice) -> tuple[np.ndarray, list[Sp
     return np.clip(resampled, -1.0, 1.0).astype(np.float32, copy=False), events
 
 
+def word_times(events: list[SpeechEvent], seconds: float) -> list[tuple[str, float, float]]:
+    """Where each word begins and ends: at the next pause or word.
+
+    Args:
+        events: as `synthesise_with_events` returns them.
+        seconds: length of the utterance.
+
+    Returns:
+        (word, start, end) in spoken order, in seconds.
+    """
+    words: list[tuple[str, float, float]] = []
+    for place, event in enumerate(events):
+        if event.kind == "word":
+            following = (later.start for later in events[place + 1 :] if later.kind == "word" or not later.text)
+            words.append((event.text, event.start, min(next(following, seconds), seconds)))
+    return words
+
+
 def synthesise(text: str, voice: Voice) -> np.ndarray:
     """Speak a text as `synthesise_with_events` does; the same samples in every process."""
     return synthesise_with_events(text, voice)[0]
