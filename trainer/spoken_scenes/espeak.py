@@ -288,21 +288,23 @@ def synthesise_with_events(text: str, voice: Voice) -> tuple[np.ndarray, list[Sp
     return np.clip(resampled, -1.0, 1.0).astype(np.float32, copy=False), events
 
 
-def word_times(events: list[SpeechEvent], seconds: float) -> list[tuple[str, float, float]]:
-    """Where each word begins and ends: at the next pause or word.
+def word_times(events: list[SpeechEvent], seconds: float) -> list[dict[str, Any]]:
+    """Locate the words of an utterance, each of which lasts until the next word or pause.
+
+    espeak-ng runs some function words together ("on the"): they are one event, named after the first.
 
     Args:
         events: as `synthesise_with_events` returns them.
         seconds: length of the utterance.
 
     Returns:
-        (word, start, end) in spoken order, in seconds.
+        `word`, `start` and `end` in seconds of each, in spoken order.
     """
-    words: list[tuple[str, float, float]] = []
+    words = []
     for place, event in enumerate(events):
         if event.kind == "word":
             following = (later.start for later in events[place + 1 :] if later.kind == "word" or not later.text)
-            words.append((event.text, event.start, min(next(following, seconds), seconds)))
+            words.append({"word": event.text, "start": event.start, "end": min(next(following, seconds), seconds)})
     return words
 
 
