@@ -252,7 +252,15 @@ def _boundary_tables(results: Results) -> list[ScoreTable]:
         rows.append(ScoreRow("as many boundaries, evenly spaced", chance, is_baseline=True))
     count = int(results.metrics["aligned_utterances"])
     caption = f"Where CIF fires against word boundaries ({count} utterances; percent)"
-    return [ScoreTable(caption, ["precision", "recall", "F1", "R-value"], rows)]
+    tables = [ScoreTable(caption, ["precision", "recall", "F1", "R-value"], rows)]
+    if "keyword_localization" in results.metrics:
+        rows = [_row(results, "where CIF puts them", ["keyword_localization"])]
+        for name, title in (("", "evenly spaced"), ("_shuffled", "CIF's spans, shuffled between keywords")):
+            value = _figure(f"keyword_localization{name}", results.chance)
+            rows.append(ScoreRow(title, [value], is_baseline=True))
+        count = results.metrics["keywords_correct"]
+        tables.append(ScoreTable(f"Localization of the {count:,} correct keywords (percent)", ["in place"], rows))
+    return tables
 
 
 def _row(results: Results, title: str, names: Sequence[str]) -> ScoreRow:

@@ -35,11 +35,20 @@ def test(cache):
 
 
 def test_the_columns_are_those_of_every_data_set(train):
-    assert train.column_names == COLUMNS
+    assert train.column_names == [*COLUMNS, "words"]
     assert train.features["audio"] == datasets.Audio(sampling_rate=16_000, decode=False)
     assert train.features["image"] == datasets.Image(decode=False)
     assert train.features["image_id"].dtype == "int64"
     assert {train.features[name].dtype for name in ("text", "caption_id", "speaker")} == {"string"}
+
+
+def test_words_are_those_of_the_caption_in_order_and_within_the_recording(train):
+    for row in train:
+        spoken, caption = [word["word"] for word in row["words"]], row["text"].split()
+        assert spoken[0] == caption[0] and set(spoken) <= set(caption) and len(spoken) > len(caption) / 2
+        seconds = soundfile.info(io.BytesIO(row["audio"]["bytes"])).duration
+        times = [time for word in row["words"] for time in (word["start"], word["end"])]
+        assert times == sorted(times) and times[0] >= 0 and times[-1] <= seconds + 1e-4
 
 
 def test_audio_is_16_khz_16_bit_mono_of_a_few_seconds_and_not_silent(train):

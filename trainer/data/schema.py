@@ -30,6 +30,10 @@ FEATURES = datasets.Features(
         "speaker": datasets.Value("string"),
     }
 )
+WORDS = datasets.List(
+    {"word": datasets.Value("string"), "start": datasets.Value("float32"), "end": datasets.Value("float32")}
+)
+"""Type of the column `words`, which a data set may have: each utterance's words with their times in seconds."""
 
 
 class NoSuchSplitError(ValueError):

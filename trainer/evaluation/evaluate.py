@@ -16,8 +16,21 @@ from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from ...modeling_speechclip_plus.cif import keyword_times
 from ...modeling_speechclip_plus.embedding import audio_batches, embed_images, embed_texts
 from ..collator import GOLD_SUBWORDS
-from .alignments import AlignedWord, boundary_agreement, even_boundaries, match_alignments, word_boundaries
-from .keyword_metrics import chance_keyword_hit_rate, hit_rate_shares, keyword_statistics, keyword_usage
+from .alignments import (
+    AlignedWord,
+    boundary_agreement,
+    even_boundaries,
+    match_alignments,
+    word_boundaries,
+)
+from .keyword_metrics import (
+    chance_keyword_hit_rate,
+    chance_keyword_localization,
+    hit_rate_shares,
+    keyword_localization,
+    keyword_statistics,
+    keyword_usage,
+)
 from .retrieval_metrics import (
     CONFIDENCE,
     RESAMPLES,
@@ -38,7 +51,7 @@ KEPT_OUTPUTS = {
     "alpha_sums": 0,
     "target_lengths": 0,
 }
-_AT_THE_END = 1e-3  # frames
+_AT_THE_END = 0.02  # seconds: a boundary that near to the end, by a frame of rounding, is the end
 
 
 @dataclass
@@ -58,8 +71,10 @@ class SplitOutputs:
     # What each utterance's alignment may be called: its caption id, the name of its file
     names: list[list[str]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # Length of each utterance
-    # The times, in seconds, at which CIF fires before each utterance's end; `None` without CIF
-    boundaries: list[list[float]] | None = None
+    # The words of each utterance with their times, `None` where they are not known
+    words: list[list[AlignedWord] | None] = field(default_factory=list)
+    # Start and end in seconds of each utterance's keywords; `None` without CIF
+    keyword_spans: list[list[tuple[float, float]]] | None = None
 
     @classmethod
     def from_predictions(cls, predictions: Any, label_ids: Any) -> "SplitOutputs":
@@ -149,7 +164,8 @@ def embed_split(
         image_rows=rows,
         names=[[str(name)] for name in names],
         seconds=[0.0] * count,
-        boundaries=[[] for _ in range(count)] if model.config.has_cif else None,
+        words=[_aligned_words(row) for row in dataset["words"]] if "words" in columns else [None] * count,
+        keyword_spans=[[] for _ in range(count)] if model.config.has_cif else None,
     )
     progress(len(rows))
     _collect_speech(model, processor, dataset, split, batch_size, progress)
@@ -176,24 +192,24 @@ def _collect_speech(
             kept.setdefault(name, []).append(value.cpu())
         for row, samples in zip(batch.rows, batch.lengths, strict=True):
             split.seconds[row] = samples / SAMPLING_RATE
-        if split.boundaries is not None:
-            for row, times in zip(batch.rows, _firing_times(model, outputs), strict=True):
-                split.boundaries[row] = times
+        if split.keyword_spans is not None:
+            for row, spans in zip(batch.rows, _keyword_spans(model, outputs), strict=True):
+                split.keyword_spans[row] = spans
         order += batch.rows
         progress(len(batch.rows))
     place = torch.tensor(order).argsort()
     split.outputs = {name: join_batches(parts, KEPT_OUTPUTS[name])[place] for name, parts in kept.items()}
 
 
-def _firing_times(model: Any, outputs: Any) -> list[list[float]]:
-    spans = keyword_times(outputs.alphas, outputs.frame_lengths, outputs.keyword_lengths, model.cif.threshold)
-    seconds = frame_seconds(model)
-    return [
-        [end * seconds for end in ends[:count] if end < frames - _AT_THE_END]
-        for ends, count, frames in zip(
-            spans[..., 1].tolist(), outputs.keyword_lengths.tolist(), outputs.frame_lengths.tolist(), strict=True
-        )
-    ]
+def _aligned_words(row: Sequence[Mapping[str, Any]] | None) -> list[AlignedWord] | None:
+    return [AlignedWord(word["word"], word["start"], word["end"]) for word in row] if row else None
+
+
+def _keyword_spans(model: Any, outputs: Any) -> list[list[tuple[float, float]]]:
+    frames = keyword_times(outputs.alphas, outputs.frame_lengths, outputs.keyword_lengths, model.cif.threshold)
+    seconds = (frames.double() * frame_seconds(model)).tolist()  # (B, N, 2)
+    counts = outputs.keyword_lengths.tolist()
+    return [[(start, end) for start, end in row[:count]] for row, count in zip(seconds, counts, strict=True)]
 
 
 def evaluate(
@@ -211,7 +227,7 @@ def evaluate(
         split: from `embed_split`, or joined from the Trainer's predictions.
         model: the `SpeechClipPlusModel` that gave it, for its configuration and its token embeddings.
         tokenizer: CLIP's. Without it keywords are not compared with captions beyond the hit rates.
-        alignments: words of the utterances, from `read_alignments`.
+        alignments: words of the utterances, from `read_alignments`, in place of those that the data have.
         hit_rate_neighbours: cut-offs of the hit rates; 1 and 5, if the vocabulary has so many, by default.
         resamples: of the queries, for the confidence intervals; 0 for none.
         seed: of all that is drawn.
@@ -222,7 +238,7 @@ def evaluate(
     Raises:
         ValueError: if alignments are given, but match no utterance or the model has no CIF.
     """
-    if alignments is not None and split.boundaries is None:
+    if alignments is not None and split.keyword_spans is None:
         raise ValueError(
             f"Alignments are compared with where CIF fires, and a {model.config.model_variant} model has no CIF."
         )
@@ -241,8 +257,9 @@ def evaluate(
     _add_retrieval(results, split, resamples, seed)
     if "keyword_ids" in split.outputs:
         _add_keywords(results, split, model, tokenizer, hit_rate_neighbours, resamples, seed)
-    if alignments is not None:
-        _add_boundaries(results, split, alignments)
+    words = split.words if alignments is None else match_alignments(alignments, split.names, split.seconds)
+    if split.keyword_spans is not None and any(words):
+        _add_times(results, split, split.keyword_spans, words, tokenizer, seed)
     results.metrics["utterances"] = len(split.speech_image_ids)
     results.metrics["images"] = len(torch.unique(split.image_ids))
     return results
@@ -297,17 +314,35 @@ def _add_keywords(
         _add(results, keyword_statistics(ids, lengths, gold, tokenizer, usable, table, resamples, seed))
 
 
-def _add_boundaries(results: Results, split: SplitOutputs, alignments: Mapping[str, list[AlignedWord]]) -> None:
-    assert split.boundaries is not None
-    words = match_alignments(alignments, split.names, split.seconds)
+def _add_times(
+    results: Results,
+    split: SplitOutputs,
+    spans: Sequence[Sequence[tuple[float, float]]],
+    words: Sequence[list[AlignedWord] | None],
+    tokenizer: Any,
+    seed: int,
+) -> None:
+    """Compare where CIF fires with word boundaries, and where keywords are with the words that they name."""
     rows = [row for row, aligned in enumerate(words) if aligned]
-    fired = [split.boundaries[row] for row in rows]
-    reference = [word_boundaries(words[row] or ()) for row in rows]
+    known, found = [words[row] or [] for row in rows], [spans[row] for row in rows]
+    seconds = [split.seconds[row] for row in rows]
+    fired = [[end for _, end in own if end < length - _AT_THE_END] for own, length in zip(found, seconds, strict=True)]
+    reference = [word_boundaries(row) for row in known]
     results.metrics |= boundary_agreement(fired, reference)
     results.metrics["aligned_utterances"] = len(rows)
-    even = even_boundaries([len(times) for times in fired], [split.seconds[row] for row in rows])
-    chance = boundary_agreement(even, reference)
+    chance = boundary_agreement(even_boundaries([len(times) for times in fired], seconds), reference)
     results.chance |= {name: value for name, value in chance.items() if "@" in name}
+    if tokenizer is not None:
+        ids = [split.outputs["keyword_ids"][row].tolist() for row in rows]
+        token_words = [
+            [
+                (set(tokenizer(word.text.lower(), add_special_tokens=False)["input_ids"]), word.start, word.end)
+                for word in row
+            ]
+            for row in known
+        ]
+        results.metrics |= keyword_localization(ids, found, token_words)
+        results.chance |= chance_keyword_localization(ids, found, token_words, seconds, seed)
     if len(rows) < len(words):
         results.notes.append(f"{len(words) - len(rows)} of {len(words)} utterances have no alignment.")
 

@@ -4,6 +4,7 @@ The papers name word-level and subword-level extraction and duplicate keywords, 
 """
 
 import math
+import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -277,6 +278,73 @@ def keyword_statistics(
     columns = {name: torch.tensor(figures, dtype=torch.float64) for name, figures in per_utterance.items()}
     means = mean_statistics(columns, resamples, seed)
     return Statistics(values | means.values, means.intervals)
+
+
+def keyword_localization(
+    keyword_ids: Sequence[Sequence[int]],
+    spans: Sequence[Sequence[tuple[float, float]]],
+    words: Sequence[Sequence[tuple[Collection[int], float, float]]],
+) -> dict[str, float]:
+    """Share of the correct keywords that are where their word is said.
+
+    A keyword is correct if its token is one of a word of the utterance, and in place if its span covers at least half
+    of such a word.
+
+    Args:
+        keyword_ids: per utterance the tokens of its keywords; what follows the last span is ignored.
+        spans: per utterance start and end of its keywords, in seconds.
+        words: per utterance the tokens of each word, its start and its end in seconds.
+
+    Returns:
+        `keyword_localization` in percent, NaN if no keyword is correct, and `keywords_correct`, their number.
+
+    Example:
+        >>> words = [({7}, 0.0, 0.4), ({9}, 0.4, 1.0)]
+        >>> keyword_localization([[7, 7, 3]], [[(0.0, 0.2), (0.2, 0.3), (0.3, 1.0)]], [words])
+        {'keyword_localization': 50.0, 'keywords_correct': 2}
+    """
+    correct = in_place = 0
+    for tokens, own_spans, own_words in zip(keyword_ids, spans, words, strict=True):
+        for token, (start, end) in zip(tokens, own_spans, strict=False):
+            said = [(begun, ended) for ids, begun, ended in own_words if token in ids]
+            correct += bool(said)
+            in_place += any(min(end, ended) - max(start, begun) >= (ended - begun) / 2 for begun, ended in said)
+    return {
+        "keyword_localization": 100.0 * in_place / correct if correct else math.nan,
+        "keywords_correct": correct,
+    }
+
+
+def chance_keyword_localization(
+    keyword_ids: Sequence[Sequence[int]],
+    spans: Sequence[Sequence[tuple[float, float]]],
+    words: Sequence[Sequence[tuple[Collection[int], float, float]]],
+    seconds: Sequence[float],
+    seed: int = 0,
+) -> dict[str, float]:
+    """Localization of the same keywords by spans that know nothing.
+
+    Args:
+        keyword_ids: as in `keyword_localization`.
+        spans: likewise.
+        words: likewise.
+        seconds: length of each utterance.
+        seed: seed of the shuffling.
+
+    Returns:
+        `keyword_localization` for evenly spaced spans, and `keyword_localization_shuffled` for the utterance's own
+        spans in random order, in percent.
+    """
+    even = [
+        [(length * place / len(own), length * (place + 1) / len(own)) for place in range(len(own))]
+        for own, length in zip(spans, seconds, strict=True)
+    ]
+    generator = random.Random(seed)
+    shuffled = [generator.sample(list(own), len(own)) for own in spans]
+    return {
+        name: keyword_localization(keyword_ids, other, words)["keyword_localization"]
+        for name, other in (("keyword_localization", even), ("keyword_localization_shuffled", shuffled))
+    }
 
 
 @cache

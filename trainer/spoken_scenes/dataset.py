@@ -11,11 +11,20 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ..data.schema import AUDIO, FEATURES, SPLITS, check_split
-from .espeak import SAMPLING_RATE, TEST_VOICES, TRAIN_VOICES, VALIDATION_VOICES, Voice, synthesise
+from ..data.schema import AUDIO, FEATURES, SPLITS, WORDS, check_split
+from .espeak import (
+    SAMPLING_RATE,
+    TEST_VOICES,
+    TRAIN_VOICES,
+    VALIDATION_VOICES,
+    Voice,
+    synthesise,
+    synthesise_with_events,
+    word_times,
+)
 from .scenes import Scene, sample_scenes
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the generator's output changes, so that an older cached copy is not taken for a new one."""
 
 VOICES = {"train": TRAIN_VOICES, "validation": VALIDATION_VOICES, "test": TEST_VOICES}
@@ -24,7 +33,11 @@ DEFAULT_SIZES = {"train": (4000, 2), "validation": (500, 1), "test": (500, 1)}
 
 # Audio can be attached only afterwards: creating it needs torchcodec, which this package does not.
 _FEATURES = datasets.Features(
-    {**FEATURES, "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+    {
+        **FEATURES,
+        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        "words": WORDS,
+    }
 )
 _CHUNK = 125  # scenes that one process makes at a time; fixed, so that the cache does not depend on their number
 
@@ -50,7 +63,7 @@ def build_spoken_scenes(
 
     Returns:
         A data set with one row per caption: `audio` (FLAC bytes, 16 kHz, 16 bit), `image` (PNG bytes, 64 x 64),
-        `image_id`, `text`, `caption_id`, `speaker` (the voice's name).
+        `image_id`, `text`, `caption_id`, `speaker` (the voice's name), `words` (the spoken words with their times).
 
     Raises:
         ValueError: unknown split, a count below 1, or more scenes than the split has.
@@ -102,13 +115,15 @@ def scene_rows(scene: Scene, split: str, captions_per_scene: int, seed: int) -> 
     for number, text in enumerate(scene.captions(captions_per_scene, rng)):
         voice = random_voice(VOICES[split][int(names[number])], rng)
         caption_id = f"{split}-{scene.image_id}-{number}"
+        samples, events = synthesise_with_events(text, voice)
         yield {
-            "audio": {"bytes": flac(synthesise(text, voice)), "path": f"{caption_id}.flac"},
+            "audio": {"bytes": flac(samples), "path": f"{caption_id}.flac"},
             "image": image,
             "image_id": scene.image_id,
             "text": text,
             "caption_id": caption_id,
             "speaker": voice.name,
+            "words": word_times(events, len(samples) / SAMPLING_RATE),
         }
 
 

@@ -288,6 +288,26 @@ def synthesise_with_events(text: str, voice: Voice) -> tuple[np.ndarray, list[Sp
     return np.clip(resampled, -1.0, 1.0).astype(np.float32, copy=False), events
 
 
+def word_times(events: list[SpeechEvent], seconds: float) -> list[dict[str, Any]]:
+    """Locate the words of an utterance, each of which lasts until the next word or pause.
+
+    espeak-ng runs some function words together ("on the"): they are one event, named after the first.
+
+    Args:
+        events: as `synthesise_with_events` returns them.
+        seconds: length of the utterance.
+
+    Returns:
+        `word`, `start` and `end` in seconds of each, in spoken order.
+    """
+    words = []
+    for place, event in enumerate(events):
+        if event.kind == "word":
+            following = (later.start for later in events[place + 1 :] if later.kind == "word" or not later.text)
+            words.append({"word": event.text, "start": event.start, "end": min(next(following, seconds), seconds)})
+    return words
+
+
 def synthesise(text: str, voice: Voice) -> np.ndarray:
     """Speak a text as `synthesise_with_events` does; the same samples in every process."""
     return synthesise_with_events(text, voice)[0]
