@@ -259,10 +259,14 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         from .presets import load_preset
 
         values = {"preset": name, **load_preset(name)["config"]}
-        for key, value in overrides.items():
-            merge = isinstance(value, dict) and isinstance(values.get(key), dict)
-            values[key] = {**values[key], **value} if merge else value
-        return cls(**values)
+        return cls(**_with_overrides(values, overrides))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See `transformers.PreTrainedConfig.from_dict`; a dictionary given for a block is merged into it."""
+        names = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        overrides = {key: kwargs.pop(key) for key in names & kwargs.keys()}
+        return super().from_dict(_with_overrides(config_dict, overrides), **kwargs)
 
     @property
     def has_parallel(self) -> bool:
@@ -290,21 +294,26 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         return self.clip_config.projection_dim
 
     @property
+    def text_config(self) -> Any:
+        """Configuration of CLIP's text encoder, where transformers looks for the vocabulary."""
+        return self.clip_config.text_config
+
+    @property
     def max_keywords(self) -> int:
         """Keywords that fit between CLIP's start and end tokens."""
-        return self.clip_config.text_config.max_position_embeddings - 2
+        return self.text_config.max_position_embeddings - 2
 
     @property
     def start_token_id(self) -> int:
         """CLIP's start token."""
-        text = self.clip_config.text_config
+        text = self.text_config
         # Published CLIP configurations carry 0 and 2 here, which are wrong; the table's last two rows are right.
         return text.vocab_size - 2 if text.eos_token_id == 2 else text.bos_token_id
 
     @property
     def end_token_id(self) -> int:
         """CLIP's end token."""
-        text = self.clip_config.text_config
+        text = self.text_config
         return text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
 
     def validate_architecture(self) -> None:
@@ -362,7 +371,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             )
 
     def _validate_keywords(self) -> None:
-        keyword, text = self.keyword_config, self.clip_config.text_config
+        keyword, text = self.keyword_config, self.text_config
         if self.has_cif and keyword.num_keywords is not None:
             raise ValueError(
                 f"keyword_config.num_keywords is {keyword.num_keywords}, but in the {self.model_variant} variant CIF "
@@ -406,6 +415,16 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             keyword["vocabulary_ids"] = f"[{', '.join(map(str, ids[:4]))}, ... {len(ids)} ids]"
         lines = "\n".join(f"  {key}: {value}" for key, value in sorted(values.items()))
         return f"{type(self).__name__}(\n{lines}\n)"
+
+
+def _with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Replace values of a configuration; in a block, at any depth, only those that are given."""
+    merged = dict(values)
+    for key, value in overrides.items():
+        if key.endswith("_config") and isinstance(value, dict) and isinstance(merged.get(key), dict):
+            value = _with_overrides(merged[key], value)
+        merged[key] = value
+    return merged
 
 
 __all__ = [

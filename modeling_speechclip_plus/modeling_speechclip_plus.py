@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,7 +54,11 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["BranchLayer"]
     # bfloat16 would lose the running statistics' small updates and CIF's and the temperature's small steps.
-    _keep_in_fp32_modules_strict = ["keyword_norm", "logit_scale", "layer_sum"]
+    _keep_in_fp32_modules_strict = [
+        "keyword_norm",
+        "^logit_scale",
+        "layer_sum",
+    ]  # patterns; CLIP has a logit_scale too
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -108,7 +113,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def __init__(self, config: SpeechClipPlusConfig):
         super().__init__(config)
-        text_config = config.clip_config.text_config
+        text_config = config.text_config
         self.speech_adapter = speech_encoder_adapter(config.speech_config)
         self.speech_encoder = self.speech_adapter.build(config.padding)
         # One precision for all parts, whatever precisions a saved configuration names.
@@ -238,19 +243,28 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
         """See `transformers.PreTrainedModel.set_attn_implementation`."""
-        for key in ("branch_config", "cif_config", "keyword_config", "loss_config"):
-            if isinstance(attn_implementation, str) and (block := getattr(self.config, key)) is not None:
-                # These have no model of their own, of which the library would warn.
-                block._attn_implementation = attn_implementation
-        super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        blocks = [
+            self.config.branch_config,
+            self.config.cif_config,
+            self.config.keyword_config,
+            self.config.loss_config,
+        ]
+        blocks = [] if isinstance(attn_implementation, dict) else [block for block in blocks if block is not None]
+        for block in blocks:
+            # These have no model of their own, of which the library would warn.
+            block._attn_implementation = attn_implementation
+        try:
+            super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        finally:
+            for block in blocks:
+                block._attn_implementation = self.config._attn_implementation
 
     def float_statistics(self) -> SpeechClipPlusModel:
         """Bring the parts that must stay float32 back to it, after a cast of the whole model; returns the model."""
-        for name in self._keep_in_fp32_modules_strict:
-            if isinstance(part := getattr(self, name, None), nn.Module):
-                part.float()
-            elif part is not None:
-                part.data = part.data.float()
+        for name in ("keyword_norm", "layer_sum"):
+            if hasattr(self, name):
+                getattr(self, name).float()
+        self.logit_scale.data = self.logit_scale.data.float()
         return self
 
     def set_trainable(self, speech_encoder: bool | None = None, clip: bool | None = None) -> None:
@@ -258,7 +272,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
         A backbone of which no parameter requires a gradient is frozen: it runs without a graph and stays in
         evaluation mode under `train()`. So parts of one can be trained as well, by `requires_grad_()` on its layers
-        or by adapters in them.
+        or by adapters in them. Gradient checkpointing saves memory in what is trained alone.
         """
         for name, trainable in (("speech_encoder", speech_encoder), ("clip", clip)):
             if trainable is not None:
@@ -397,6 +411,30 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         """Replace CLIP's token embeddings."""
         self.clip.text_model.embeddings.token_embedding = value
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """See `transformers.PreTrainedModel.resize_token_embeddings`; added tokens may become keywords.
+
+        Raises:
+            ValueError: If the start or end token, or one of `keyword_config.vocabulary_ids`, would be cut off.
+        """
+        text = self.config.text_config
+        # Otherwise the last two rows of the table could be taken for them.
+        text.bos_token_id, text.eos_token_id = self.config.start_token_id, self.config.end_token_id
+        self.clip.text_model.eos_token_id = text.eos_token_id
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.validate_architecture()
+        if self.config.has_cascaded:
+            self.vocabulary_ids, self.is_keyword = (
+                values.to(self.vocabulary_ids.device) for values in _vocabulary(self.config)
+            )
+        return embeddings
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> SpeechClipPlusModel:
+        """Move a model from the meta device, with new weights and all that is not saved with a model in place."""
+        super().to_empty(device=device, recurse=recurse)
+        self.init_weights()
+        return self
+
     # Vocabulary
 
     @torch.no_grad()
@@ -408,8 +446,10 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def _codebook(self) -> Tensor:
         """CLIP's own embeddings of the vocabulary in use, `(V, E)`."""
-        table = self.clip.text_model.embeddings.token_embedding.weight
-        return table if self.config.keyword_config.vocabulary_ids is None else table[self.vocabulary_ids]
+        embeddings = self.get_input_embeddings()
+        # An offloaded table is there during its module's call alone.
+        whole = self.config.keyword_config.vocabulary_ids is None and not embeddings.weight.is_meta
+        return embeddings.weight if whole else embeddings(self.vocabulary_ids)
 
     # Embeddings
 
@@ -540,14 +580,16 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         branch: str | None = None,
         speech_hidden_states: Tensor | None = None,
         frame_lengths: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """Embed audio by a branch, `"parallel"` or `"cascaded"`; the configured `retrieval_branch` if not given.
 
         Inputs are as in `encode_audio`. Where utterances differ in length they need their `attention_mask`.
 
         Returns:
-            `pooler_output` `(B, P)`, the embedding at unit length, and `last_hidden_state` `(B, T, D)`, the last
-            hidden state of the speech encoder.
+            `pooler_output` `(B, P)`, the embedding at unit length, and of the speech encoder the `last_hidden_state`
+            `(B, T, D)`, `hidden_states` and `attentions`.
 
         Raises:
             ValueError: If the model has no such branch, or the input does not fit.
@@ -562,24 +604,30 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             frame_lengths,
             branches=(branch,),
             output_hidden_states=True,
+            output_attentions=output_attentions,
         )
-        embeds = self.score(audio)[f"{branch}_embeds"]
-        return BaseModelOutputWithPooling(last_hidden_state=audio.hidden_states[-1], pooler_output=embeds)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return BaseModelOutputWithPooling(
+            last_hidden_state=audio.hidden_states[-1],
+            pooler_output=self.score(audio)[f"{branch}_embeds"],
+            hidden_states=audio.hidden_states if output_hidden_states else None,
+            attentions=audio.attentions,
+        )
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Embed images `(B, 3, H, W)`, as the processor makes them.
 
         Returns:
             What CLIP's `get_image_features` returns, with `pooler_output` `(B, P)` at unit length.
         """
-        with no_grad_if_frozen(self.clip):
-            output = self.clip.get_image_features(pixel_values=pixel_values)
-            output.pooler_output = F.normalize(output.pooler_output, dim=-1)
-        return output
+        return self._clip_features(self.clip.get_image_features, pixel_values=pixel_values, **kwargs)
 
     @can_return_tuple
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         """Embed texts `(B, L)` of token ids, as the processor makes them.
 
         An `attention_mask` `(B, L)`, which a tokenizer gives, matters only if texts are padded on the left: what
@@ -588,8 +636,15 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         Returns:
             What CLIP's `get_text_features` returns, with `pooler_output` `(B, P)` at unit length.
         """
+        return self._clip_features(
+            self.clip.get_text_features, input_ids=input_ids, attention_mask=attention_mask, **kwargs
+        )
+
+    def _clip_features(self, embed: Callable, **kwargs: Any) -> BaseModelOutputWithPooling:
+        for key in ("output_hidden_states", "output_attentions"):
+            kwargs.setdefault(key, getattr(self.config, key))
         with no_grad_if_frozen(self.clip):
-            output = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+            output = embed(**kwargs)
             output.pooler_output = F.normalize(output.pooler_output, dim=-1)
         return output
 
@@ -840,13 +895,12 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         N + 2 positions are computed, since the end token sees nothing behind itself.
         """
         text_model = self.clip.text_model
-        table = text_model.embeddings.token_embedding.weight
         batch, num_keywords, _ = keyword_embeds.shape
         ends = lengths[:, None] + 1  # (B, 1), the position of the end token
         positions = torch.arange(num_keywords + 2, device=keyword_embeds.device)
-        start = table[self.config.start_token_id].expand(batch, 1, -1)
-        end = table[self.config.end_token_id].expand(batch, 1, -1)
-        embeds = torch.cat([start, keyword_embeds.to(table.dtype), end], dim=1)  # (B, N + 2, E)
+        ids = torch.tensor([self.config.start_token_id, self.config.end_token_id], device=keyword_embeds.device)
+        start, end = text_model.embeddings.token_embedding(ids).expand(batch, -1, -1).split(1, dim=1)  # (B, 1, E)
+        embeds = torch.cat([start, keyword_embeds.to(start.dtype), end], dim=1)  # (B, N + 2, E)
         embeds = torch.where((positions == ends)[:, :, None], end, embeds)
         hidden = text_model.embeddings(inputs_embeds=embeds)
         # Under SDPA the mask is None and causality rests on is_causal.
@@ -880,7 +934,7 @@ def no_grad_if_frozen(module: nn.Module) -> AbstractContextManager:
 
 def _vocabulary(config: SpeechClipPlusConfig) -> tuple[Tensor, Tensor]:
     """CLIP ids of the vocabulary in use, and which of them may become keywords; both `(V,)`."""
-    ids, text_config = config.keyword_config.vocabulary_ids, config.clip_config.text_config
+    ids, text_config = config.keyword_config.vocabulary_ids, config.text_config
     ids = torch.arange(text_config.vocab_size) if ids is None else torch.tensor(ids)
     excluded = torch.tensor(sorted(config.excluded_token_ids), dtype=torch.long, device=ids.device)
     return ids, ~torch.isin(ids, excluded)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import shutil
 
 import peft
@@ -622,3 +623,62 @@ def test_a_misspelt_argument_is_an_error():
 def test_a_backbone_that_is_no_repository_or_folder_is_named():
     with pytest.raises(TypeError, match="repository or folder, not as a HubertModel"):
         SpeechClipPlusModel.from_backbones(HubertModel(HubertConfig(**SPEECH)), "some/clip")
+
+
+# Other ways of moving a model
+
+
+def test_a_model_on_the_meta_device_becomes_whole_by_to_empty_and_its_weights():
+    model = make_model()
+    with torch.device("meta"):
+        empty = SpeechClipPlusModel(model.config).eval()
+    empty.to_empty(device="cpu").load_state_dict(model.state_dict())
+    assert empty.extract_keywords(**make_inputs()) == model.extract_keywords(**make_inputs())
+
+
+@pytest.mark.parametrize("vocabulary_ids", [None, [2, 3, 5, 8]])
+def test_a_model_offloaded_to_disk_computes_the_same(vocabulary_ids, tmp_path):
+    model = make_model(keyword_config={"vocabulary_ids": vocabulary_ids})
+    model.save_pretrained(tmp_path)
+    offloaded = SpeechClipPlusModel.from_pretrained(
+        tmp_path, device_map="auto", max_memory={"cpu": "60KB"}, offload_folder=tmp_path / "offload"
+    )
+    assert offloaded.hf_device_map["clip"] == "disk"
+    for key in ("parallel_logits", "cascaded_logits"):
+        torch.testing.assert_close(offloaded(**make_pairs())[key], model(**make_pairs())[key])
+    assert offloaded.extract_keywords(**make_inputs(), top_k=2) == model.extract_keywords(**make_inputs(), top_k=2)
+
+
+def test_pickling_a_whole_model_is_refused_by_torch_with_the_way_out():
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(make_model())
+
+
+def test_added_tokens_may_become_keywords_and_the_start_and_end_tokens_stay(tmp_path):
+    model = make_model()
+    before = model.get_text_features(torch.tensor([[58, 5, 59]])).pooler_output
+    model.resize_token_embeddings(70)
+    assert (model.config.start_token_id, model.config.end_token_id) == (58, 59)
+    assert model.is_keyword.shape == (70,) and model.is_keyword[60:].all() and not model.is_keyword[58:60].any()
+    torch.testing.assert_close(model.get_text_features(torch.tensor([[58, 5, 59]])).pooler_output, before)
+    model.save_pretrained(tmp_path)
+    again = SpeechClipPlusModel.from_pretrained(tmp_path)
+    assert again.extract_keywords(**make_inputs()) == model.extract_keywords(**make_inputs())
+    with pytest.raises(ValueError, match="bos_token_id is 58, outside its vocabulary of 50"):
+        model.resize_token_embeddings(50)
+
+
+def test_overrides_at_load_keep_the_rest_of_a_block_and_are_validated(tmp_path):
+    make_model(cif_config={"conv_layers": 2}).save_pretrained(tmp_path)
+    changed = {"cif_config": {"dropout": 0.1}, "clip_config": {"text_config": {"attention_dropout": 0.3}}}
+    for config in (
+        SpeechClipPlusModel.from_pretrained(tmp_path, **changed).config,
+        AutoConfig.from_pretrained(tmp_path, **changed),
+    ):
+        assert (config.cif_config.dropout, config.cif_config.conv_layers) == (0.1, 2)
+        assert (config.text_config.attention_dropout, config.text_config.vocab_size) == (0.3, 60)
+        assert config.clip_config.projection_dim == 20
+    with pytest.raises(ValueError, match="conv_width must be odd"):
+        SpeechClipPlusModel.from_pretrained(tmp_path, cif_config={"conv_width": 4})
+    with pytest.raises(OSError, match="model.fp16.safetensors"):
+        SpeechClipPlusModel.from_pretrained(tmp_path, variant="fp16")
