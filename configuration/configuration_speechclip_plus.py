@@ -76,6 +76,10 @@ class SpeechClipPlusCifConfig(_BlockConfig):
         target_length: `"frames"`, one keyword per `frames_per_keyword` frames, or `"caption"`, the lengths given
             to `forward(target_lengths=...)`, such as numbers of caption tokens.
         frames_per_keyword: Frames (50 per second) per keyword of the `"frames"` target.
+        segmentation: `"weights"` as published, where a predicted weight per frame decides where keywords begin; or
+            `"feature_change"`, where they begin where the speech encoder's last hidden state changes most, and the
+            mean of the frames between two changes, before the branch's attention, becomes the keyword. The published
+            objective leaves the weights flat (docs/keywords.md). Needs `hybrid_plus` and the `"frames"` target.
     """
 
     model_type = "speechclip_plus_cif"
@@ -89,6 +93,7 @@ class SpeechClipPlusCifConfig(_BlockConfig):
     tail_threshold: float | int = _positive(default=0.5)
     target_length: Literal["frames", "caption"] = "frames"
     frames_per_keyword: int = _positive(default=20)
+    segmentation: Literal["weights", "feature_change"] = "weights"
 
 
 @strict
@@ -128,6 +133,9 @@ class SpeechClipPlusLossConfig(_BlockConfig):
         parallel_weight: Weight of the parallel branch's contrastive loss.
         cascaded_weight: Weight of the cascaded branch's contrastive loss.
         quantity_weight: Weight of CIF's quantity loss.
+        expected_weight: Weight of the contrastive loss of the keywords before they are snapped: the softmax-weighted
+            mean of the tokens' embeddings, read by CLIP's text encoder. Its exact gradient finds better tokens than
+            the straight-through one alone (docs/keywords.md); 0, as published, leaves it out.
         temperature: Initial temperature; the model's `logit_scale` starts at `log(1 / temperature)`.
         train_temperature: Whether `logit_scale` is trained.
     """
@@ -138,6 +146,7 @@ class SpeechClipPlusLossConfig(_BlockConfig):
     parallel_weight: float | int = _not_negative(default=1.0)
     cascaded_weight: float | int = _not_negative(default=1.0)
     quantity_weight: float | int = _not_negative(default=0.25)
+    expected_weight: float | int = _not_negative(default=0.0)
     temperature: float | int = _positive(default=0.07)
     train_temperature: bool = True
 
@@ -368,6 +377,13 @@ class SpeechClipPlusConfig(PreTrainedConfig):
             raise ValueError(
                 f"cif_config.tail_threshold ({cif.tail_threshold}) is above the firing threshold ({cif.threshold}), "
                 "so no remainder could ever reach it."
+            )
+        if cif.segmentation == "feature_change" and (
+            self.model_variant != "hybrid_plus" or cif.target_length != "frames"
+        ):
+            raise ValueError(
+                "cif_config.segmentation='feature_change' needs model_variant='hybrid_plus' and "
+                f"cif_config.target_length='frames', but they are {self.model_variant!r} and {cif.target_length!r}."
             )
 
     def _validate_keywords(self) -> None:

@@ -258,8 +258,8 @@ def _boundary_tables(results: Results) -> list[ScoreTable]:
         for name, title in (("", "evenly spaced"), ("_shuffled", "CIF's spans, shuffled between keywords")):
             value = _figure(f"keyword_localization{name}", results.chance)
             rows.append(ScoreRow(title, [value], is_baseline=True))
-        count = results.metrics["keywords_correct"]
-        tables.append(ScoreTable(f"Localization of the {count:,} correct keywords (percent)", ["in place"], rows))
+        correct = f"{results.metrics['keywords_correct']:,}"
+        tables.append(ScoreTable(f"Localization of the {correct} correct keywords (percent)", ["in place"], rows))
     return tables
 
 

@@ -128,6 +128,77 @@ class ContinuousIntegrateAndFire(nn.Module):
         return CifOutput(keywords=keywords, lengths=lengths, alphas=alphas.float(), alpha_sums=alpha_sums)
 
 
+class FeatureChangeSegmentation(nn.Module):
+    """Integrate-and-fire whose weights follow from the speech encoder alone: keywords begin where its states change.
+
+    The change at a frame is one minus the cosine of the mean states before and behind it, cubed so that its peaks
+    stand out. Accumulated over the utterance and cut into equal shares, one for each wanted keyword, it gives the
+    segments; within a segment every frame weighs the same. Nothing here is trained.
+
+    Args:
+        threshold: Accumulated weight at which a keyword fires.
+        max_keywords: Most keywords an utterance can have.
+        window: Frames on either side of a frame whose means are compared.
+    """
+
+    def __init__(self, threshold: float = 1.0, max_keywords: int = 75, window: int = 3):
+        super().__init__()
+        self.threshold = threshold
+        self.max_keywords = max_keywords
+        self.window = window
+
+    def forward(self, frames: Tensor, states: Tensor, frame_lengths: Tensor, target_lengths: Tensor) -> CifOutput:
+        """Average the frames of each segment.
+
+        Args:
+            frames: `(B, T, D)` to average.
+            states: `(B, T, H)` hidden states whose changes are the boundaries.
+            frame_lengths: `(B,)` frames of each utterance.
+            target_lengths: `(B,)` keywords of each utterance.
+        """
+        lengths = target_lengths.clamp(1, self.max_keywords)
+        change = feature_change(states, frame_lengths, self.window)
+        peaks, _ = scale_alphas(change**3, lengths)
+        spans = keyword_times(peaks, frame_lengths, lengths).to(peaks.dtype)  # (B, N, 2)
+        start, end = spans[:, :, :1], spans[:, :, 1:]
+        first = torch.arange(frames.shape[1], device=frames.device, dtype=peaks.dtype)  # (T,), where a frame begins
+        overlap = (torch.minimum(end, first + 1) - torch.maximum(start, first)).clamp(min=0)  # (B, N, T)
+        shares = overlap / (end - start).clamp(min=torch.finfo(peaks.dtype).tiny)
+        alphas, _ = scale_alphas(shares.sum(dim=1), lengths, self.threshold)
+        keywords, lengths = integrate_and_fire(
+            frames, alphas, threshold=self.threshold, lengths=lengths, max_keywords=self.max_keywords
+        )
+        return CifOutput(keywords, lengths, alphas.float(), alphas.sum(dim=1).float())
+
+
+def feature_change(states: Tensor, frame_lengths: Tensor, window: int = 3) -> Tensor:
+    """Change of hidden states at each frame, from the frames before it to those behind it.
+
+    Args:
+        states: `(B, T, H)`.
+        frame_lengths: `(B,)` frames of each utterance; what follows them is not looked at.
+        window: Frames on either side that are averaged; at its ends an utterance goes on as its outermost frame.
+
+    Returns:
+        `(B, T)` float32: one minus the cosine of the two means of the states, which are standardised over the
+        utterance; from 1e-4 to 2, and 0 at padding.
+    """
+    length, width = states.shape[1], states.shape[2]
+    mask = torch.arange(length, device=states.device) < frame_lengths[:, None]  # (B, T)
+    states = states.float().masked_fill(~mask[:, :, None], 0)
+    count = frame_lengths[:, None, None]
+    states = states - states.sum(dim=1, keepdim=True) / count
+    variance = states.masked_fill(~mask[:, :, None], 0).square().sum(dim=1, keepdim=True) / count
+    states = states * torch.rsqrt(variance + 1e-5)
+    places = torch.arange(-window, length + window, device=states.device).clamp(min=0)
+    places = places[None].minimum(frame_lengths[:, None] - 1)  # (B, T + 2 window)
+    extended = states.gather(1, places[:, :, None].expand(-1, -1, width))
+    means = F.avg_pool1d(extended.transpose(1, 2), window, stride=1).transpose(1, 2)  # (B, T + window + 1, H)
+    before, behind = means[:, :length], means[:, window + 1 :]
+    change = 1 - F.cosine_similarity(before, behind, dim=-1)
+    return change.clamp(min=1e-4).masked_fill(~mask, 0)
+
+
 def scale_alphas(alphas: Tensor, target_lengths: Tensor, threshold: float = 1.0) -> tuple[Tensor, Tensor]:
     """Scale weights so that exactly the target number of keywords fires.
 

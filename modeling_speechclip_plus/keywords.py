@@ -147,6 +147,15 @@ def quantize_keywords(
     return QuantizedKeywords(embeds=embeds.to(features.dtype), indices=indices, similarities=best)
 
 
+def expected_token_embeds(features: Tensor, table: Tensor, allowed: Tensor, temperature: float = 0.1) -> Tensor:
+    """Mean of the table weighted by the softmax of `similarity / temperature`; arguments as in `quantize_keywords`.
+
+    It is what `quantize_keywords` takes the gradient of. `(B, N, E)`.
+    """
+    similarities = cosine_similarities(features, table).masked_fill(~allowed, -torch.inf)  # (B, N, V)
+    return (torch.softmax(similarities / temperature, dim=-1) @ table.float()).to(features.dtype)
+
+
 class _StraightThrough(torch.autograd.Function):
     """`table[indices]` forward, the gradient of `probabilities @ table` backward, without computing the latter."""
 

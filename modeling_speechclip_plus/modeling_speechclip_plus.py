@@ -22,8 +22,15 @@ from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..remote_code import IS_REMOTE
 from .audio_utils import SAMPLING_RATE
 from .branches import BranchEncoder
-from .cif import ContinuousIntegrateAndFire, keyword_times
-from .keywords import KeywordBatchNorm, cosine_similarities, projection_head, quantize_keywords, token_text
+from .cif import ContinuousIntegrateAndFire, FeatureChangeSegmentation, keyword_times
+from .keywords import (
+    KeywordBatchNorm,
+    cosine_similarities,
+    expected_token_embeds,
+    projection_head,
+    quantize_keywords,
+    token_text,
+)
 from .losses import all_gather_rows, contrastive_loss, quantity_loss, several_processes
 from .outputs import Keyword, Neighbour, SpeechClipPlusAudioOutput, SpeechClipPlusOutput
 from .saving import push_saved, pushing_options, write_model_files
@@ -85,8 +92,8 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, math.log(1 / self.config.loss_config.temperature))
             for layer in module.branch.layers:
                 layer.attention.init_weights()  # type: ignore[operator]
-            if self.config.has_cif:
-                module.cif.init_weights(self.config.cif_config.frames_per_keyword)
+            if self.config.has_cif and self.config.cif_config.segmentation == "weights":
+                module.cif.init_weights(self.config.cif_config.frames_per_keyword)  # type: ignore[operator]
             if self.config.has_cascaded:
                 vocabulary_ids, is_keyword = _vocabulary(self.config)
                 init.copy_(module.vocabulary_ids, vocabulary_ids)
@@ -129,16 +136,20 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             )
         if config.has_cif:
             cif = config.cif_config
-            self.cif = ContinuousIntegrateAndFire(
-                config.hidden_size,
-                threshold=cif.threshold,
-                conv_layers=cif.conv_layers,
-                conv_width=cif.conv_width,
-                dropout=cif.dropout,
-                tail_threshold=cif.tail_threshold,
-                max_keywords=config.max_keywords,
-                mask_padding=config.padding == "invariant",
-            )
+            self.cif: FeatureChangeSegmentation | ContinuousIntegrateAndFire
+            if cif.segmentation == "feature_change":
+                self.cif = FeatureChangeSegmentation(cif.threshold, config.max_keywords)
+            else:
+                self.cif = ContinuousIntegrateAndFire(
+                    config.hidden_size,
+                    threshold=cif.threshold,
+                    conv_layers=cif.conv_layers,
+                    conv_width=cif.conv_width,
+                    dropout=cif.dropout,
+                    tail_threshold=cif.tail_threshold,
+                    max_keywords=config.max_keywords,
+                    mask_padding=config.padding == "invariant",
+                )
         if config.has_cascaded:
             keyword = config.keyword_config
             self.keyword_projection = projection_head(
@@ -424,9 +435,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.config.validate_architecture()
         if self.config.has_cascaded:
-            self.vocabulary_ids, self.is_keyword = (
-                values.to(self.vocabulary_ids.device) for values in _vocabulary(self.config)
-            )
+            ids, is_keyword = (values.to(self.vocabulary_ids.device) for values in _vocabulary(self.config))
+            self.vocabulary_ids = nn.Buffer(ids, persistent=False)
+            self.is_keyword = nn.Buffer(is_keyword, persistent=False)
         return embeddings
 
     def to_empty(self, *, device: Any, recurse: bool = True) -> SpeechClipPlusModel:
@@ -446,7 +457,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def _codebook(self) -> Tensor:
         """CLIP's own embeddings of the vocabulary in use, `(V, E)`."""
-        embeddings = self.get_input_embeddings()
+        embeddings: Any = self.get_input_embeddings()
         # An offloaded table is there during its module's call alone.
         whole = self.config.keyword_config.vocabulary_ids is None and not embeddings.weight.is_meta
         return embeddings.weight if whole else embeddings(self.vocabulary_ids)
@@ -510,8 +521,11 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             audio["parallel_embeds"] = F.normalize(self.parallel_projection(cls_outputs[:, 0]), dim=-1)
         if config.has_cascaded and "cascaded" in branches:
             if config.has_cif:
-                scale = self.training and (global_step or 0) < config.cif_config.scale_until_step
-                cif = self.cif(frame_outputs, frame_mask, target_lengths if self.training else None, scale=scale)
+                if config.cif_config.segmentation == "feature_change":
+                    cif = self.cif(frames, hidden_states[-1], frame_lengths, target_lengths)
+                else:
+                    scale = self.training and (global_step or 0) < config.cif_config.scale_until_step
+                    cif = self.cif(frame_outputs, frame_mask, target_lengths if self.training else None, scale=scale)
                 features, lengths = cif.keywords, cif.lengths
                 audio |= {"alphas": cif.alphas, "alpha_sums": cif.alpha_sums, "target_lengths": target_lengths}
             else:
@@ -703,7 +717,14 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         """Losses of the configured branches and their weighted sum (arXiv 2402.06959, section 2.3)."""
         rows = {
             name: output[name]
-            for name in ("parallel_embeds", "cascaded_embeds", "image_embeds", "alpha_sums", "target_lengths")
+            for name in (
+                "parallel_embeds",
+                "cascaded_embeds",
+                "expected_embeds",
+                "image_embeds",
+                "alpha_sums",
+                "target_lengths",
+            )
             if output.get(name) is not None
         }
         if image_ids is not None:
@@ -711,7 +732,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if self.training and several_processes():
             rows = all_gather_rows(rows)
         losses = {}
-        for branch in ("parallel", "cascaded"):
+        for branch in ("parallel", "cascaded", "expected"):
             if f"{branch}_embeds" in rows:
                 logits = self._logits(rows[f"{branch}_embeds"], rows["image_embeds"])
                 losses[f"{branch}_loss"] = contrastive_loss(logits, rows.get("image_ids"))
@@ -881,12 +902,18 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         quantized = quantize_keywords(
             features, self._codebook(), self.is_keyword, config.keyword_config.temperature, self.training
         )
-        return {
+        values = {
             "cascaded_embeds": F.normalize(self._embed_keywords(quantized.embeds, lengths), dim=-1),
             "keyword_ids": self.vocabulary_ids[quantized.indices].masked_fill(~mask, -1),
             "keyword_similarities": quantized.similarities.masked_fill(~mask, 0),
             "keyword_embeds": quantized.embeds,
         }
+        if self.training and config.loss_config.expected_weight:
+            expected = expected_token_embeds(
+                features, self._codebook(), self.is_keyword, config.keyword_config.temperature
+            )
+            values["expected_embeds"] = F.normalize(self._embed_keywords(expected, lengths), dim=-1)
+        return values
 
     def _embed_keywords(self, keyword_embeds: Tensor, lengths: Tensor) -> Tensor:
         """Read keywords `(B, N, E)` with CLIP's text encoder (arXiv 2210.00705, section 3.3): `(B, P)`.

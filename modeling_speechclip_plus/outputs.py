@@ -44,12 +44,16 @@ class SpeechClipPlusOutput(ModelOutput):
         loss (scalar, float32, with `return_loss`): Weighted sum of the losses.
         parallel_loss (scalar, float32, with `return_loss` and a parallel branch): Contrastive loss of that branch.
         cascaded_loss (scalar, float32, with `return_loss` and a cascaded branch): Contrastive loss of that branch.
+        expected_loss (scalar, float32, with `return_loss` and `loss_config.expected_weight`): Contrastive loss of
+            the expected tokens.
         quantity_loss (scalar, float32, with `return_loss` and CIF): Keyword-count loss, before its weight.
         parallel_logits (`(B_speech, B_image)`, with images and a parallel branch): Scaled similarities.
         cascaded_logits (`(B_speech, B_image)`, with images and a cascaded branch): Scaled similarities.
         speech_embeds (`(B, P)`): Unit-length embedding of each utterance by the configured `retrieval_branch`.
         parallel_embeds (`(B, P)`, with a parallel branch): Unit-length embedding by that branch.
         cascaded_embeds (`(B, P)`, with a cascaded branch): Unit-length embedding by that branch.
+        expected_embeds (`(B, P)`, in training with `loss_config.expected_weight`): Unit-length embedding of the
+            expected tokens.
         image_embeds (`(B, P)`, with images): Unit-length image embeddings.
         keyword_ids (`(B, N)` int64, with a cascaded branch): CLIP token of each keyword, -1 at padding.
         keyword_lengths (`(B,)` int64, with a cascaded branch): Keywords of each utterance.
@@ -71,12 +75,14 @@ class SpeechClipPlusOutput(ModelOutput):
     loss: Tensor | None = None
     parallel_loss: Tensor | None = None
     cascaded_loss: Tensor | None = None
+    expected_loss: Tensor | None = None
     quantity_loss: Tensor | None = None
     parallel_logits: Tensor | None = None
     cascaded_logits: Tensor | None = None
     speech_embeds: Tensor | None = None
     parallel_embeds: Tensor | None = None
     cascaded_embeds: Tensor | None = None
+    expected_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
     keyword_ids: Tensor | None = None
     keyword_lengths: Tensor | None = None

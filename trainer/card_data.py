@@ -23,6 +23,7 @@ _LOSSES = {
     "loss": "total",
     "parallel_loss": "parallel",
     "cascaded_loss": "cascaded",
+    "expected_loss": "expected tokens",
     "quantity_loss": "quantity",
 }
 _RECALLS = {

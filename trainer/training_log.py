@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from ..modeling_speechclip_plus.keywords import perplexity
 
-LOSS_PARTS = ("parallel_loss", "cascaded_loss", "quantity_loss")
+LOSS_PARTS = ("parallel_loss", "cascaded_loss", "expected_loss", "quantity_loss")
 
 
 class TrainingLog:

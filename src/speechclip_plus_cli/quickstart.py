@@ -193,7 +193,12 @@ def _build_model(captions: Sequence[str]) -> tuple[SpeechClipPlusModel, SpeechCl
     vocabulary = [token for token, _ in Counter(chain.from_iterable(tokens)).most_common()]
     # Without dropout in the attention torch has a fused kernel for CPUs, and a step takes a third of the time.
     config = SpeechClipPlusConfig.from_preset(
-        PRESET, branch_config={"dropout": 0.0}, keyword_config={"vocabulary_ids": vocabulary}
+        PRESET,
+        branch_config={"dropout": 0.0},
+        keyword_config={"vocabulary_ids": vocabulary},
+        # Not as published: docs/keywords.md measures what each of these does for keywords and their times.
+        cif_config={"segmentation": "feature_change", "frames_per_keyword": 16},
+        loss_config={"expected_weight": 2.0},
     )
     return SpeechClipPlusModel.from_backbones(speech=speech, clip=clip, config=config), processor
 
