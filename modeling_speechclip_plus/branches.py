@@ -56,12 +56,11 @@ class BranchAttention(nn.Module):
             init.zeros_(projection.bias)
         init.zeros_(self.out_proj.bias)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Attend within `(B, S, D)`; returns the same shape and, with eager attention, weights `(B, heads, S, S)`."""
-        shape = (*hidden.shape[:-1], -1, self.head_dim)
+    def forward(self, queries: Tensor, hidden: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Attend from `(B, Q, D)` to `(B, S, D)`: `(B, Q, D)` and, with eager attention, weights `(B, heads, Q, S)`."""
         query, key, value = (
-            projection(hidden).view(shape).transpose(1, 2)  # (B, heads, S, head_dim)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(given).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, Q or S, head_dim)
+            for projection, given in ((self.q_proj, queries), (self.k_proj, hidden), (self.v_proj, hidden))
         )
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -75,7 +74,7 @@ class BranchAttention(nn.Module):
             scaling=self.head_dim**-0.5,
             dropout=self.dropout if self.training else 0.0,
         )
-        return self.out_proj(output.reshape(hidden.shape)), weights
+        return self.out_proj(output.reshape(queries.shape)), weights
 
 
 class BranchLayer(GradientCheckpointingLayer):
@@ -98,13 +97,16 @@ class BranchLayer(GradientCheckpointingLayer):
             )
             self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=branch.layer_norm_eps)
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Transform `(B, S, D)`; returns the same shape and the attention weights, if computed."""
-        attended, weights = self.attention(hidden, attention_mask)
+    def forward(
+        self, hidden: Tensor, attention_mask: Tensor | None, num_outputs: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Transform `(B, S, D)`; returns its first `num_outputs` places, or all, and any attention weights."""
+        queries = hidden[:, :num_outputs]
+        attended, weights = self.attention(queries, hidden, attention_mask)
         if self.feed_forward is None:
-            return self.attention_norm(attended + hidden), weights
-        hidden = self.attention_norm(self.attention_dropout(attended) + hidden)
-        return self.feed_forward_norm(self.feed_forward(hidden) + hidden), weights
+            return self.attention_norm(attended + queries), weights
+        queries = self.attention_norm(self.attention_dropout(attended) + queries)
+        return self.feed_forward_norm(self.feed_forward(queries) + queries), weights
 
 
 class BranchEncoder(nn.Module):
@@ -125,23 +127,32 @@ class BranchEncoder(nn.Module):
         if config.branch_config.layer_type == "transformer_encoder":
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.branch_config.layer_norm_eps)
 
-    def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    def forward(
+        self, frames: Tensor, frame_mask: Tensor, frame_outputs: bool = True
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         """Encode frames `(B, T, D)` under a mask `(B, T)` (True: a frame).
 
+        Without `frame_outputs` the last layer computes the CLS outputs alone, a small part of its work.
+
         Returns:
-            CLS outputs `(B, num_cls, D)`, frame outputs `(B, T, D)` and the attention weights of each layer.
+            CLS outputs `(B, num_cls, D)`, frame outputs `(B, T, D)` or `(B, 0, D)`, and each layer's attention weights.
         """
         hidden, mask = frames, frame_mask
         if self.num_cls:
             cls = self.cls_tokens.to(frames.dtype).expand(len(frames), -1, -1)
             hidden = torch.cat([cls, frames], dim=1)
             mask = torch.cat([mask.new_ones(len(frames), self.num_cls), mask], dim=1)
-        attention_mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=mask)
+        # Flash attention takes fewer queries than keys for the last ones of a row, not the first.
+        all_outputs = frame_outputs or "flash" in (self.config._attn_implementation or "")
         weights = []
-        for layer in self.layers:
-            hidden, layer_weights = layer(hidden, attention_mask)
+        for number, layer in enumerate(self.layers, 1):
+            num_outputs = None if all_outputs or number < len(self.layers) else self.num_cls
+            attention_mask = create_bidirectional_mask(
+                self.config, inputs_embeds=hidden[:, :num_outputs], attention_mask=mask, encoder_hidden_states=hidden
+            )
+            hidden, layer_weights = layer(hidden, attention_mask, num_outputs)
             weights.append(layer_weights)
         if self.norm is not None:
             # torch's fast path in evaluation zeroes padding here, its slow path in training does not; always zeroed.
-            hidden = self.norm(hidden.masked_fill(~mask[:, :, None], 0))
+            hidden = self.norm(hidden.masked_fill(~mask[:, : hidden.shape[1], None], 0))
         return hidden[:, : self.num_cls], hidden[:, self.num_cls :], tuple(weights)

@@ -515,17 +515,20 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             target_lengths = self._target_lengths(frame_lengths, target_lengths)
         frames = self.layer_sum(hidden_states)  # (B, T, D)
         frame_mask = torch.arange(frames.shape[1], device=frames.device) < frame_lengths[:, None]  # (B, T)
-        cls_outputs, frame_outputs, branch_attentions = self.branch(frames, frame_mask)
+        from_weights = config.has_cif and config.cif_config.segmentation == "weights"
+        cls_outputs, frame_outputs, branch_attentions = self.branch(
+            frames, frame_mask, frame_outputs=output_attentions or (from_weights and "cascaded" in branches)
+        )
         audio: dict[str, Any] = {"frame_lengths": frame_lengths}
         if config.has_parallel and "parallel" in branches:
             audio["parallel_embeds"] = F.normalize(self.parallel_projection(cls_outputs[:, 0]), dim=-1)
         if config.has_cascaded and "cascaded" in branches:
             if config.has_cif:
-                if config.cif_config.segmentation == "feature_change":
-                    cif = self.cif(frames, hidden_states[-1], frame_lengths, target_lengths)
-                else:
+                if from_weights:
                     scale = self.training and (global_step or 0) < config.cif_config.scale_until_step
                     cif = self.cif(frame_outputs, frame_mask, target_lengths if self.training else None, scale=scale)
+                else:
+                    cif = self.cif(frames, hidden_states[-1], frame_lengths, target_lengths)
                 features, lengths = cif.keywords, cif.lengths
                 audio |= {"alphas": cif.alphas, "alpha_sums": cif.alpha_sums, "target_lengths": target_lengths}
             else:

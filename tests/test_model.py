@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, HubertCon
 
 from speechclip_plus import SpeechClipPlusConfig, SpeechClipPlusModel
 from speechclip_plus.modeling_speechclip_plus import modeling_speechclip_plus as modeling
+from speechclip_plus.modeling_speechclip_plus.branches import BranchEncoder
 
 VARIANTS = ["parallel", "cascaded", "cascaded_plus", "hybrid", "hybrid_plus"]
 SPEECH = {
@@ -385,6 +386,27 @@ def test_other_attention_agrees_with_sdpa(implementation, caplog):
     assert "undefined behavior" not in caplog.text
     for name in ("parallel_embeds", "cascaded_embeds", "image_embeds"):
         torch.testing.assert_close(other[name], sdpa[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layer_type", ["attention_and_norm", "transformer_encoder"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_cls_outputs_are_the_same_whether_frame_outputs_are_computed_or_not(layer_type, attention):
+    config = SpeechClipPlusConfig.from_preset(
+        "hybrid-tiny", branch_config={"layer_type": layer_type, "num_layers": 2, "intermediate_size": 64}
+    )
+    config._attn_implementation = attention
+    torch.manual_seed(0)
+    branch = BranchEncoder(config)
+    frames, mask = torch.randn(2, 7, config.hidden_size), torch.arange(7) < torch.tensor([[7], [4]])
+    outputs = {}
+    for frame_outputs in (True, False):
+        branch.zero_grad()
+        cls, others, _ = branch(frames, mask, frame_outputs=frame_outputs)
+        assert others.shape[1] == (7 if frame_outputs else 0)
+        cls.square().sum().backward()
+        outputs[frame_outputs] = [cls, *(parameter.grad.clone() for parameter in branch.parameters())]
+    for whole, part in zip(outputs[True], outputs[False], strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_tuple_holds_what_the_output_holds():

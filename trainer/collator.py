@@ -81,9 +81,10 @@ class SpeechImageCollator:
             states = [torch.as_tensor(row["speech_hidden_states"]) for row in rows]  # each (L+1, T_i, D)
             lengths = torch.tensor([len(state[0]) for state in states])
             layers, _, width = states[0].shape
-            padded = torch.zeros(len(rows), layers, int(lengths.max()), width)  # (B, L+1, T, D)
+            # In the dtype in which they are stored, which halves what is copied; the model computes in its own.
+            padded = states[0].new_zeros(len(rows), layers, int(lengths.max()), width)  # (B, L+1, T, D)
             for index, state in enumerate(states):
-                padded[index, :, : lengths[index]] = state  # stored in fp16, computed with in fp32
+                padded[index, :, : lengths[index]] = state
             return {"speech_hidden_states": padded, "frame_lengths": lengths}
         audio = [
             self._crop(load_audio(row["audio"], name=f"audio of {name}"), name)
