@@ -57,7 +57,7 @@ class BranchAttention(nn.Module):
         init.zeros_(self.out_proj.bias)
 
     def forward(self, queries: Tensor, hidden: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Attend from `(B, Q, D)` to `(B, S, D)`: `(B, Q, D)` and, with eager attention, weights `(B, heads, Q, S)`."""
+        """Attend from `(B, Q, D)` to `(B, S, D)`; returns `(B, Q, D)` and, if eager, weights `(B, heads, Q, S)`."""
         query, key, value = (
             projection(given).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, Q or S, head_dim)
             for projection, given in ((self.q_proj, queries), (self.k_proj, hidden), (self.v_proj, hidden))
@@ -135,7 +135,8 @@ class BranchEncoder(nn.Module):
         Without `frame_outputs` the last layer computes the CLS outputs alone, a small part of its work.
 
         Returns:
-            CLS outputs `(B, num_cls, D)`, frame outputs `(B, T, D)` or `(B, 0, D)`, and each layer's attention weights.
+            CLS outputs `(B, num_cls, D)`, frame outputs `(B, T, D)` or `(B, 0, D)`, and the attention weights of each
+            layer.
         """
         hidden, mask = frames, frame_mask
         if self.num_cls:

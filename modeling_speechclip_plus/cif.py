@@ -183,19 +183,23 @@ def feature_change(states: Tensor, frame_lengths: Tensor, window: int = 3) -> Te
         `(B, T)` float32: one minus the cosine of the two means of the states, which are standardised over the
         utterance; from 1e-4 to 2, and 0 at padding.
     """
-    length, width = states.shape[1], states.shape[2]
+    length = states.shape[1]
     mask = torch.arange(length, device=states.device) < frame_lengths[:, None]  # (B, T)
-    states = states.float().masked_fill(~mask[:, :, None], 0)
-    count = frame_lengths[:, None, None]
-    states = states - states.sum(dim=1, keepdim=True) / count
-    variance = states.masked_fill(~mask[:, :, None], 0).square().sum(dim=1, keepdim=True) / count
+    padding, count = ~mask[:, :, None], frame_lengths[:, None, None]
+    states = states.float().masked_fill(padding, 0)
+    states = (states - states.sum(dim=1, keepdim=True) / count).masked_fill(padding, 0)
+    variance = torch.einsum("btd,btd->bd", states, states)[:, None] / count
     states = states * torch.rsqrt(variance + 1e-5)
     places = torch.arange(-window, length + window, device=states.device).clamp(min=0)
     places = places[None].minimum(frame_lengths[:, None] - 1)  # (B, T + 2 window)
-    extended = states.gather(1, places[:, :, None].expand(-1, -1, width))
-    means = F.avg_pool1d(extended.transpose(1, 2), window, stride=1).transpose(1, 2)  # (B, T + window + 1, H)
-    before, behind = means[:, :length], means[:, window + 1 :]
-    change = 1 - F.cosine_similarity(before, behind, dim=-1)
+    extended = states[torch.arange(len(states), device=states.device)[:, None], places]
+    num_sums = length + window + 1
+    sums = extended[:, :num_sums].clone()  # (B, T + window + 1, H), of the window that begins at each place
+    for shift in range(1, window):
+        sums += extended[:, shift : shift + num_sums]
+    norms = torch.linalg.vector_norm(sums, dim=-1).clamp(min=1e-8)
+    before, behind = slice(0, length), slice(window + 1, None)
+    change = 1 - torch.linalg.vecdot(sums[:, before], sums[:, behind]) / (norms[:, before] * norms[:, behind])
     return change.clamp(min=1e-4).masked_fill(~mask, 0)
 
 

@@ -514,6 +514,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if config.has_cif:
             target_lengths = self._target_lengths(frame_lengths, target_lengths)
         frames = self.layer_sum(hidden_states)  # (B, T, D)
+        if isinstance(hidden_states, Tensor):
+            hidden_states = hidden_states.unbind(dim=1)
         frame_mask = torch.arange(frames.shape[1], device=frames.device) < frame_lengths[:, None]  # (B, T)
         from_weights = config.has_cif and config.cif_config.segmentation == "weights"
         cls_outputs, frame_outputs, branch_attentions = self.branch(
@@ -813,7 +815,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         speech_hidden_states: Tensor | None = None,
         frame_lengths: Tensor | None = None,
         output_attentions: bool = False,
-    ) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...] | None]:
+    ) -> tuple[tuple[Tensor, ...] | Tensor, Tensor, tuple[Tensor, ...] | None]:
         if (input_values is None) == (speech_hidden_states is None):
             raise ValueError("Give either input_values or speech_hidden_states.")
         if input_values is None:
@@ -836,7 +838,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def _kept_states(
         self, speech_hidden_states: Any, frame_lengths: Tensor | None, output_attentions: bool
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         if output_attentions:
             raise ValueError("Attention weights need input_values: speech_hidden_states come without them.")
         expected = (self.config.speech_config.num_hidden_layers + 1, self.config.hidden_size)
@@ -849,7 +851,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             raise ValueError(
                 f"speech_hidden_states of {shape[0]} utterances need frame_lengths of shape ({shape[0]},)."
             )
-        return speech_hidden_states.to(self.dtype).unbind(dim=1), frame_lengths
+        return speech_hidden_states.to(self.dtype), frame_lengths
 
     @property
     def dtype(self) -> torch.dtype:

@@ -328,14 +328,21 @@ class LayerWeightedSum(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_states))
         self.normalize = normalize
 
-    def forward(self, hidden_states: Sequence[Tensor]) -> Tensor:
-        """Combine L + 1 hidden states of shape `(B, T, D)` into one."""
-        if len(hidden_states) != len(self.weight):
+    def forward(self, hidden_states: Sequence[Tensor] | Tensor) -> Tensor:
+        """Combine L + 1 hidden states `(B, T, D)`, or one tensor of them `(B, L + 1, T, D)`, into one `(B, T, D)`."""
+        stacked = isinstance(hidden_states, Tensor)
+        count = hidden_states.shape[1] if stacked else len(hidden_states)
+        if count != len(self.weight):
             raise ValueError(
                 f"Expected {len(self.weight)} hidden states (the speech encoder's layers and its input), "
-                f"but got {len(hidden_states)}."
+                f"but got {count}."
             )
         weights = self.weight.float().softmax(dim=0)
+        if stacked:
+            if self.normalize:
+                hidden_states = F.layer_norm(hidden_states, hidden_states.shape[-1:])
+            weights = weights.to(hidden_states.dtype).expand(len(hidden_states), 1, -1)
+            return torch.bmm(weights, hidden_states.flatten(2)).view(hidden_states[:, 0].shape)
         total = torch.zeros((), dtype=hidden_states[0].dtype, device=weights.device)
         for hidden, weight in zip(hidden_states, weights, strict=True):
             if self.normalize:
