@@ -19,6 +19,7 @@ MIN_SAMPLES = 400  # at 16 kHz (25 ms): fewer give no frame at all
 MAX_ARRAY_CHANNELS = 2  # more in the smaller dimension means that the array is a batch
 _RATE_RANGE = (1_000, 768_000)  # Hz
 _UNKNOWN_FRAMES = 2**62  # libsndfile's count for streams whose header does not say how long they are
+_OGG_PAGE_BYTES = 65_307  # the longest page
 _LOST_FRAMES = 2_304  # two mp3 frames: what a lossy decoder may drop at an end
 _MAX_AMPLITUDE = 1e9  # beyond it float32 variances overflow; nothing recorded comes near
 _PCM = {"int8": 0, "int16": 0, "int32": 0, "uint8": 128, "uint16": 32_768}  # dtype -> the value of silence
@@ -160,6 +161,8 @@ def _read(file: Any, source: BinaryIO, size: int, name: str) -> Iterator[np.ndar
     promised = [(int(given), int(found)) for given, found in _PROMISED_BYTES.findall(file.extra_info)]
     if any(found + 64 < given < _STREAMED_BYTES for given, found in promised) or "a truncated file" in file.extra_info:
         raise ValueError(f"{name}: the file is truncated, its header tells of more than {read} samples.")
+    if _cut_off(file, source):
+        raise ValueError(f"{name}: the file is truncated, only {read} samples can be read.")
     if read < file.frames - _LOST_FRAMES:
         raise ValueError(f"{name}: the file is truncated, {read} of its {file.frames} samples can be read.")
     # libsndfile guesses the length of an MP3 without a tag frame, and knows one of several streams in a file.
@@ -167,6 +170,20 @@ def _read(file: Any, source: BinaryIO, size: int, name: str) -> Iterator[np.ndar
         raise ValueError(f"{name}: there is more audio behind the {read} samples that it tells of; encode it again.")
     if read == 0:
         raise ValueError(f"{name}: empty audio (0 samples).")
+
+
+def _cut_off(file: Any, source: BinaryIO) -> bool:
+    """Whether a file ends before its header says, in formats that libsndfile reads to the end without a word."""
+    if file.format == "OGG":
+        source.seek(max(0, source.seek(0, io.SEEK_END) - _OGG_PAGE_BYTES))
+        tail = source.read()
+        page = tail[tail.rfind(b"OggS") :]
+        return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if file.format == "NIST":
+        source.seek(0)
+        count = re.search(rb"^sample_count -i (\d+)", source.read(1024), re.MULTILINE)
+        return count is not None and int(count[1]) > file.frames
+    return False
 
 
 def _resampled(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.ndarray]:

@@ -259,6 +259,8 @@ def test_a_missing_or_damaged_audio_file_is_named(tiny_processor, tmp_path):
         *((format, "PCM_16") for format in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "SVX", "VOC", "CAF", "FLAC")),
         *(("WAV", subtype) for subtype in ("FLOAT", "ULAW", "GSM610", "IMA_ADPCM", "G721_32")),
         ("MP3", "MPEG_LAYER_III"),
+        ("NIST", "PCM_16"),
+        *(("OGG", subtype) for subtype in ("VORBIS", "OPUS")),
     ],
 )
 def test_half_a_file_is_an_error_and_not_a_shorter_utterance(tiny_processor, format, subtype):
