@@ -21,7 +21,7 @@ _AT_THE_TOLERANCE = 1e-6  # seconds: a boundary exactly at the tolerance is with
 class AlignedWord:
     """A word with its beginning and end in seconds."""
 
-    text: str
+    word: str
     start: float
     end: float
 
@@ -187,21 +187,18 @@ def _matched(one: Sequence[float], other: Sequence[float], tolerance: float) -> 
     return count
 
 
-def even_boundaries(counts: Sequence[int], seconds: Sequence[float]) -> list[list[float]]:
-    """Divide utterances evenly by as many boundaries as given: what CIF's boundaries should be better than.
+def even_spans(count: int, seconds: float) -> list[tuple[float, float]]:
+    """Divide an utterance evenly: what CIF's spans should be better than.
 
     Example:
-        >>> even_boundaries([3], [2.0])
-        [[0.5, 1.0, 1.5]]
+        >>> even_spans(4, 2.0)
+        [(0.0, 0.5), (0.5, 1.0), (1.0, 1.5), (1.5, 2.0)]
     """
-    return [
-        [length * (place + 1) / (count + 1) for place in range(count)]
-        for count, length in zip(counts, seconds, strict=True)
-    ]
+    return list(pairwise(seconds * place / count for place in range(count + 1)))
 
 
 def _checked(words: Sequence[AlignedWord], path: Path) -> list[AlignedWord]:
-    kept = [word for word in words if word.text.lower() not in SILENCES]
+    kept = [word for word in words if word.word.lower() not in SILENCES]
     for word, following in zip(kept, [*kept[1:], None], strict=True):
         if (
             word.end < word.start
@@ -209,7 +206,7 @@ def _checked(words: Sequence[AlignedWord], path: Path) -> list[AlignedWord]:
             or (following is not None and following.start < word.end - _ROUNDING)
         ):
             raise ValueError(
-                f"{path}: the word {word.text!r} from {word.start:g} to {word.end:g} s ends before it begins, or "
+                f"{path}: the word {word.word!r} from {word.start:g} to {word.end:g} s ends before it begins, or "
                 "overlaps the next."
             )
     return kept
