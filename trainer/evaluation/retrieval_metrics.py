@@ -31,9 +31,7 @@ class Statistics:
 
     values: dict[str, float]
     intervals: dict[str, tuple[float, float]]  # (low, high) by bootstrap, of those values that have one
-    ranks: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # (Q,) from 1, by direction
+    ranks: dict[str, Tensor] = field(default_factory=dict)  # (Q,) from 1, by direction
 
 
 def retrieval_statistics(

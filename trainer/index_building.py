@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ...atomic_files import MANIFEST, check_new_folder, write_bytes, write_json
-from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
-from ...modeling_speechclip_plus.embedding import Batch, audio_batches, image_batches
-from ...modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
-from ...modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
-from ..data.folder import METADATA_FILES, read_table
-from ..data.load import DATASETS, is_data_path, is_hub_repository, load_mapped, read_dataset, splits_of
-from ..data.schema import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SPLITS, Findings, NoSuchSplitError, some
+from ..atomic_files import MANIFEST, check_new_folder, write_bytes, write_json
+from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
+from ..modeling_speechclip_plus.embedding import Batch, audio_batches, image_batches
+from ..modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
+from ..modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
+from .data.folder import METADATA_FILES, read_table
+from .data.load import DATASETS, is_data_path, is_hub_repository, load_mapped, read_dataset, splits_of
+from .data.schema import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SPLITS, Findings, NoSuchSplitError, some
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +35,9 @@ SHARD_SIZE = 256
 MAX_SECONDS = 120  # of one utterance: attention takes memory with the square of its length
 _COLUMNS = {"images": "image", "audio": "audio"}
 _SUFFIXES = {"images": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
-_COLUMN_TYPES = [
-    ("id", "string"),
-    ("path", "string"),
-    ("bytes", "large_binary"),
-    ("text", "string"),
-    ("seconds", "float64"),
-]
+_SCHEMA = pyarrow.schema(
+    {"id": "string", "path": "string", "bytes": "large_binary", "text": "string", "seconds": "float64"}.items()
+)
 
 
 def build_index(
@@ -114,22 +112,14 @@ def build_index(
 
 @dataclass
 class _Collection:
-    """Images or utterances in a fixed order.
+    """Images or utterances in a fixed order."""
 
-    Attributes:
-        kind: `"images"` or `"audio"`.
-        facts: Where they came from, as plain values.
-        ids: Their names, each another one.
-        rows: For each a dictionary with its `image` or `audio` (`{"path": ..., "bytes": ...}`) and `text`; read when
-            asked for.
-        left_out: A sentence for each file that is left out before any is read.
-    """
-
-    kind: str
-    facts: dict[str, Any]
-    ids: Sequence[str]
+    kind: str  # "images" or "audio"
+    facts: dict[str, Any]  # where they came from, as plain values
+    ids: Sequence[str]  # their names, each another one
+    # For each a dictionary with its `image` or `audio` (`{"path": ..., "bytes": ...}`) and `text`, read when asked for
     rows: Sequence[dict[str, Any]] | datasets.Dataset
-    left_out: Sequence[str]
+    left_out: Sequence[str]  # a sentence for each file that is left out before any is read
 
     def __getitem__(self, number: int) -> tuple[str, dict[str, Any], str | None]:
         """Id, source and text of an item."""
@@ -314,8 +304,6 @@ def _write_shard(
     embed: Callable[..., Iterator[tuple[Batch, Tensor]]],
 ) -> Iterator[int]:
     """Embed the items of a shard, yielding how many are done, and write it: the embeddings last."""
-    import pyarrow.parquet
-
     embeds: dict[int, Tensor] = {}
     seconds: dict[int, float] = {}
     skipped: dict[int, str] = {}
@@ -331,8 +319,7 @@ def _write_shard(
         path = source["path"] if content is None else None
         rows.append({"id": name, "path": path, "bytes": content, "text": text, "seconds": seconds.get(place)})
     table = pyarrow.BufferOutputStream()
-    schema = pyarrow.schema(_COLUMN_TYPES)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), table)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, _SCHEMA), table)
     write_bytes(file.with_suffix(".parquet"), table.getvalue())
     matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
     reasons = json.dumps([skipped[place] for place in sorted(skipped)])
