@@ -25,7 +25,8 @@ from .schema import (
     Findings,
     NoSuchSplitError,
     as_string,
-    keep_readable,
+    readable_rows,
+    some,
     stable_id,
 )
 
@@ -117,7 +118,10 @@ def read_dataset(
     _check_options(name, load.func, options)
     made = load(**options)
     if read_all:
-        made = keep_readable(made, findings)
+        kept = readable_rows(made, findings)
+        if not kept:
+            raise ValueError(f"None of the {len(made)} rows can be read: {some(findings.broken, ' | ', 5)}")
+        made = made if len(kept) == len(made) else made.select(kept)
     made.info.dataset_name = given_name(name, data_dir)  # for cards
     return _shards(made) if streaming and isinstance(made, datasets.Dataset) else made
 
@@ -223,19 +227,12 @@ def load_mapped(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load a split of a data set that `datasets` reads, and give it the common columns.
 
-    Args:
-        source: A repository on the Hub, a parquet file, a folder with parquet files named after their split
-            (`train-00000-of-00001.parquet`), or a folder written by `save_to_disk`.
-        split: The split's name there.
-        columns: The source's name of each column that has another name there, for instance `{"audio": "sound"}`.
-            Without an `image_id` it follows from the image's bytes (or, if only its path is stored, from that; or
-            without images, from the row); ids that are strings become numbers.
-        config_name: The configuration, for repositories that have several.
-        revision: The repository's revision.
-        cache_dir: Where `datasets` keeps what it makes of it.
-        streaming: Return an `IterableDataset`.
-        media: Which of `audio` and `image` are wanted, and must be there.
-        allow_null: Leave rows without a recording or an image to whoever reads them.
+    `source` is a repository on the Hub, a parquet file, a folder with parquet files named after their split
+    (`train-00000-of-00001.parquet`), or a folder written by `save_to_disk`. `columns` gives its name of each column
+    that has another name there, for instance `{"audio": "sound"}`. Without an `image_id` it follows from the image's
+    bytes (or, if only its path is stored, from that; or without images, from the row); ids that are strings become
+    numbers. `media` are wanted, and must be there; with `allow_null` they may be missing in rows. The other arguments
+    are those of `datasets.load_dataset`.
 
     Raises:
         ValueError: If there is no such split; if columns are missing, named twice or of a type that does not fit; if
@@ -334,7 +331,10 @@ def _complete(
             raise ValueError(f"{places[ids.index(None)]}: image_id is null.")
         columns["image_id"] = [stable_id(value) if isinstance(value, str) else value for value in ids]
     elif "image" in features:
-        columns["image_id"] = [_image_id(image or {}) for image in table["image"].to_pylist()]
+        images = ({"bytes": None, **(image or {})} for image in table["image"].to_pylist())
+        columns["image_id"] = [
+            stable_id(image.get("path") or "" if image["bytes"] is None else image["bytes"]) for image in images
+        ]
     else:
         columns["image_id"] = list(indices)
     for name in ("text", "caption_id", "speaker"):
@@ -344,8 +344,3 @@ def _complete(
         else:
             columns[name] = [f"{split}-{index}" if name == "caption_id" else "" for index in indices]
     return pyarrow.table(columns).cast(features.arrow_schema)
-
-
-def _image_id(image: Mapping[str, Any]) -> int:
-    content = image.get("bytes") if image.get("bytes") is not None else image.get("path")
-    return stable_id(content or "")

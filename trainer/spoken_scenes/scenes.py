@@ -73,22 +73,13 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two objects, how they lie, what is behind them, and the seed of the drawing's jitter.
+    """Two objects, how they lie, what is behind them, and the seed of the drawing's jitter."""
 
-    Attributes:
-        first: the left or the upper object.
-        second: the right or the lower object.
-        relation: where `first` lies as seen from `second`, "left" or "above".
-        background: a key of `BACKGROUNDS`.
-        image_id: a number that tells this image from all others of the data set.
-        drawing_seed: seed of the jitter.
-    """
-
-    first: SceneObject
-    second: SceneObject
-    relation: str
-    background: str
-    image_id: int
+    first: SceneObject  # the left or the upper one
+    second: SceneObject  # the right or the lower one
+    relation: str  # where `first` lies as seen from `second`, "left" or "above"
+    background: str  # a key of `BACKGROUNDS`
+    image_id: int  # tells this image from all others of the data set
     drawing_seed: int
 
     @property
@@ -159,19 +150,10 @@ def split_of(content: str) -> str:
 
 
 def sample_scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
-    """Sample scenes of one split, the same ones for the same arguments on every machine.
+    """Sample scenes of one split in random order, the same ones for the same arguments on every machine.
 
-    Args:
-        split: "train", "validation" or "test".
-        count: number of scenes. Contents do not repeat within validation and test; in training they repeat, with
-            another image, once all of them (about 26,000) were used.
-        seed: seed of the choice of contents, backgrounds and jitter.
-
-    Returns:
-        The scenes in random order.
-
-    Raises:
-        ValueError: unknown split, negative count, or more validation or test scenes than there are.
+    Contents do not repeat within validation and test, so that there are only so many; in training they repeat, with
+    another image, once all of them (about 26,000) were used.
     """
     check_split(split)
     contents = split_contents(split)
@@ -222,15 +204,7 @@ def draw_scene(
     rng: np.random.Generator,
     size: int = IMAGE_SIZE,
 ) -> np.ndarray:
-    """Draw two objects on a background: uint8 (size, size, 3).
-
-    Args:
-        objects: The left and the right one, or the upper and the lower one.
-        relation: "left" or "above", where the first lies as seen from the second.
-        background: A key of `BACKGROUNDS`.
-        rng: Source of the jitter.
-        size: Edge of the image in pixels.
-    """
+    """Draw the objects of a scene on a background: uint8 (size, size, 3)."""
     unit = size / IMAGE_SIZE
     image = draw_background(background, rng, size)
     radii = [rng.uniform(*RADII[o.size]) for o in objects]
