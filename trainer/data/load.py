@@ -16,7 +16,7 @@ import pyarrow.compute
 from ..card_data import given_name
 from ..spoken_scenes.dataset import build_spoken_scenes
 from .corpora import load_flickr8k, load_spokencoco
-from .folder import METADATA_FILES, load_folder, metadata_file
+from .folder import METADATA_FILES, load_folder, metadata_tables
 from .schema import (
     AUDIO_SUFFIXES,
     FEATURES,
@@ -25,6 +25,7 @@ from .schema import (
     Findings,
     NoSuchSplitError,
     as_string,
+    check_columns,
     readable_rows,
     some,
     stable_id,
@@ -91,9 +92,13 @@ def read_dataset(
     *,
     streaming: bool = False,
     read_all: bool = False,
+    media: Sequence[str] = _MEDIA,
     **options: Any,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Load as `load_speech_image_dataset` does, with what was left out in `findings` instead of in the log."""
+    """Load as `load_speech_image_dataset` does, with what was left out in `findings` instead of in the log.
+
+    Of `media`, the columns of recordings and images, one may be enough.
+    """
     name = str(name_or_path)
     path = Path(name_or_path).expanduser()
     from_hub = is_hub_repository(name_or_path)
@@ -107,7 +112,7 @@ def read_dataset(
         if streaming and from_hub and read_all:
             raise ValueError('on_error="skip" reads everything first: leave streaming out, or keep on_error="raise".')
         # What is on this machine is read as it is and streamed afterwards, if it has to be looked through before.
-        more: dict[str, Any] = {"streaming": streaming and not read_all, "allow_null": read_all}
+        more: dict[str, Any] = {"streaming": streaming and not read_all, "media": media, "allow_null": read_all}
         load = partial(load_mapped, path if path.exists() else name, split, **more)
     else:
         raise ValueError(
@@ -167,8 +172,7 @@ def splits_of(path: Path) -> dict[str, Any]:
 
 
 def _is_folder_data(path: Path) -> bool:
-    divided = any(file.name in METADATA_FILES for file in path.glob("*/metadata.*"))
-    return path.is_dir() and (metadata_file(path) is not None or divided or not is_data_path(path))
+    return path.is_dir() and (bool(metadata_tables(path)) or not is_data_path(path))
 
 
 def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -178,14 +182,6 @@ def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, 
         if option not in known:
             there = f"it has {', '.join(known)}" if known else "it has none"
             raise TypeError(f"The data set {name!r} has no option {option!r}{_did_you_mean(option, known)}: {there}.")
-    columns = options.get("columns") or {}
-    if not isinstance(columns, Mapping):
-        raise TypeError(f'columns={columns!r}: expected a mapping such as {{"audio": "sound"}}.')
-    if unknown := sorted(set(columns) - {*FEATURES, "split"}):
-        raise ValueError(
-            f"columns names {', '.join(unknown)}, which no data set has here: give its own name for any of "
-            f'{", ".join(FEATURES)}, as in columns={{"audio": "sound"}}.'
-        )
 
 
 def _did_you_mean(name: str, known: Any) -> str:
@@ -238,6 +234,7 @@ def load_mapped(
         ValueError: If there is no such split; if columns are missing, named twice or of a type that does not fit; if
             a row lacks its recording, its image or its image's id.
     """
+    check_columns(columns or {}, FEATURES)
     path = Path(source).expanduser()
     more = {"split": split, "revision": revision, "cache_dir": cache_dir, "streaming": streaming}
     if path.exists():

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -78,6 +78,19 @@ def check_split(split: str) -> None:
     """Raise a ValueError unless `split` is one of `SPLITS`."""
     if split not in SPLITS:
         raise ValueError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
+
+
+def check_columns(columns: Any, known: Collection[str]) -> None:
+    """Check the names that a source has for columns: an error unless they are a mapping from `known` ones."""
+    if not isinstance(columns, Mapping):
+        raise TypeError(f'columns={columns!r}: expected a mapping such as {{"audio": "sound"}}.')
+    if unknown := sorted(set(columns).difference(known)):
+        raise ValueError(
+            f"columns names {', '.join(unknown)}, which this data set does not have here: give its own name for any "
+            f'of {", ".join(known)}, as in columns={{"audio": "sound"}}.'
+        )
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(f"columns={dict(columns)} gives one column for two: each has one meaning only.")
 
 
 def as_string(value: Any, column: str, row: str) -> str:
