@@ -5,6 +5,7 @@ met, and a run of several processes those of one. The samplers of transformers d
 fill or drop the last batch of several processes.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -89,10 +90,7 @@ class SharedBatches(Sampler[list[int]]):
 
 
 class StreamShare(IterableDataset):
-    """A process's share of a stream, begun anew whenever it ends.
-
-    No process runs out of rows before the others; training ends at its `max_steps`.
-    """
+    """A process's share of a stream, begun anew whenever it ends, so that no process runs out of rows first."""
 
     def __init__(self, stream: Any, rank: int = 0, num_processes: int = 1) -> None:
         from datasets.distributed import split_dataset_by_node
@@ -100,14 +98,13 @@ class StreamShare(IterableDataset):
         self.stream = split_dataset_by_node(stream, rank=rank, world_size=num_processes)
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, found = 0, True
-        while found:
-            found = False
+        for epoch in itertools.count():
             self.stream.set_epoch(epoch)
+            row = None
             for row in self.stream:
-                found = True
                 yield row
-            epoch += 1
+            if row is None:  # an empty stream
+                return
 
 
 def stored_column(dataset: Any, name: str) -> list[Any]:
@@ -144,15 +141,15 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, ba
             raise ValueError("A stream cannot be grouped by length: use train_sampling_strategy='random'.")
         stream = StreamShare(dataset, args.process_index, args.world_size)
         return DataLoader(stream, batch_size=batch_size, drop_last=True, **shared)
-    count, together = len(dataset), batch_size * args.world_size
-    order = partial(epoch_order, count, seed=seed)
+    rows, together = len(dataset), batch_size * args.world_size
+    order = partial(epoch_order, rows, seed=seed)
     if args.train_sampling_strategy == "group_by_length":
         per_step = together * args.gradient_accumulation_steps
         order = partial(order, lengths=_row_lengths(dataset, args), batch_size=per_step)
-    batches = SharedBatches(count, order, together, args.process_index, args.world_size, args.dataloader_drop_last)
+    batches = SharedBatches(rows, order, together, args.process_index, args.world_size, args.dataloader_drop_last)
     if len(batches) == 0:
         raise ValueError(
-            f"{count} rows make no batch for {args.world_size} processes of {batch_size} each "
+            f"{rows} rows make no batch for {args.world_size} processes of {batch_size} each "
             f"(dataloader_drop_last={args.dataloader_drop_last}); a single row has no negatives."
         )
     seed_workers = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)

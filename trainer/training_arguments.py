@@ -27,10 +27,9 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
         optimizer: "adam" for Adam with L2 as published; "trainer" for the one that `optim` names (AdamW, ...).
         schedule: "warmup_decay" as published; "trainer" for the one that `lr_scheduler_type` names (cosine, ...).
         final_learning_rate: where "warmup_decay" ends, after which it stays there.
-        max_audio_samples: longest utterance in training, in samples at 16 kHz; longer ones are cropped at a random
-            place. None never crops. Evaluation never does.
-        hit_rate_neighbours: the k of the keyword hit rates: a keyword hits if one of its k nearest tokens is in the
-            caption.
+        max_audio_samples: longest utterance in training at 16 kHz; longer ones are cropped at a random place. None
+            never crops. Evaluation never does.
+        hit_rate_neighbours: the k of the hit rates: a keyword hits if one of its k nearest tokens is in the caption.
         gradient_cache_chunk: run the speech side this many utterances at a time, with the gradients of the whole
             batch (see `gradient_cache`). Takes less memory and one more forward pass of the speech side.
     """

@@ -27,10 +27,10 @@ class AlignedWord:
 
 
 def read_textgrid(path: str | Path) -> list[AlignedWord]:
-    """Read the words of a TextGrid, long or short, as UTF-8 or UTF-16.
+    """Read the words of a TextGrid, long or short, as UTF-8 or UTF-16; a ValueError names a file that is no such.
 
     They are on the interval tier called "words" or "word" (also behind a speaker's name, as in "Ann - words"), or on
-    the only interval tier. Silences are left out. A ValueError names a file that cannot be understood.
+    the only interval tier. Silences are left out.
     """
     from praatio import textgrid
     from praatio.utilities.errors import PraatioException
@@ -55,10 +55,7 @@ def read_textgrid(path: str | Path) -> list[AlignedWord]:
 
 
 def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
-    """Read a CTM file: lines of utterance, channel, start, duration, word, and perhaps a confidence.
-
-    Returns the words of each utterance, in order of time, without silences; a ValueError names the line.
-    """
+    """Read a CTM file by utterance: lines of utterance, channel, start, duration, word, and perhaps a confidence."""
     path = Path(path)
     words: dict[str, list[AlignedWord]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -78,12 +75,7 @@ def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
 
 
 def read_alignments(folder: str | Path) -> dict[str, list[AlignedWord]]:
-    """Read all alignments below a folder, by utterance: a TextGrid for each, named after it, or CTM files.
-
-    Raises:
-        FileNotFoundError: if there is no such folder, or no alignment in it.
-        ValueError: if a file cannot be understood, or an utterance is aligned twice.
-    """
+    """Read all alignments below a folder, by utterance: a TextGrid for each, named after it, or CTM files."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} of alignments.")
@@ -143,11 +135,7 @@ def boundary_agreement(
     """Agreement of boundaries in time, as unsupervised word segmentation is scored.
 
     Boundaries, in seconds and by utterance (without its beginning and end), are matched one to one within the
-    tolerance, and counted over all utterances together.
-
-    Returns:
-        `boundary_{precision|recall|f1|r_value}@{tolerance}ms` in percent for each tolerance (the R-value of Rasanen et
-        al., 2009), and `boundaries_found` and `boundaries_reference`, the counts.
+    tolerance, and counted over all utterances together. docs/metrics.md has the names and formulas.
 
     Example:
         >>> scores = boundary_agreement([[0.50, 1.00]], [[0.52, 0.80, 1.30]], tolerances_ms=(50,))
@@ -199,12 +187,8 @@ def even_spans(count: int, seconds: float) -> list[tuple[float, float]]:
 
 def _checked(words: Sequence[AlignedWord], path: Path) -> list[AlignedWord]:
     kept = [word for word in words if word.word.lower() not in SILENCES]
-    for word, following in zip(kept, [*kept[1:], None], strict=True):
-        if (
-            word.end < word.start
-            or word.start < 0
-            or (following is not None and following.start < word.end - _ROUNDING)
-        ):
+    for word, next_start in zip(kept, [*(word.start for word in kept[1:]), math.inf], strict=True):
+        if not 0 <= word.start <= word.end <= next_start + _ROUNDING:
             raise ValueError(
                 f"{path}: the word {word.word!r} from {word.start:g} to {word.end:g} s ends before it begins, or "
                 "overlaps the next."
