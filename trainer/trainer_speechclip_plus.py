@@ -108,11 +108,7 @@ class SpeechClipPlusTrainer(Trainer):
         return find_speech_clip(self.model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as `transformers.Trainer` does; True resumes from the last complete checkpoint of the output folder.
-
-        Raises:
-            ValueError: If there is no complete checkpoint to resume from, or it holds no optimiser and schedule.
-        """
+        """Train as `transformers.Trainer` does; True resumes from the output folder's last complete checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -253,18 +249,14 @@ class SpeechClipPlusTrainer(Trainer):
     def create_model_card(self, model_name: str | None = None, **facts: Any) -> None:
         """Write README.md and its chart in the output folder; a README.md that somebody wrote or changed stays.
 
-        Args:
-            model_name: The card's title; default: the repository's or the output folder's name.
-            **facts: Fields of `ModelCardFacts` such as `license`, in place of what the trainer knows.
+        `facts` are fields of `ModelCardFacts` such as `license`, in place of what the trainer knows.
         """
-        if not self.is_world_process_zero():
-            return
         folder = Path(self.args.output_dir)
         file = folder / "README.md"
-        if file.is_file() and not is_generated(file.read_text(encoding="utf-8")):
-            return
-        name = self.hub_model_id or model_name or folder.resolve().name
-        save_model_card(folder, trainer_card_facts(self, name=name, **facts))
+        is_own = file.is_file() and not is_generated(file.read_text(encoding="utf-8"))
+        if self.is_world_process_zero() and not is_own:
+            name = self.hub_model_id or model_name or folder.resolve().name
+            save_model_card(folder, trainer_card_facts(self, name=name, **facts))
 
     # ---- evaluation
 

@@ -22,9 +22,7 @@ from .schema import (
 )
 
 _FLICKR8K_SPLITS = {"train": "train", "validation": "dev", "test": "test"}
-_CAPTIONS = tuple(
-    f"{base}{name}" for name in ("Flickr8k.token.txt", "captions.txt") for base in ("", "Flickr8k_text/")
-)
+_CAPTIONS = ("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt", "captions.txt", "Flickr8k_text/captions.txt")
 _FLICKR8K_IMAGES = ("Flickr8k_Dataset/Flicker8k_Dataset", "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 _RECORDING = re.compile(r"(?P<name>.+)_(?P<number>\d+)\.wav")
 _TOKEN_LINE = re.compile(r"(?P<image>.+?\.jpg)(?P<stray>\.\d+)?#(?P<number>\d+)\s+(?P<text>.*)")

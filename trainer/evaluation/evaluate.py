@@ -188,9 +188,6 @@ def evaluate(
 
     Returns:
         The metrics (docs/metrics.md has their names), intervals, chance, recall curves, ranks and notes.
-
-    Raises:
-        ValueError: if alignments are given, but match no utterance or the model has no CIF.
     """
     if alignments is not None and split.keyword_spans is None:
         raise ValueError(
