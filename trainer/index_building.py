@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..atomic_files import MANIFEST, check_new_folder, write_bytes, write_json
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
-from ..modeling_speechclip_plus.embedding import Batch, audio_batches, image_batches
+from ..modeling_speechclip_plus.embedding import audio_batches, image_batches
 from ..modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
 from ..modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
 from .data.folder import metadata_tables, read_table
@@ -90,22 +90,22 @@ def build_index(
         raise ValueError(f"branch={branch!r} is for audio: CLIP alone embeds images.")
     if collection.kind == "audio":
         branch = branch or model.config.retrieval_branch
-    total, width = len(collection.ids), model.config.projection_dim
+    total = len(collection.ids)
     shards = [range(total)[start : start + shard_size] for start in range(0, total, shard_size)]
     facts = _facts(collection, model, processor, branch) | {"shard_size": shard_size, "shards": len(shards)}
     _begin(folder, facts, force, (source, data_dir, model.name_or_path))
     model.eval()
-    embed = partial(_embedded, model, processor, collection.kind, branch, batch_size, on_error == "skip")
     missing = {number: rows for number, rows in enumerate(shards) if not shard_file(folder, number).is_file()}
     done = total - sum(map(len, missing.values()))
     progress(done, total)
     for number, rows in missing.items():
-        items = [collection[row] for row in rows]
-        for count in _write_shard(shard_file(folder, number), items, width, embed):
+        file, items = shard_file(folder, number), [collection[row] for row in rows]
+        how = (model, processor, collection.kind, branch, batch_size, on_error == "skip")
+        for count in _write_shard(file, items, *how):
             progress(done + count, total)
         done += len(rows)
     progress(done, total)
-    return _finish(folder, facts, findings.broken, width)
+    return _finish(folder, facts, findings.broken, model.config.projection_dim)
 
 
 @dataclass
@@ -285,46 +285,21 @@ def _begin(folder: Path, facts: dict[str, Any], force: bool, inputs: Sequence[st
     write_json(folder / FACTS, facts)
 
 
+@torch.no_grad()
 def _write_shard(
     file: Path,
     items: Sequence[tuple[str, dict[str, Any], str | None]],
-    width: int,
-    embed: Callable[..., Iterator[tuple[Batch, Tensor]]],
-) -> Iterator[int]:
-    """Embed the items of a shard, yielding how many are done, and write it: the embeddings last."""
-    embeds: dict[int, Tensor] = {}
-    seconds: dict[int, float] = {}
-    skipped: dict[int, str] = {}
-    for batch, embeddings in embed(items, skipped):
-        embeds.update(zip(batch.rows, embeddings, strict=True))
-        if batch.lengths:
-            seconds.update(zip(batch.rows, (round(n / SAMPLING_RATE, 3) for n in batch.lengths), strict=True))
-        yield len(embeds) + len(skipped)
-    rows = []
-    for place in sorted(embeds):
-        name, source, text = items[place]
-        where = {"path": source["path"]} if source.get("bytes") is None else {"bytes": source["bytes"]}
-        rows.append({"id": name, **where, "text": text, "seconds": seconds.get(place)})
-    table = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(_TYPES.items())), table)
-    write_bytes(file.with_suffix(".parquet"), table.getvalue())
-    matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
-    reasons = json.dumps([skipped[place] for place in sorted(skipped)])
-    write_bytes(file, safetensors.torch.save({"embeddings": matrix}, {"skipped": reasons}))
-
-
-@torch.no_grad()
-def _embedded(
     model: Any,
     processor: Any,
     kind: str,
     branch: str | None,
     batch_size: int,
     skip: bool,
-    items: Sequence[tuple[str, dict[str, Any], str | None]],
-    skipped: dict[int, str],
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield batches of items, rows counted within the shard, with their embeddings `(B, P)`."""
+) -> Iterator[int]:
+    """Embed the items of a shard, yielding how many are done, and write it: the embeddings last."""
+    embeds: dict[int, Tensor] = {}
+    seconds: dict[int, float] = {}
+    skipped: dict[int, str] = {}
 
     def name(place: int) -> str:
         return f"{_COLUMNS[kind]} {items[place][0]}"
@@ -337,10 +312,24 @@ def _embedded(
         batches = audio_batches(*arguments, name=name, on_error=on_error, max_seconds=MAX_SECONDS)
         embed = partial(model.get_audio_features, branch=branch)
     for batch in batches:
-        embeds = embed(**batch.inputs).pooler_output
-        if wrong := (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist():
+        found = embed(**batch.inputs).pooler_output.float().cpu()  # (B, P)
+        if wrong := (~found.isfinite().all(dim=1)).nonzero().flatten().tolist():
             raise ValueError(f"The model gives NaN or infinity for {name(batch.rows[wrong[0]])}.")
-        yield batch, embeds.float().cpu()
+        embeds |= zip(batch.rows, found, strict=True)
+        seconds |= {row: round(n / SAMPLING_RATE, 3) for row, n in zip(batch.rows, batch.lengths, strict=False)}
+        yield len(embeds) + len(skipped)
+    rows = []
+    for place in sorted(embeds):
+        id_, source, text = items[place]
+        where = {"path": source["path"]} if source.get("bytes") is None else {"bytes": source["bytes"]}
+        rows.append({"id": id_, **where, "text": text, "seconds": seconds.get(place)})
+    table = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(_TYPES.items())), table)
+    write_bytes(file.with_suffix(".parquet"), table.getvalue())
+    width = model.config.projection_dim
+    matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
+    reasons = json.dumps([skipped[place] for place in sorted(skipped)])
+    write_bytes(file, safetensors.torch.save({"embeddings": matrix}, {"skipped": reasons}))
 
 
 def _finish(folder: Path, facts: dict[str, Any], left_out: Sequence[str], width: int) -> EmbeddingIndex:

@@ -8,7 +8,6 @@ or number of scenes is asked for. Images are drawn with jitter in place, size, s
 import functools
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,10 +97,7 @@ class Scene:
         return Image.fromarray(draw_scene((self.first, self.second), self.relation, self.background, rng, size))
 
     def caption(self, rng: np.random.Generator) -> str:
-        """Say what is in the image in 8 to 14 lower-case words.
-
-        Both objects with all their attributes and the relation are always named, the background in some captions.
-        """
+        """Say in 8 to 14 lower-case words what is in the image: objects, relation, and sometimes the background."""
         while True:
             words = self._phrase(rng)
             if MIN_WORDS <= words.count(" ") + 1 <= MAX_WORDS:
@@ -109,10 +105,11 @@ class Scene:
 
     def captions(self, count: int, rng: np.random.Generator) -> list[str]:
         """Return `count` different captions."""
-        found: dict[str, None] = {}
+        found: list[str] = []
         while len(found) < count:
-            found[self.caption(rng)] = None
-        return list(found)
+            if (caption := self.caption(rng)) not in found:
+                found.append(caption)
+        return found
 
     def _phrase(self, rng: np.random.Generator) -> str:
         def choose(options: tuple[str, ...]) -> str:
@@ -155,7 +152,6 @@ def sample_scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
     Contents do not repeat within validation and test, so that there are only so many; in training they repeat, with
     another image, once all of them (about 26,000) were used.
     """
-    check_split(split)
     contents = split_contents(split)
     if count < 0 or (split != "train" and count > len(contents)):
         raise ValueError(f"count={count} {split} scenes were asked for: choose 0 to {len(contents)}.")
@@ -166,31 +162,29 @@ def sample_scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
         for index in rng.permutation(len(contents))[: count - len(scenes)]:
             number, first, second, relation = contents[index]
             background = backgrounds[int(rng.integers(len(backgrounds)))]
-            image_id = number + repetition * _number_of_contents()
+            image_id = number + repetition * len(_all_contents())
             scenes.append(Scene(first, second, relation, background, image_id, int(rng.integers(2**31))))
     return scenes
 
 
-@functools.lru_cache(maxsize=len(SPLITS))
+@functools.cache
 def split_contents(split: str) -> tuple[tuple[int, SceneObject, SceneObject, str], ...]:
     """Every content of a split as (running number over all contents, first, second, relation)."""
     check_split(split)
     return tuple((n, *c) for n, c in enumerate(_all_contents()) if split_of(_content(*c)) == split)
 
 
-@functools.lru_cache(maxsize=1)
-def _number_of_contents() -> int:
-    return sum(1 for _ in _all_contents())
-
-
-def _all_contents() -> Iterator[tuple[SceneObject, SceneObject, str]]:
+@functools.cache
+def _all_contents() -> list[tuple[SceneObject, SceneObject, str]]:
     """Two objects that differ in colour or shape, in each of two relations (the other two are the same scenes)."""
     objects = [SceneObject(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES]
-    for relation in ("left", "above"):
-        for first in objects:
-            for second in objects:
-                if (first.colour, first.shape) != (second.colour, second.shape):
-                    yield first, second, relation
+    return [
+        (first, second, relation)
+        for relation in ("left", "above")
+        for first in objects
+        for second in objects
+        if (first.colour, first.shape) != (second.colour, second.shape)
+    ]
 
 
 def _content(first: SceneObject, second: SceneObject, relation: str) -> str:
