@@ -41,15 +41,12 @@ def cache_image_embeddings(
     Args:
         model: A `SpeechClipPlusModel` with a frozen CLIP, on the device that is to compute.
         processor: Its processor.
-        dataset: A `datasets.Dataset` with `image` and `image_id`; rows with one id show one image.
+        dataset: A `datasets.Dataset` with `image` and `image_id`, without a transform.
         folder: Root of the cache; `speechclip_plus/features` in the Hugging Face home (`HF_HOME`) if not given.
         batch_size: Images at a time.
 
     Returns:
         The data set with `image_embeds`, `(P,)` float32, in place of `image`.
-
-    Raises:
-        ValueError: If CLIP is trained, an image's embedding is not finite, or the data set has a transform.
     """
     _check_no_format(dataset)
     root = Path(huggingface_hub.constants.HF_HOME, "speechclip_plus", "features") if folder is None else Path(folder)
@@ -73,7 +70,7 @@ def cache_features(
     Args:
         model: A `SpeechClipPlusModel` whose speech encoder and CLIP are frozen and whose padding is `"invariant"`.
         processor: Its processor.
-        dataset: A `datasets.Dataset` with `audio`, `image` and `image_id`.
+        dataset: A `datasets.Dataset` with `audio`, `image` and `image_id`, without a transform.
         folder: Root of the cache.
         batch_size: Utterances, or images, at a time.
         dtype: How hidden states are stored.
@@ -82,9 +79,6 @@ def cache_features(
     Returns:
         The data set with `speech_hidden_states` `(L+1, T, D)` and `image_embeds` `(P,)` in place of `audio` and
         `image`, and their frames in `length`.
-
-    Raises:
-        ValueError: If the features can change, do not fit into `dtype`, or the data set is empty or has a transform.
     """
     _check_no_format(dataset)
     if not is_frozen(model.speech_encoder) or model.config.padding != "invariant":

@@ -47,9 +47,6 @@ def backward_in_chunks(
 
     Returns:
         The losses and what the Trainer logs, without a graph.
-
-    Raises:
-        ValueError: if the model's padding is `"original"`.
     """
     check_chunks_are_exact(model.config)
 

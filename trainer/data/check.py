@@ -99,10 +99,7 @@ def count_tokens(captions: Iterable[str], tokenizer: Any) -> tuple[np.ndarray, i
     """Count CLIP's tokens in captions, as the original did to choose its vocabulary.
 
     Each caption, without its final full stop, fills CLIP's 77 positions: start, tokens, end and padding (id 0).
-
-    Returns:
-        Token ids that occur and how often, int64 (V, 2), most frequent first, of equal ones the smaller id; and how
-        many captions are longer.
+    Returns the ids that occur and how often, int64 (V, 2), most frequent first, and how many captions are longer.
     """
     positions = tokenizer.model_max_length
     counts: Counter[int] = Counter()

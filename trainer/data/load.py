@@ -71,9 +71,8 @@ def load_speech_image_dataset(
         (strings, empty where unknown).
 
     Raises:
-        ValueError: If the name, `on_error` or the split is unknown.
+        ValueError, TypeError: If the name, the split or an option is unknown.
         FileNotFoundError: If a folder or file is missing; for the published corpora it says what to download.
-        TypeError: If the data set does not have one of the options.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: choose raise or skip.")
@@ -228,11 +227,7 @@ def load_mapped(
     that has another name there, for instance `{"audio": "sound"}`. Without an `image_id` it follows from the image's
     bytes (or, if only its path is stored, from that; or without images, from the row); ids that are strings become
     numbers. `media` are wanted, and must be there; with `allow_null` they may be missing in rows. The other arguments
-    are those of `datasets.load_dataset`.
-
-    Raises:
-        ValueError: If there is no such split; if columns are missing, named twice or of a type that does not fit; if
-            a row lacks its recording, its image or its image's id.
+    are those of `datasets.load_dataset`. What is missing or does not fit is a ValueError.
     """
     check_columns(columns or {}, FEATURES)
     path = Path(source).expanduser()

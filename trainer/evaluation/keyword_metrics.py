@@ -28,11 +28,8 @@ def keyword_hit_rate(
 ) -> dict[str, float | list[float]]:
     """Share of the keywords that are in the caption, averaged over utterances.
 
-    A keyword hits if it, or any of its nearest subwords when several are given, is one of the caption's subwords. With
-    a fixed number of keywords the mean over utterances equals that over places.
-
     Args:
-        keyword_ids: (B, N) subword ids, or (B, N, k) ids of each keyword's k nearest subwords.
+        keyword_ids: (B, N) subword ids, or (B, N, k) ids of each keyword's k nearest subwords, any of which may hit.
         keyword_lengths: (B,) number of keywords, each between 1 and N; what follows is ignored.
         gold_ids: per utterance the subword ids of its caption, or None where there is no caption (left out); or a
             (B, L) tensor padded with negative ids.
@@ -40,11 +37,7 @@ def keyword_hit_rate(
         convention: "content" never counts a special subword as gold; "original" always does, as the authors' code.
 
     Returns:
-        `hit_rate` in percent, and `hit_rate_by_place`, in percent for each of the N places over the utterances that
-        have a keyword there.
-
-    Raises:
-        ValueError: for shapes that do not agree, lengths outside 1..N, an unknown convention, or no caption at all.
+        `hit_rate` in percent, and `hit_rate_by_place` over the utterances that have a keyword there.
 
     Example:
         >>> ids = torch.tensor([[320, 7], [11, 9]])
@@ -141,11 +134,7 @@ def hit_rate_shares(
     token_embeddings: Tensor,
     ks: Sequence[int],
 ) -> dict[str, Tensor]:
-    """Share of its keywords (S, N) that hit, in percent, of each utterance that has a caption.
-
-    Returns:
-        (S',) float64 under `keyword_hit_rate@{k}` and `keyword_hit_rate_original@{k}`.
-    """
+    """Share of its keywords (S, N) that hit, in percent, of each utterance that has a caption: by name (S',)."""
     special = {0, config.start_token_id, config.end_token_id}
     vocabulary = config.keyword_config.vocabulary_ids
     allowed = None if vocabulary is None else torch.tensor(vocabulary)
@@ -186,7 +175,7 @@ def keyword_statistics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Statistics:
-    """Agreement of keywords with captions, and how they repeat themselves.
+    """Agreement of keywords with captions, and how they repeat themselves: our own measures of docs/metrics.md.
 
     Args:
         keyword_ids: (S, N) CLIP subword ids of the keywords in spoken order.
@@ -197,9 +186,6 @@ def keyword_statistics(
         table: (V, E) CLIP's subword embeddings.
         resamples: how many times utterances are drawn for the intervals; 0 for none.
         seed: seed of the draws, and of the shuffled captions.
-
-    Returns:
-        The metrics that docs/metrics.md calls our own, but counts and lengths. Means over utterances have intervals.
     """
     keywords = spoken_keywords(keyword_ids, keyword_lengths, gold_subwords)
     usable = set(usable_ids)
@@ -234,9 +220,6 @@ def keyword_localization(
     A keyword is correct if its token is one of a word of the utterance, and in place if its span covers at least half
     of such a word. Per utterance there are the tokens of its keywords (what follows the last span is ignored), start
     and end of each in seconds, and the tokens of each word, with its start and its end.
-
-    Returns:
-        `keyword_localization` in percent, NaN if no keyword is correct, and `keywords_correct`, their number.
 
     Example:
         >>> words = [({7}, 0.0, 0.4), ({9}, 0.4, 1.0)]

@@ -118,9 +118,7 @@ def retrieval_recall(
     image_ids: Tensor,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Recall at k, median and mean rank, from speech to images and from images to speech.
-
-    The recalls and ranks of `retrieval_statistics`, which has the same arguments, errors and names.
+    """Recall at k, median and mean rank in both directions: those of `retrieval_statistics`, without intervals.
 
     Example:
         >>> speech = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -135,19 +133,12 @@ def retrieval_recall(
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of all right answers, from 1: int64 on the CPU, (S,) in the order of the utterances.
+    """Ranks of all right answers, from 1: int64 on the CPU, (S,) in the order of the utterances."""
 
-    Attributes:
-        speech: rank of each utterance's image, the utterance being the query.
-        own: rank of each utterance, its image being the query.
-        place: place of each utterance among those of its image, the best first.
-        group: number of each utterance's image among the I' images that have an utterance.
-    """
-
-    speech: Tensor
-    own: Tensor
-    place: Tensor
-    group: Tensor
+    speech: Tensor  # of each utterance's image, the utterance being the query
+    own: Tensor  # of each utterance, its image being the query
+    place: Tensor  # of each utterance among those of its image, the best first
+    group: Tensor  # number of each utterance's image among the I' images that have an utterance
 
     @property
     def best_own(self) -> Tensor:
@@ -200,9 +191,6 @@ def recall_curve(ranks: Tensor) -> list[float]:
 
 def unique_images(image_embeds: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Keep each image once: rows (I', P) and ids (I',), in ascending order of ids.
-
-    Raises:
-        ValueError: if two rows with the same id differ by more than rounding between batches.
 
     Example:
         >>> unique_images(torch.tensor([[1.0], [2.0], [1.0]]), torch.tensor([5, 3, 5]))
