@@ -83,10 +83,6 @@ class SpeechEvent:
     text: str  # the word as written, or the phoneme in IPA (empty at a pause)
 
 
-class _EventId(ctypes.Union):
-    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
-
-
 class _Event(ctypes.Structure):
     _fields_ = [
         ("type", ctypes.c_int),
@@ -96,7 +92,7 @@ class _Event(ctypes.Structure):
         ("audio_position", ctypes.c_int),
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
-        ("id", _EventId),
+        ("id", ctypes.c_char * 8),  # a phoneme's name, of what is a union there
     ]
 
 
@@ -132,7 +128,8 @@ class _Engine:
         if self.rate <= 0:
             raise SpeechSynthesisError(f"espeak-ng could not start with its data folder {data} (code {self.rate}).")
         self.chunks: list[np.ndarray] = []
-        self.events: list[tuple[int, int, int, int, bytes]] = []
+        self.events: list[SpeechEvent] = []
+        self.text = ""
         self.callback = _CALLBACK(self._collect)  # kept on self: ctypes does not hold a reference
         self.library.espeak_SetSynthCallback(self.callback)
 
@@ -147,8 +144,11 @@ class _Engine:
 
     def _collect(self, samples: Any, count: int, events: Any) -> int:
         for event in takewhile(lambda event: event.type != _EVENT_END_OF_LIST, events):
-            if event.type in (_EVENT_WORD, _EVENT_PHONEME):
-                self.events.append((event.type, event.sample, event.text_position, event.length, event.id.string))
+            start, begin = event.sample / self.rate, event.text_position - 1
+            if event.type == _EVENT_WORD:
+                self.events.append(SpeechEvent("word", start, self.text[begin : begin + event.length]))
+            elif event.type == _EVENT_PHONEME:
+                self.events.append(SpeechEvent("phoneme", start, event.id.decode("utf-8", "replace")))
         if samples and count > 0:
             self.chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0
@@ -171,30 +171,14 @@ class _Engine:
             library.espeak_SetParameter(parameter, int(value), 0)
         if hasattr(library, "espeak_ng_SetRandSeed"):
             library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-        encoded = text.encode("utf-8") + b"\0"
+        self.text, encoded = text, text.encode("utf-8") + b"\0"
         code = library.espeak_Synth(encoded, len(encoded), 0, 1, 0, _CHARS_UTF8, None, None)
         if code != 0 or not self.chunks:
             raise SpeechSynthesisError(f"espeak-ng said nothing for the text {text!r} (code {code}).")
-        events = []
-        for kind, sample, position, length, name in self.events:
-            if kind == _EVENT_WORD:
-                events.append(SpeechEvent("word", sample / self.rate, text[position - 1 : position - 1 + length]))
-            else:
-                events.append(SpeechEvent("phoneme", sample / self.rate, name.decode("utf-8", "replace")))
-        return np.concatenate(self.chunks), events
+        return np.concatenate(self.chunks), self.events
 
 
 _LOCK = threading.Lock()
-
-
-def _renew_lock() -> None:
-    # A fork may happen while another thread of the parent is speaking: the child must not inherit a held lock.
-    global _LOCK
-    _LOCK = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @cache
