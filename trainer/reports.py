@@ -101,8 +101,7 @@ def _figures(model: Any, processor: Any, split: SplitOutputs, evaluation: Result
 
 
 def _clouds(processor: Any, split: SplitOutputs) -> list[Figure]:
-    ids, lengths = split.outputs["keyword_ids"], split.outputs["keyword_lengths"]
-    gold = split.gold_subwords or [None] * len(ids)
+    ids, lengths, gold = split.outputs["keyword_ids"], split.outputs["keyword_lengths"], split.gold_subwords
     titles = {
         "hit": "Keywords that were said",
         "miss": "Keywords that were not said",

@@ -6,7 +6,6 @@ fill or drop the last batch of several processes.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -159,5 +158,5 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, ba
 def _row_lengths(dataset: Any, args: TrainingArguments) -> Sequence[int]:
     if args.length_column_name in dataset.column_names:
         return stored_column(dataset, args.length_column_name)
-    longest = args.max_audio_samples or math.inf
-    return [min(length, longest) for length in utterance_lengths(dataset.select_columns(["audio"])["audio"])]
+    lengths = utterance_lengths(dataset.select_columns(["audio"])["audio"])
+    return [min(length, args.max_audio_samples or length) for length in lengths]

@@ -62,7 +62,7 @@ class SpeechClipPlusTrainer(Trainer):
     compute_metrics: Any
     eval_dataset: Any
     lr_scheduler: Any
-    optimizer: Any
+    optimizer_cls_and_kwargs: Any
     processing_class: Any
 
     def __init__(

@@ -46,8 +46,7 @@ class SplitOutputs:
     image_embeds: Tensor  # `(I, P)`; an image may be there several times, with equal rows
     image_ids: Tensor  # `(I,)` int64
     speech_image_ids: Tensor  # `(S,)` int64, the image of each utterance
-    # Subword ids of each utterance's caption, `None` where it has none; `None` if nothing is known
-    gold_subwords: list[list[int] | None] | None = None
+    gold_subwords: Sequence[list[int] | None]  # Subword ids of each utterance's caption, `None` where it has none
     captions: list[str] = field(default_factory=list)  # S texts, "" where there is none; empty if nothing is known
     # `(T, P)`, of the different captions in the order in which they first occur; `None` without any
     text_embeds: Tensor | None = None
@@ -64,13 +63,13 @@ class SplitOutputs:
     def from_predictions(cls, predictions: Any, label_ids: Any) -> "SplitOutputs":
         """Join what the Trainer's evaluation loop collected: batches of `kept_outputs` and of its labels."""
         outputs, labels = _joined(predictions), _joined(label_ids)
-        gold = labels.get(GOLD_SUBWORDS)
+        gold = labels[GOLD_SUBWORDS].tolist() if GOLD_SUBWORDS in labels else [[]] * len(labels["image_ids"])
         return cls(
             image_embeds=outputs.pop("image_embeds"),
             outputs=outputs,
             image_ids=labels["image_ids"],
             speech_image_ids=labels["image_ids"],
-            gold_subwords=None if gold is None else [[i for i in row if i >= 0] or None for row in gold.tolist()],
+            gold_subwords=[[i for i in row if i >= 0] or None for row in gold],
         )
 
 
@@ -198,7 +197,7 @@ def evaluate(
         retrieval_branch=model.config.retrieval_branch,
         bootstrap={"resamples": resamples, "confidence": CONFIDENCE, "seed": seed},
     )
-    gold = split.gold_subwords or [None] * len(split.speech_image_ids)
+    gold = split.gold_subwords
     if all(row is None for row in gold):
         results.notes.append("The data have no captions: retrieval of texts and keywords in captions are left out.")
     elif missing := gold.count(None):
@@ -255,7 +254,7 @@ def _add_keywords(
     ids, lengths = outputs["keyword_ids"], outputs["keyword_lengths"]
     table = model.get_input_embeddings().weight
     usable = model.vocabulary_ids[model.is_keyword].tolist()
-    gold = split.gold_subwords or [None] * len(ids)
+    gold = split.gold_subwords
     captioned = [row for row in gold if row is not None]
     results.metrics["keywords_per_utterance"] = lengths.double().mean().item()
     results.metrics["distinct_keywords"] = len(torch.unique(ids[ids >= 0]))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import comb
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -197,9 +198,8 @@ def unique_images(image_embeds: Tensor, image_ids: Tensor) -> tuple[Tensor, Tens
         (tensor([[2.],
                 [1.]]), tensor([3, 5]))
     """
-    ids, group = torch.unique(image_ids, return_inverse=True)  # (I',), (I,)
-    rows = torch.arange(len(image_ids), device=image_ids.device)
-    first = torch.full_like(ids, len(image_ids)).scatter_reduce(0, group, rows.to(ids.dtype), "amin").long()
+    unique = np.unique(image_ids.cpu().numpy(), return_index=True, return_inverse=True)
+    ids, first, group = (torch.from_numpy(part).to(image_ids.device) for part in unique)  # (I',), (I',), (I,)
     kept = image_embeds[first]
     difference = (image_embeds - kept[group]).abs().amax(-1)
     worst = int(difference.argmax())
