@@ -70,18 +70,12 @@ def build_spoken_scenes(
     sample_scenes(split, num_scenes, seed)  # more scenes than there are: say so here, not from a worker process
     synthesise("test", Voice(VOICES[split][0]))  # likewise if espeak-ng is missing
     chunks = [(start, min(start + _CHUNK, num_scenes)) for start in range(0, num_scenes, _CHUNK)]
+    sizes = {"num_scenes": num_scenes, "captions_per_scene": captions_per_scene, "seed": seed}
     made = datasets.Dataset.from_generator(
         generate_rows,
         features=_FEATURES,
         cache_dir=cache_dir,
-        gen_kwargs={
-            "chunks": chunks,
-            "split": split,
-            "num_scenes": num_scenes,
-            "captions_per_scene": captions_per_scene,
-            "seed": seed,
-            "version": VERSION,
-        },
+        gen_kwargs={"chunks": chunks, "split": split, "version": VERSION, **sizes},
         num_proc=min(num_proc, len(chunks)),
         split=datasets.NamedSplit(split),
     )
