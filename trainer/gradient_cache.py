@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from ..modeling_speechclip_plus.outputs import SpeechClipPlusAudioOutput, SpeechClipPlusOutput
@@ -92,7 +92,6 @@ def _chunks(inputs: Mapping[str, Any], size: int, cut: bool) -> Iterator[dict[st
 
 def _joined(parts: list[Tensor]) -> Tensor:
     """Join tensors `(B_i, ...)`; of `(B_i, N_i, E)` the second dimension is padded with zeros."""
-    if parts[0].ndim == 3:
-        longest = max(part.shape[1] for part in parts)
-        parts = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts]
-    return torch.cat(parts)
+    if parts[0].ndim < 3:
+        return torch.cat(parts)
+    return pad_sequence([row for part in parts for row in part], batch_first=True)

@@ -223,8 +223,7 @@ def _add_retrieval(results: Results, split: SplitOutputs, resamples: int, seed: 
         numbers = {text: number for number, text in enumerate(dict.fromkeys(split.captions[row] for row in captioned))}
         own_text = torch.tensor([numbers[split.captions[row]] for row in captioned])
         searched["text"] = (captioned, split.text_embeds, own_text, torch.arange(len(numbers)))
-    branches = [branch for branch in BRANCHES if f"{branch}_embeds" in split.outputs]
-    for branch in branches:
+    for branch in (branch for branch in BRANCHES if f"{branch}_embeds" in split.outputs):
         for item, (queries, embeds, own_ids, ids) in searched.items():
             speech = split.outputs[f"{branch}_embeds"][queries]
             statistics = retrieval_statistics(speech, embeds, own_ids, ids, item=item, resamples=resamples, seed=seed)
@@ -235,10 +234,10 @@ def _add_retrieval(results: Results, split: SplitOutputs, resamples: int, seed: 
     for item, (_, _, own_ids, ids) in searched.items():
         results.chance |= chance_recall(own_ids.tolist(), ids.tolist(), item=item)
     prefix = f"{results.retrieval_branch}_"
-    for name in [name for name in results.metrics if name.startswith(f"{prefix}mean_R@")]:
-        results.metrics[name.removeprefix(prefix)] = results.metrics[name]
-        if name in results.intervals:
-            results.intervals[name.removeprefix(prefix)] = results.intervals[name]
+    figures: dict[str, Any]
+    for figures in (results.metrics, results.intervals):
+        for name in [name for name in figures if name.startswith(f"{prefix}mean_R@")]:
+            figures[name.removeprefix(prefix)] = figures[name]
 
 
 def _add_keywords(
