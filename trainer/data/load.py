@@ -323,10 +323,8 @@ def _complete(
             raise ValueError(f"{places[ids.index(None)]}: image_id is null.")
         columns["image_id"] = [stable_id(value) if isinstance(value, str) else value for value in ids]
     elif "image" in features:
-        images = ({"bytes": None, **(image or {})} for image in table["image"].to_pylist())
-        columns["image_id"] = [
-            stable_id(image.get("path") or "" if image["bytes"] is None else image["bytes"]) for image in images
-        ]
+        images = (image or {} for image in table["image"].to_pylist())
+        columns["image_id"] = [stable_id(image.get("bytes") or image.get("path") or "") for image in images]
     else:
         columns["image_id"] = list(indices)
     for name in ("text", "caption_id", "speaker"):

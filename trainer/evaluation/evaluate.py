@@ -234,8 +234,8 @@ def _add_retrieval(results: Results, split: SplitOutputs, resamples: int, seed: 
     for item, (_, _, own_ids, ids) in searched.items():
         results.chance |= chance_recall(own_ids.tolist(), ids.tolist(), item=item)
     prefix = f"{results.retrieval_branch}_"
-    figures: dict[str, Any]
-    for figures in (results.metrics, results.intervals):
+    stored: tuple[dict[str, Any], ...] = (results.metrics, results.intervals)
+    for figures in stored:
         for name in [name for name in figures if name.startswith(f"{prefix}mean_R@")]:
             figures[name.removeprefix(prefix)] = figures[name]
 
