@@ -65,16 +65,9 @@ def cache_features(
 ) -> Any:
     """Replace a data set's recordings and images by what the frozen encoders give for them, computed once.
 
-    Utterances are never cropped. Count on `2 * 50 * (layers + 1) * hidden_size` bytes for a second of speech.
-
-    Args:
-        model: A `SpeechClipPlusModel` whose speech encoder and CLIP are frozen and whose padding is `"invariant"`.
-        processor: Its processor.
-        dataset: A `datasets.Dataset` with `audio`, `image` and `image_id`, without a transform.
-        folder: Root of the cache.
-        batch_size: Utterances, or images, at a time.
-        dtype: How hidden states are stored.
-        progress: Called with the number of utterances of each batch.
+    Utterances are never cropped. Count on `2 * 50 * (layers + 1) * hidden_size` bytes for a second of speech. The
+    speech encoder has to be frozen like CLIP, and padding to be `"invariant"`. Hidden states are stored in `dtype`;
+    `progress` is called with the number of utterances of each batch. Else see `cache_image_embeddings`.
 
     Returns:
         The data set with `speech_hidden_states` `(L+1, T, D)` and `image_embeds` `(P,)` in place of `audio` and

@@ -32,21 +32,11 @@ def backward_in_chunks(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
 ) -> SpeechClipPlusOutput:
-    """Compute the losses of a batch and add their gradients to the parameters, a chunk of utterances at a time.
+    """Compute the losses of a batch and add their gradients to the parameters, `chunk_size` utterances at a time.
 
     Gradients equal those of `model(**inputs, return_loss=True).loss.backward()` up to rounding; with dropout, those
-    of other draws.
-
-    Args:
-        model: a `SpeechClipPlusModel` in training mode, with `padding="invariant"`.
-        inputs: of its forward, with images.
-        chunk_size: utterances at a time.
-        global_step: see the model's forward.
-        autocast: makes the context in which to compute, for mixed precision.
-        backward: called with the loss.
-
-    Returns:
-        The losses and what the Trainer logs, without a graph.
+    of other draws. The model needs `padding="invariant"`. `autocast` makes the context in which to compute, and
+    `backward` is called with the loss. What is returned has no graph.
     """
     check_chunks_are_exact(model.config)
 

@@ -77,10 +77,6 @@ def build_index(
         force: Replace an index in `folder`, finished or not.
         progress: Called with (items done, all items) at the beginning and after every batch.
         **options: Of the data set, see `load_speech_image_dataset`.
-
-    Raises:
-        ValueError: If the source, an item or an argument cannot be used; if `folder` holds something else.
-        FileNotFoundError: If the source, or a file that it names, is not there.
     """
     folder = Path(folder).expanduser().absolute()
     splits = [split] if isinstance(split, str) else split

@@ -43,18 +43,6 @@ class SpeechClipPlusTrainer(Trainer):
     Arguments are those of `transformers.Trainer`: `model` may be a module that holds the model, the data sets have
     rows as the collator takes them (by default `SpeechImageCollator(processing_class)`, which in training crops long
     utterances), and `processing_class` is a `SpeechClipPlusProcessor`.
-
-    Example:
-        ```python
-        trainer = SpeechClipPlusTrainer(
-            model=model,
-            args=SpeechClipPlusTrainingArguments(output_dir="runs/first", max_steps=1000, warmup_steps=100),
-            train_dataset=load_speech_image_dataset("spoken_scenes", split="train"),
-            eval_dataset=load_speech_image_dataset("spoken_scenes", split="validation"),
-            processing_class=processor,
-        )
-        trainer.train()
-        ```
     """
 
     args: SpeechClipPlusTrainingArguments

@@ -41,12 +41,7 @@ def load_folder(
 
     `columns` gives the table's name of each column that has another name there, for instance `{"audio": "sound"}`.
     `validation_share` is, of a table without splits, the share of images (chosen by a hash of their paths) whose rows
-    are "validation" instead of "train".
-
-    Raises:
-        ValueError: If the table lacks columns or rows, has empty cells or values of another type, or cannot be read;
-            if there is no such split.
-        FileNotFoundError: If the folder, its table or a file named there is missing.
+    are "validation" instead of "train". What is missing or cannot be understood is an error that names file and row.
     """
     check_columns(columns or {}, COLUMNS)
     root = given_folder("folder", data_dir, "the folder with your metadata.csv, .jsonl or .parquet.")

@@ -69,10 +69,6 @@ def load_speech_image_dataset(
         A data set with the columns `audio` (`datasets.Audio` at 16 kHz, not decoded), `image` (`datasets.Image`, not
         decoded), `image_id` (int64, the same for all captions of an image), `text`, `caption_id` and `speaker`
         (strings, empty where unknown).
-
-    Raises:
-        ValueError, TypeError: If the name, the split or an option is unknown.
-        FileNotFoundError: If a folder or file is missing; for the published corpora it says what to download.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: choose raise or skip.")

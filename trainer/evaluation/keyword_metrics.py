@@ -177,15 +177,8 @@ def keyword_statistics(
 ) -> Statistics:
     """Agreement of keywords with captions, and how they repeat themselves: our own measures of docs/metrics.md.
 
-    Args:
-        keyword_ids: (S, N) CLIP subword ids of the keywords in spoken order.
-        keyword_lengths: (S,) keywords of each utterance; what follows is ignored.
-        gold_subwords: per utterance the subword ids of its caption, or None where there is no caption.
-        tokenizer: CLIP's.
-        usable_ids: subwords that may become keywords.
-        table: (V, E) CLIP's subword embeddings.
-        resamples: how many times utterances are drawn for the intervals; 0 for none.
-        seed: seed of the draws, and of the shuffled captions.
+    Keywords (S, N) and captions are those of `keyword_hit_rate`; `usable_ids` may become keywords, and `table` (V, E)
+    holds CLIP's embeddings. The seed is that of the intervals' draws and of the shuffled captions.
     """
     keywords = spoken_keywords(keyword_ids, keyword_lengths, gold_subwords)
     usable = set(usable_ids)

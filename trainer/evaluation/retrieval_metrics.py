@@ -49,7 +49,7 @@ def retrieval_statistics(
 
     From speech, every utterance has one right item. To speech, an item is found at the rank of the best of its
     utterances; items without an utterance are searched among but are no queries. A rank is 1 plus the number of wrong
-    answers that score *at least* as high, so ties count against the model. docs/metrics.md has the formulas.
+    answers that score *at least* as high, so ties count against the model.
 
     Args:
         speech_embeds: (S, P), one row per utterance. Scores are dot products: give unit-length rows for cosines.
@@ -62,16 +62,8 @@ def retrieval_statistics(
         seed: seed of the draws.
 
     Returns:
-        Values for the directions `speech_to_ITEM` and `ITEM_to_speech`: `{direction}_R@{k}`, the share of queries with
-        a right answer among the first k; `{direction}_median_rank`, `{direction}_mean_rank`; `{direction}_mAP`; all
-        but the ranks in percent. `mean_{ITEM}_R@{k}` is the mean of both directions (`mean_R@{k}` for images). If an
-        item has several utterances also `ITEM_to_speech_mteb_R@{k}`, the share of *all* its utterances among the
-        first k. Intervals draw utterances for the first direction, items for the second. The ranks of the items that
-        have an utterance are in ascending order of their ids.
-
-    Raises:
-        ValueError: for empty or mismatched input, values that are not finite, an utterance whose item is missing,
-            and an id that stands for two different items.
+        Values and intervals by the names of docs/metrics.md without the branch. The ranks of the items that have an
+        utterance are in ascending order of their ids.
     """
     if not ks or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in ks):
         raise ValueError(f"ks must be one or more whole numbers from 1, such as (1, 5, 10); got {ks!r}.")
