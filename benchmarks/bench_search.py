@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from speechclip_plus.atomic_files import write_json
 from speechclip_plus.modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, shard_file
-from speechclip_plus.trainer.search.build import SHARD_SIZE
+from speechclip_plus.trainer.index_building import SHARD_SIZE
 
 TOP = 5
 

@@ -535,8 +535,9 @@ def test_a_repository_of_the_hub_is_asked_for_by_its_name(foreign, monkeypatch):
     [
         ({}, "no column 'audio'; its columns are sound, image"),
         ({**MAPPED, "text": "words"}, "no column 'words'"),
-        ({**MAPPED, "words": "caption"}, "columns names words, which no data set has"),
-        ({**MAPPED, "image_id": "image"}, "stands for two"),
+        ({**MAPPED, "words": "caption"}, "columns names words, which this data set does not have"),
+        ({**MAPPED, "image_id": "image"}, "one column for two"),
+        ({"audio": "sound", "text": "image"}, "stands for two"),
     ],
 )
 def test_columns_that_do_not_fit_are_errors(foreign, tmp_path, columns, named):

@@ -27,7 +27,7 @@ from speechclip_plus import (
 )
 from speechclip_plus.modeling_speechclip_plus import embedding
 from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
-from speechclip_plus.trainer.search import build as index_building
+from speechclip_plus.trainer import index_building
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 from speechclip_plus_cli import main as cli
 

@@ -10,7 +10,7 @@ from speechclip_plus.modeling_speechclip_plus.pipelines.features import class_em
 from speechclip_plus.trainer.evaluation.alignments import (
     AlignedWord,
     boundary_agreement,
-    even_boundaries,
+    even_spans,
     match_alignments,
     read_alignments,
     read_ctm,
@@ -154,8 +154,8 @@ def test_the_r_value_is_that_of_its_formula():
     assert over["boundary_r_value@20ms"] == pytest.approx(100 * (1 - (1 + 1 / math.sqrt(2)) / 2))
 
 
-def test_evenly_spaced_boundaries_are_inside():
-    assert even_boundaries([1, 0], [3.0, 2.0]) == [[1.5], []]
+def test_even_spans_share_an_utterance_out():
+    assert even_spans(2, 3.0) == [(0.0, 1.5), (1.5, 3.0)] and even_spans(1, 2.0) == [(0.0, 2.0)]
 
 
 # ---- alignments
@@ -281,7 +281,7 @@ def test_a_ctm_file_holds_many_utterances(tmp_path):
     file = tmp_path / "all.ctm"
     file.write_text(";; made by hand\nu1 1 0.40 0.50 cat 0.99\nu1 1 0.10 0.30 the\nu2 A 0 1 dog\nu2 A 1 1 <eps>\n")
     got = read_ctm(file)
-    assert [word.text for word in got["u1"]] == ["the", "cat"] and got["u1"][1].end == pytest.approx(0.9)
+    assert [word.word for word in got["u1"]] == ["the", "cat"] and got["u1"][1].end == pytest.approx(0.9)
     assert got["u2"] == [AlignedWord("dog", 0, 1)]
 
 

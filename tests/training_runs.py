@@ -218,14 +218,13 @@ def train_by_command(out):
 
 def count_embedded_images():
     """A list that grows by every image that this process embeds for the cache."""
-    embedded, plain = [], feature_cache.image_batches
+    embedded, plain = [], feature_cache.embed_images
 
-    def counting(*args, **kwargs):
-        for batch in plain(*args, **kwargs):
-            embedded.extend(batch.rows)
-            yield batch
+    def counting(model, processor, images, *args, **kwargs):
+        embedded.extend(images)
+        return plain(model, processor, images, *args, **kwargs)
 
-    feature_cache.image_batches = counting
+    feature_cache.embed_images = counting
     return embedded
 
 

@@ -45,26 +45,25 @@ _PROGRESS = {
 def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
     """Gather what a `SpeechClipPlusTrainer` knows of its model, at any time of the training.
 
-    Args:
-        trainer: the trainer.
-        **given: fields of `ModelCardFacts` that take the place of what was gathered, such as `name` or `license`.
+    The fields that are `given`, such as `name` or `license`, take the place of what was gathered.
     """
     model, args, state = trainer.speech_clip, trainer.args, trainer.state
     evaluated = named_splits(trainer)
     prefix = next(iter(evaluated.values()))[0]  # the first is watched in training
     splits = {"train": trainer.train_dataset, **{split: data for split, (_, data) in evaluated.items()}}
     name = next(filter(None, map(dataset_name, splits.values())), "")
-    steps = _steps_of_weights(trainer)
+    steps = state.global_step or None
+    if args.load_best_model_at_end and not trainer.is_in_train and state.best_global_step:
+        steps = state.best_global_step  # that of the weights which were loaded at the end
+    hours = [entry["train_hours"] for entry in state.log_history if "train_hours" in entry]
     hardware = f"CPU: {platform.processor() or platform.machine()}"
     if args.device.type == "cuda":
         hardware = f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     facts = ModelCardFacts(
         name=args.hub_model_id or Path(args.output_dir).resolve().name,
         config=model.config,
-        parameters={
-            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "frozen": sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        },
+        parameters={"trained": trained, "frozen": sum(p.numel() for p in model.parameters()) - trained},
         dataset=name,
         languages=DATASETS[name].languages if name in DATASETS else (),
         hyperparameters=_hyperparameters(trainer),
@@ -72,10 +71,11 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
         best_step=state.best_global_step,
         best_metric=(args.metric_for_best_model or "").removeprefix("eval_"),
         hardware=hardware,
-        seconds=max(
-            (entry["train_hours"] * 3600 for entry in state.log_history if "train_hours" in entry), default=None
-        ),
-        progress=_progress(state.log_history, prefix),
+        seconds=hours[-1] * 3600 if hours else None,
+        progress=[
+            {"step": step, **{title: row[prefix + name] for name, title in _PROGRESS.items() if prefix + name in row}}
+            for step, row in _by_step(state.log_history, f"{prefix}loss").items()
+        ],
         curves=training_curves(state.log_history, prefix),
     )
     # What takes time is gathered only if it is not given.
@@ -92,11 +92,17 @@ def trainer_card_facts(trainer: Any, **given: Any) -> ModelCardFacts:
 
 def training_curves(history: Sequence[Mapping[str, float]], prefix: str = "eval_") -> dict[str, dict[str, Series]]:
     """Losses and recalls of a trainer's log over the steps, for the card's chart."""
-    losses = {title: _curve(history, name) for name, title in _LOSSES.items()}
-    losses["validation"] = _curve(history, f"{prefix}loss")
-    recalls = {title: _curve(history, f"{prefix}{name}") for name, title in _RECALLS.items()}
-    panels = {"Loss": losses, "Validation recall, %": recalls}
-    return {title: {name: curve for name, curve in curves.items() if curve[0]} for title, curves in panels.items()}
+    panels = {
+        "Loss": {**_LOSSES, f"{prefix}loss": "validation"},
+        "Validation recall, %": {f"{prefix}{name}": title for name, title in _RECALLS.items()},
+    }
+    curves: dict[str, dict[str, Series]] = {}
+    for panel, names in panels.items():
+        entries = {name: _by_step(history, name) for name in names}
+        curves[panel] = {
+            names[name]: (list(rows), [row[name] for row in rows.values()]) for name, rows in entries.items() if rows
+        }
+    return curves
 
 
 def _hyperparameters(trainer: Any) -> dict[str, Any]:
@@ -116,27 +122,6 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }
-
-
-def _steps_of_weights(trainer: Any) -> int | None:
-    """How many steps the model's weights have seen: at the end they may be an earlier, better checkpoint's."""
-    state = trainer.state
-    if trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_global_step:
-        return state.best_global_step
-    return state.global_step or None
-
-
-def _progress(history: Sequence[Mapping[str, float]], prefix: str) -> list[dict[str, Any]]:
-    rows = []
-    for step, entry in _by_step(history, f"{prefix}loss").items():
-        metrics = {title: entry[prefix + name] for name, title in _PROGRESS.items() if prefix + name in entry}
-        rows.append({"step": step, **metrics})
-    return rows
-
-
-def _curve(history: Sequence[Mapping[str, float]], name: str) -> Series:
-    entries = _by_step(history, name)
-    return list(entries), [entry[name] for entry in entries.values()]
 
 
 def _by_step(history: Sequence[Mapping[str, float]], name: str) -> dict[int, Mapping[str, float]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ..modeling_speechclip_plus.image_utils import load_image
@@ -28,11 +29,8 @@ class SpeechImageCollator:
     `frame_lengths` (B,); `pixel_values` or `image_embeds` (B, P); `image_ids` (B,) int64; and `return_loss`. It serves
     transformers' own `Trainer` too, with `remove_unused_columns=False`.
 
-    Args:
-        processor: a `SpeechClipPlusProcessor`.
-        max_audio_samples: longer utterances are cropped to this many samples at 16 kHz, at a place drawn from the
-            seed, the epoch and the row; None never crops. For training only: `for_training` sets it.
-        seed: seed of the crops.
+    In training, utterances of more than `max_audio_samples` at 16 kHz are cropped at a place drawn from the seed, the
+    epoch and the row: `for_training` sets both.
     """
 
     def __init__(self, processor: Any, max_audio_samples: int | None = None, seed: int = 0) -> None:
@@ -50,7 +48,7 @@ class SpeechImageCollator:
         return evaluating
 
     def for_training(self, max_audio_samples: int | None, seed: int) -> "SpeechImageCollator":
-        """Return a copy that crops long utterances."""
+        """Return a copy that crops utterances of more than so many samples; None never crops."""
         training = copy(self)
         training.max_audio_samples, training.seed, training.captions = max_audio_samples, seed, False
         training._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -61,12 +59,7 @@ class SpeechImageCollator:
         self._epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collate.
-
-        Raises:
-            ValueError: for a row without audio, image or `image_id`, and audio or images that cannot be read; the
-                message names the row by its `caption_id` or `image_id`.
-        """
+        """Collate; a ValueError names, by its `caption_id` or `image_id`, a row that lacks something or is broken."""
         names = [_name(row, number) for number, row in enumerate(rows)]
         return {
             **self._speech(rows, names),
@@ -110,10 +103,8 @@ class SpeechImageCollator:
     def _gold_subwords(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         texts = [row.get("text") or "" for row in rows]  # no caption: a row of padding, which evaluation leaves out
         ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        gold = torch.full((len(rows), max(1, max(map(len, ids)))), -1)  # (B, L)
-        for row, tokens in enumerate(ids):
-            gold[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-        return {GOLD_SUBWORDS: gold}
+        tokens = [torch.tensor(row or [-1]) for row in ids]
+        return {GOLD_SUBWORDS: pad_sequence(tokens, batch_first=True, padding_value=-1)}  # (B, L)
 
 
 def _name(row: Mapping[str, Any], number: int) -> str:

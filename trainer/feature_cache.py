@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..atomic_files import finished_folder
 from ..modeling_speechclip_plus.audio_utils import load_audio
-from ..modeling_speechclip_plus.embedding import audio_batches, image_batches
+from ..modeling_speechclip_plus.embedding import audio_batches, embed_images
 from ..modeling_speechclip_plus.image_utils import load_image
 from ..modeling_speechclip_plus.modeling_speechclip_plus import is_frozen
 from ..modeling_speechclip_plus.weight_fingerprint import hash_weights
@@ -41,21 +41,17 @@ def cache_image_embeddings(
     Args:
         model: A `SpeechClipPlusModel` with a frozen CLIP, on the device that is to compute.
         processor: Its processor.
-        dataset: A `datasets.Dataset` with `image` and `image_id`; rows with one id show one image.
+        dataset: A `datasets.Dataset` with `image` and `image_id`, without a transform.
         folder: Root of the cache; `speechclip_plus/features` in the Hugging Face home (`HF_HOME`) if not given.
         batch_size: Images at a time.
 
     Returns:
         The data set with `image_embeds`, `(P,)` float32, in place of `image`.
-
-    Raises:
-        ValueError: If CLIP is trained, an image's embedding is not finite, or the data set has a transform.
     """
     _check_no_format(dataset)
-    return _with_columns(
-        dataset.remove_columns("image"),
-        {"image_embeds": (_image_places(model, processor, dataset, folder, batch_size), torch.float32)},
-    )
+    root = Path(huggingface_hub.constants.HF_HOME, "speechclip_plus", "features") if folder is None else Path(folder)
+    images = (_image_places(model, processor, dataset, root, batch_size), torch.float32)
+    return _with_columns(dataset.remove_columns("image"), {"image_embeds": images})
 
 
 def cache_features(
@@ -65,27 +61,17 @@ def cache_features(
     folder: str | Path,
     batch_size: int = 16,
     dtype: torch.dtype = torch.float16,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Any:
     """Replace a data set's recordings and images by what the frozen encoders give for them, computed once.
 
-    Utterances are never cropped. Count on `2 * 50 * (layers + 1) * hidden_size` bytes for a second of speech.
-
-    Args:
-        model: A `SpeechClipPlusModel` whose speech encoder and CLIP are frozen and whose padding is `"invariant"`.
-        processor: Its processor.
-        dataset: A `datasets.Dataset` with `audio`, `image` and `image_id`.
-        folder: Root of the cache.
-        batch_size: Utterances, or images, at a time.
-        dtype: How hidden states are stored.
-        progress: Called with the number of utterances of each batch.
+    Utterances are never cropped. Count on `2 * 50 * (layers + 1) * hidden_size` bytes for a second of speech. The
+    speech encoder has to be frozen like CLIP, and padding to be `"invariant"`. Hidden states are stored in `dtype`;
+    `progress` is called with the number of utterances of each batch. Else see `cache_image_embeddings`.
 
     Returns:
         The data set with `speech_hidden_states` `(L+1, T, D)` and `image_embeds` `(P,)` in place of `audio` and
         `image`, and their frames in `length`.
-
-    Raises:
-        ValueError: If the features can change, do not fit into `dtype`, or the data set is empty or has a transform.
     """
     _check_no_format(dataset)
     if not is_frozen(model.speech_encoder) or model.config.padding != "invariant":
@@ -93,7 +79,7 @@ def cache_features(
             "Features can be computed beforehand only if the speech encoder is frozen and padding='invariant'; frozen "
             f"is {is_frozen(model.speech_encoder)}, padding is {model.config.padding!r}."
         )
-    images = _image_places(model, processor, dataset, folder, batch_size)
+    images = _image_places(model, processor, dataset, Path(folder), batch_size)
     settings = [model.config.speech_config.to_diff_dict(), processor.feature_extractor.to_dict(), str(dtype)]
     tower = Path(folder) / _tower_key({"speech_encoder": model.speech_encoder}, settings)
     audio = dataset.select_columns(["audio"])
@@ -104,8 +90,7 @@ def cache_features(
             hidden, lengths = model.encode_speech_frames(**batch.inputs)  # (B, L+1, T, D), (B,)
             for number, states, length in zip(batch.rows, hidden.to("cpu", dtype), lengths.tolist(), strict=True):
                 yield rows[number], states[:, :length]
-            if progress is not None:
-                progress(len(batch.rows))
+            progress(len(batch.rows))
 
     keys = {row: _item_key(audio[row]["audio"], load_audio) for row in range(len(dataset))}
     places = list(_cached(model, tower, keys, hidden_states, f"hidden states in {dtype}").values())
@@ -146,13 +131,12 @@ def _check_no_format(dataset: Any) -> None:
         )
 
 
-def _image_places(model: Any, processor: Any, dataset: Any, folder: str | Path | None, batch_size: int) -> list[Place]:
+def _image_places(model: Any, processor: Any, dataset: Any, root: Path, batch_size: int) -> list[Place]:
     """Return for each row the place of its image's embedding."""
     if not is_frozen(model.clip):
         raise ValueError("The image embeddings of a CLIP that is trained change with every step: they cannot be kept.")
     settings = [model.config.clip_config.vision_config.to_diff_dict(), processor.image_processor.to_dict()]
     parts = {"vision_model": model.clip.vision_model, "projection": model.clip.visual_projection}
-    root = Path(huggingface_hub.constants.HF_HOME, "speechclip_plus", "features") if folder is None else Path(folder)
     tower = root / _tower_key(parts, settings)
     images, image_ids = dataset.select_columns(["image"]), list(dataset["image_id"])
     first_row: dict[int, int] = {}
@@ -160,10 +144,9 @@ def _image_places(model: Any, processor: Any, dataset: Any, folder: str | Path |
         first_row.setdefault(image_id, row)
 
     def embeddings(rows: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        missing = (images[row]["image"] for row in rows)
-        for batch in image_batches(model, processor, missing, batch_size, name=_names("image", rows)):
-            embeds = model.get_image_features(**batch.inputs).pooler_output.float().cpu()  # (B, P)
-            yield from zip((rows[number] for number in batch.rows), embeds, strict=True)
+        missing = images.select(rows)["image"]
+        embeds = embed_images(model, processor, missing, batch_size, name=_names("image", rows))
+        yield from zip(rows, embeds, strict=True)
 
     def pixel_values(image: Any) -> Any:
         return processor(images=[load_image(image)], return_tensors="pt")["pixel_values"]

@@ -1,8 +1,8 @@
 """Gradient cache (GradCache, arXiv 2101.06983): the gradients of a large batch in little memory.
 
 Only the contrastive loss and the keywords' batch norm join the utterances of a batch. So `model.encode_audio` runs
-twice, chunk by chunk: first without a graph, for the features; then, with the same dropout, to carry the loss's
-gradient of every feature into the parameters. `model.score` sees the whole batch in between.
+chunk by chunk, and of each chunk only the features are kept: `torch.utils.checkpoint` computes the rest again, with
+the same dropout, when the loss's gradients of the features arrive. `model.score` sees the whole batch in between.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,15 +10,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from ..modeling_speechclip_plus.outputs import SpeechClipPlusAudioOutput, SpeechClipPlusOutput
 
 _AUDIO = ("input_values", "attention_mask", "speech_hidden_states", "frame_lengths", "target_lengths")
 _IMAGES = ("pixel_values", "image_embeds", "image_ids")
-_FEATURES = ("parallel_embeds", "keyword_features", "alpha_sums")  # carry gradients
-_COUNTS = ("keyword_lengths", "target_lengths", "frame_lengths")
+_FEATURES = (
+    *("parallel_embeds", "keyword_features", "alpha_sums"),
+    *("keyword_lengths", "target_lengths", "frame_lengths"),
+)
 
 
 def backward_in_chunks(
@@ -29,58 +32,25 @@ def backward_in_chunks(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
 ) -> SpeechClipPlusOutput:
-    """Compute the losses of a batch and add their gradients to the parameters, a chunk of utterances at a time.
+    """Compute the losses of a batch and add their gradients to the parameters, `chunk_size` utterances at a time.
 
     Gradients equal those of `model(**inputs, return_loss=True).loss.backward()` up to rounding; with dropout, those
-    of other draws.
-
-    Args:
-        model: a `SpeechClipPlusModel` in training mode, with `padding="invariant"`.
-        inputs: of its forward, with images.
-        chunk_size: utterances at a time.
-        global_step: see the model's forward.
-        autocast: makes the context in which to compute, for mixed precision.
-        backward: called with the loss.
-
-    Returns:
-        The losses and what the Trainer logs, without a graph.
-
-    Raises:
-        ValueError: if the model's padding is `"original"`.
+    of other draws. The model needs `padding="invariant"`. `autocast` makes the context in which to compute, and
+    `backward` is called with the loss. What is returned has no graph.
     """
     check_chunks_are_exact(model.config)
-    chunks = list(_chunks(inputs, chunk_size, cut=not model.speech_adapter.fixed_length))
-    random_states, parts = [], []
-    for chunk in chunks:
-        random_states.append(_random_state(model.device))
-        with torch.no_grad(), autocast():
-            audio = model.encode_audio(**chunk, global_step=global_step)
-        parts.append({name: audio[name] for name in (*_FEATURES, *_COUNTS) if name in audio})
-    leaves: dict[str, Any] = {
-        name: _joined([part[name] for part in parts]).requires_grad_() for name in _FEATURES if name in parts[0]
-    }
-    counts: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in _COUNTS if name in parts[0]}
+
+    def encode(chunk: dict[str, Tensor]) -> dict[str, Tensor]:
+        audio = model.encode_audio(**chunk, global_step=global_step)
+        return {name: audio[name] for name in _FEATURES if name in audio}
 
     images = {name: inputs[name] for name in _IMAGES if inputs.get(name) is not None}
     with autocast():
-        output = model.score(SpeechClipPlusAudioOutput(**leaves, **counts), **images, return_loss=True)
+        chunks = _chunks(inputs, chunk_size, cut=not model.speech_adapter.fixed_length)
+        parts = [checkpoint(encode, chunk, use_reentrant=False) for chunk in chunks]
+        audio: dict[str, Any] = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+        output = model.score(SpeechClipPlusAudioOutput(**audio), **images, return_loss=True)
     backward(output.loss)
-    after = _random_state(model.device)
-
-    start = 0
-    for chunk, state, part in zip(chunks, random_states, parts, strict=True):
-        _set_random_state(state, model.device)
-        with autocast():
-            audio = model.encode_audio(**chunk, global_step=global_step)
-        stop = start + len(part["frame_lengths"])
-        pairs = [
-            (audio[name], _cut(gradient[start:stop], audio[name]))
-            for name, leaf in leaves.items()
-            if (gradient := leaf.grad) is not None
-        ]
-        torch.autograd.backward([feature for feature, _ in pairs], [gradient for _, gradient in pairs])
-        start = stop
-    _set_random_state(after, model.device)
     detached: dict[str, Any] = {
         name: value.detach() if isinstance(value, Tensor) else value for name, value in output.items()
     }
@@ -112,21 +82,6 @@ def _chunks(inputs: Mapping[str, Any], size: int, cut: bool) -> Iterator[dict[st
 
 def _joined(parts: list[Tensor]) -> Tensor:
     """Join tensors `(B_i, ...)`; of `(B_i, N_i, E)` the second dimension is padded with zeros."""
-    if parts[0].ndim == 3:
-        longest = max(part.shape[1] for part in parts)
-        parts = [F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts]
-    return torch.cat(parts)
-
-
-def _cut(gradient: Tensor, feature: Tensor) -> Tensor:
-    return gradient[:, : feature.shape[1]] if feature.ndim == 3 else gradient
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
+    if parts[0].ndim < 3:
+        return torch.cat(parts)
+    return pad_sequence([row for part in parts for row in part], batch_first=True)

@@ -5,6 +5,7 @@ met, and a run of several processes those of one. The samplers of transformers d
 fill or drop the last batch of several processes.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -52,17 +53,9 @@ def epoch_order(
 class SharedBatches(Sampler[list[int]]):
     """A process's share of every batch, such that the processes together have the batches of one process.
 
-    Process `rank` takes every N-th row from there on, so that batches sorted by length are of about equal work. An
-    incomplete last batch is left out if it is a single row, which has no negatives, or has fewer rows than there are
-    processes.
-
-    Args:
-        count: Number of rows.
-        order: Gives the order of all rows in an epoch, the same on every process.
-        batch_size: Rows of a batch of all processes together.
-        rank: Number of this process.
-        num_processes: How many there are.
-        drop_last: Leave any incomplete batch out.
+    Of `count` rows in the `order` of an epoch, `batch_size` make up a batch of all processes. Process `rank` takes
+    every N-th row from there on, so that batches sorted by length are of about equal work. An incomplete last batch
+    is left out if it is a single row, which has no negatives, or has fewer rows than there are processes.
 
     Example:
         >>> [list(SharedBatches(7, lambda epoch: range(7), 4, rank, 2)) for rank in (0, 1)]
@@ -96,10 +89,7 @@ class SharedBatches(Sampler[list[int]]):
 
 
 class StreamShare(IterableDataset):
-    """A process's share of a stream, begun anew whenever it ends.
-
-    No process runs out of rows before the others; training ends at its `max_steps`.
-    """
+    """A process's share of a stream, begun anew whenever it ends, so that no process runs out of rows first."""
 
     def __init__(self, stream: Any, rank: int = 0, num_processes: int = 1) -> None:
         from datasets.distributed import split_dataset_by_node
@@ -107,18 +97,17 @@ class StreamShare(IterableDataset):
         self.stream = split_dataset_by_node(stream, rank=rank, world_size=num_processes)
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, found = 0, True
-        while found:
-            found = False
+        for epoch in itertools.count():
             self.stream.set_epoch(epoch)
+            row = None
             for row in self.stream:
-                found = True
                 yield row
-            epoch += 1
+            if row is None:  # an empty stream
+                return
 
 
 def stored_column(dataset: Any, name: str) -> list[Any]:
-    """Values of a `datasets.Dataset`'s column as stored: a transform would be run on whole rows to read one column."""
+    """Read a column of a `datasets.Dataset` as stored: a transform would be run on whole rows for it."""
     return list(dataset.with_format(None)[name])
 
 
@@ -138,17 +127,10 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, ba
     seed = args.seed if args.data_seed is None else args.data_seed
     if isinstance(collator, SpeechImageCollator):
         collator = collator.for_training(args.max_audio_samples, seed)
-    shared: dict[str, Any] = {
-        "collate_fn": collator,
-        "num_workers": args.dataloader_num_workers,
-        "pin_memory": args.dataloader_pin_memory,
-        "persistent_workers": args.dataloader_persistent_workers,
-        "prefetch_factor": args.dataloader_prefetch_factor,
-        "multiprocessing_context": args.dataloader_multiprocessing_context,
-        "in_order": args.dataloader_in_order,
-        # Of its own: otherwise every epoch would draw from the one that dropout draws from.
-        "generator": torch.Generator().manual_seed(seed),
-    }
+    names = "num_workers pin_memory persistent_workers prefetch_factor multiprocessing_context in_order".split()
+    shared: dict[str, Any] = {name: getattr(args, f"dataloader_{name}") for name in names}
+    # A generator of its own: otherwise every epoch would draw from the one that dropout draws from.
+    shared |= {"collate_fn": collator, "generator": torch.Generator().manual_seed(seed)}
     # Not given to accelerate, which would fill up the last batch with rows of the first, and let one process read
     # streams for all.
     if not has_length(dataset):
@@ -158,15 +140,15 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, ba
             raise ValueError("A stream cannot be grouped by length: use train_sampling_strategy='random'.")
         stream = StreamShare(dataset, args.process_index, args.world_size)
         return DataLoader(stream, batch_size=batch_size, drop_last=True, **shared)
-    count, together = len(dataset), batch_size * args.world_size
-    order: Callable[[int], Sequence[int]] = partial(epoch_order, count, seed=seed)
+    rows, together = len(dataset), batch_size * args.world_size
+    order = partial(epoch_order, rows, seed=seed)
     if args.train_sampling_strategy == "group_by_length":
         per_step = together * args.gradient_accumulation_steps
-        order = partial(epoch_order, count, seed=seed, lengths=_row_lengths(dataset, args), batch_size=per_step)
-    batches = SharedBatches(count, order, together, args.process_index, args.world_size, args.dataloader_drop_last)
+        order = partial(order, lengths=_row_lengths(dataset, args), batch_size=per_step)
+    batches = SharedBatches(rows, order, together, args.process_index, args.world_size, args.dataloader_drop_last)
     if len(batches) == 0:
         raise ValueError(
-            f"{count} rows make no batch for {args.world_size} processes of {batch_size} each "
+            f"{rows} rows make no batch for {args.world_size} processes of {batch_size} each "
             f"(dataloader_drop_last={args.dataloader_drop_last}); a single row has no negatives."
         )
     seed_workers = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
@@ -176,6 +158,5 @@ def training_dataloader(dataset: Any, collator: Any, args: TrainingArguments, ba
 def _row_lengths(dataset: Any, args: TrainingArguments) -> Sequence[int]:
     if args.length_column_name in dataset.column_names:
         return stored_column(dataset, args.length_column_name)
-    longest = args.max_audio_samples
     lengths = utterance_lengths(dataset.select_columns(["audio"])["audio"])
-    return lengths if longest is None else [min(length, longest) for length in lengths]
+    return [min(length, args.max_audio_samples or length) for length in lengths]

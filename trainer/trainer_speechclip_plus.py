@@ -1,10 +1,8 @@
 """`transformers.Trainer` for speech-image models: the published optimiser, named losses, retrieval as evaluation."""
 
 import copy
-import inspect
 import json
 import math
-import re
 import time
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
-from transformers.utils import logging
 
 from ..atomic_files import write_json
 from ..configuration.publication import is_generated
@@ -32,8 +29,6 @@ from .sampler import training_dataloader
 from .training_arguments import SpeechClipPlusTrainingArguments, warmup_decay
 from .training_log import TrainingLog
 
-logger = logging.get_logger(__name__)
-
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
 FILE_LIST = "files.json"  # a checkpoint's files and their sizes, written when all of them are there
 
@@ -45,26 +40,9 @@ class SpeechClipPlusTrainer(Trainer):
     docs/training.md and docs/metrics.md have the names. Several processes (`torchrun`) train as one would with their
     batches joined: all pairs are negatives of each other.
 
-    Args:
-        model: The model, or a module that holds it.
-        args: The training arguments.
-        data_collator: Default: `SpeechImageCollator(processing_class)`. In training it crops long utterances.
-        train_dataset: Rows as the collator takes them; `cache_image_embeddings` embeds their images beforehand.
-        eval_dataset: The same.
-        processing_class: A `SpeechClipPlusProcessor`, saved with every checkpoint.
-        **kwargs: See `transformers.Trainer`.
-
-    Example:
-        ```python
-        trainer = SpeechClipPlusTrainer(
-            model=model,
-            args=SpeechClipPlusTrainingArguments(output_dir="runs/first", max_steps=1000, warmup_steps=100),
-            train_dataset=load_speech_image_dataset("spoken_scenes", split="train"),
-            eval_dataset=load_speech_image_dataset("spoken_scenes", split="validation"),
-            processing_class=processor,
-        )
-        trainer.train()
-        ```
+    Arguments are those of `transformers.Trainer`: `model` may be a module that holds the model, the data sets have
+    rows as the collator takes them (by default `SpeechImageCollator(processing_class)`, which in training crops long
+    utterances), and `processing_class` is a `SpeechClipPlusProcessor`.
     """
 
     args: SpeechClipPlusTrainingArguments
@@ -72,7 +50,7 @@ class SpeechClipPlusTrainer(Trainer):
     compute_metrics: Any
     eval_dataset: Any
     lr_scheduler: Any
-    optimizer: Any
+    optimizer_cls_and_kwargs: Any
     processing_class: Any
 
     def __init__(
@@ -86,8 +64,12 @@ class SpeechClipPlusTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         speech_clip = find_speech_clip(model)
-        _check_arguments(args, speech_clip)
-        _choose_metric(args, eval_dataset)
+        if not isinstance(args, SpeechClipPlusTrainingArguments):
+            raise TypeError(f"args must be SpeechClipPlusTrainingArguments, got {type(args).__name__}.")
+        if args.gradient_cache_chunk is not None:
+            check_chunks_are_exact(speech_clip.config)
+        if "image_id" in (getattr(eval_dataset, "column_names", None) or ()):
+            args.choose_metric(len(set(map(int, eval_dataset["image_id"]))))
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("Give processing_class (a SpeechClipPlusProcessor) or a data_collator.")
@@ -97,19 +79,13 @@ class SpeechClipPlusTrainer(Trainer):
         encoders = (speech_clip.speech_encoder, speech_clip.clip)
         if args.ddp_find_unused_parameters is None and all(map(is_frozen, encoders)):
             args.ddp_find_unused_parameters = False  # every step uses the whole branch: nothing to look for
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not over tokens
         self.compute_metrics = self.compute_metrics or self._split_metrics
-        # A wrapper has a signature of its own.
-        self._forward_names = frozenset(inspect.signature(SpeechClipPlusModel.forward).parameters)
+        if args.optimizer == "adam" and self.optimizer_cls_and_kwargs is None:
+            # torch's Adam adds the weight decay to the gradient: L2, not decoupled.
+            options = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            self.optimizer_cls_and_kwargs = (torch.optim.Adam, options)
         self._training_log = TrainingLog(self.speech_clip.config.clip_config.text_config.vocab_size)
         self._last_logged = 0.0
         self.add_callback(_EachEpochAndStep())
@@ -120,11 +96,7 @@ class SpeechClipPlusTrainer(Trainer):
         return find_speech_clip(self.model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as `transformers.Trainer` does; True resumes from the last complete checkpoint of the output folder.
-
-        Raises:
-            ValueError: If there is no complete checkpoint to resume from, or it holds no optimiser and schedule.
-        """
+        """Train as `transformers.Trainer` does; True resumes from the output folder's last complete checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -153,8 +125,8 @@ class SpeechClipPlusTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Return the weighted sum of the losses (and the output), and remember the parts for the next log."""
-        inputs = {name: value for name, value in inputs.items() if name in self._forward_names}
-        outputs = model(**inputs | {"return_loss": True}, global_step=self.state.global_step)
+        given = {name: value for name, value in inputs.items() if name != GOLD_SUBWORDS}
+        outputs = model(**given | {"return_loss": True}, global_step=self.state.global_step)
         if model.training:
             self._training_log.add(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -166,10 +138,9 @@ class SpeechClipPlusTrainer(Trainer):
         if self.args.gradient_cache_chunk is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        inputs = self._prepare_inputs(inputs)
         outputs = backward_in_chunks(
             self.speech_clip,
-            {name: value for name, value in inputs.items() if name in self._forward_names},
+            self._prepare_inputs(inputs),
             self.args.gradient_cache_chunk,
             self.state.global_step,
             autocast=self.accelerator.autocast,
@@ -197,19 +168,11 @@ class SpeechClipPlusTrainer(Trainer):
 
     # ---- optimiser and schedule
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create Adam with an L2 term on every trained parameter as published, or what `optim` names."""
-        if self.args.optimizer == "trainer" or self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
-            return super().create_optimizer(model)
-        model = self.model if model is None else model  # a compiled one has no truth value
-        self.optimizer = torch.optim.Adam(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=self.args.learning_rate,
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
-            eps=self.args.adam_epsilon,
-            weight_decay=self.args.weight_decay,  # torch's Adam adds it to the gradient: L2, not decoupled
-        )
-        return self.optimizer
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the parameters with weight decay: with the published Adam all of them."""
+        if self.args.optimizer == "trainer":
+            return super().get_decay_parameter_names(model)
+        return [name for name, _ in model.named_parameters()]
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -248,8 +211,8 @@ class SpeechClipPlusTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint, list its files when all processes have written theirs, and then delete older ones."""
-        # Private, because no event lies between the last file and the deletion of older checkpoints: a run killed
-        # there would be left with nothing complete.
+        # Private: no event lies between the last file and the deletion of older checkpoints, and a run killed there
+        # would be left with nothing complete.
         folder = Path(self._get_output_dir(trial))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:  # an earlier run may have left a checkpoint of the same step
@@ -274,18 +237,14 @@ class SpeechClipPlusTrainer(Trainer):
     def create_model_card(self, model_name: str | None = None, **facts: Any) -> None:
         """Write README.md and its chart in the output folder; a README.md that somebody wrote or changed stays.
 
-        Args:
-            model_name: The card's title; default: the repository's or the output folder's name.
-            **facts: Fields of `ModelCardFacts` such as `license`, in place of what the trainer knows.
+        `facts` are fields of `ModelCardFacts` such as `license`, in place of what the trainer knows.
         """
-        if not self.is_world_process_zero():
-            return
         folder = Path(self.args.output_dir)
         file = folder / "README.md"
-        if file.is_file() and not is_generated(file.read_text(encoding="utf-8")):
-            return
-        name = self.hub_model_id or model_name or folder.resolve().name
-        save_model_card(folder, trainer_card_facts(self, name=name, **facts))
+        is_own = file.is_file() and not is_generated(file.read_text(encoding="utf-8"))
+        if self.is_world_process_zero() and not is_own:
+            name = self.hub_model_id or model_name or folder.resolve().name
+            save_model_card(folder, trainer_card_facts(self, name=name, **facts))
 
     # ---- evaluation
 
@@ -333,49 +292,15 @@ def find_speech_clip(model: nn.Module) -> SpeechClipPlusModel:
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:
     """Find the `checkpoint-STEP` of the highest step in a folder of which all files are there, if any."""
-    checkpoints = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        listed = path / FILE_LIST
-        if listed.is_file() and json.loads(listed.read_text(encoding="utf-8")).items() <= _file_sizes(path).items():
-            return str(path)
+    steps = [path.name.removeprefix("checkpoint-") for path in Path(folder).glob("checkpoint-*")]
+    for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
+        checkpoint = Path(folder, f"checkpoint-{step}")
+        listed = checkpoint / FILE_LIST
+        if listed.is_file() and json.loads(listed.read_text("utf-8")).items() <= _file_sizes(checkpoint).items():
+            return str(checkpoint)
     return None
 
 
 def _file_sizes(checkpoint: Path) -> dict[str, int]:
     files = (path for path in checkpoint.rglob("*") if path.is_file())
     return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-
-
-def _choose_metric(args: SpeechClipPlusTrainingArguments, eval_dataset: Any) -> None:
-    """Choose the best model by R@1 or the loss where recall at k says little, because the images are so few."""
-    match = re.search(r"R@(\d+)$", args.metric_for_best_model or "")
-    if match is None or "image_id" not in (getattr(eval_dataset, "column_names", None) or ()):
-        return
-    k, images = int(match[1]), len(set(map(int, eval_dataset["image_id"])))
-    if k == 1 or images >= 10 * k:
-        return
-    told = f"The validation split has {images} images, of which chance finds the right one among {k} in "
-    told += f"{min(100.0, 100 * k / images):.0f} % of all cases: R@{k} says little."
-    if args.load_best_model_at_end or args.save_strategy == "best":
-        chosen = args.metric_for_best_model.replace(f"R@{k}", "R@1") if images >= 10 else "loss"
-        args.metric_for_best_model, args.greater_is_better = chosen, chosen != "loss"
-        told += f" The best model is chosen by {chosen} instead."
-    logger.warning(told)
-
-
-def _check_arguments(args: Any, model: SpeechClipPlusModel) -> None:
-    if not isinstance(args, SpeechClipPlusTrainingArguments):
-        raise TypeError(f"args must be SpeechClipPlusTrainingArguments, got {type(args).__name__}.")
-    if args.fsdp:
-        raise ValueError("fsdp would share out some megabytes: leave it out, and torchrun trains with DDP.")
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"One process sees {args.n_gpu} GPUs and would give each its own negatives. Start one process for each: "
-            f"`torchrun --standalone --nproc_per_node {args.n_gpu} ...` (or choose one: CUDA_VISIBLE_DEVICES=0)."
-        )
-    if args.batch_eval_metrics:
-        raise ValueError("batch_eval_metrics=True: recall needs the whole split at once, so leave it out.")
-    if 0 < args.max_steps <= (warmup := args.get_warmup_steps(args.max_steps)):
-        logger.warning(f"All {args.max_steps:,} steps lie in the warm-up of {warmup:,} steps: give warmup_steps too.")
-    if args.gradient_cache_chunk is not None:
-        check_chunks_are_exact(model.config)

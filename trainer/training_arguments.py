@@ -1,13 +1,17 @@
 """Training arguments whose defaults are the published optimiser and schedule."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from ..configuration.presets import load_preset
+
+logger = logging.get_logger(__name__)
 
 # Endings of the names of metrics that are better when they are lower.
 LOWER_IS_BETTER = ("loss", "_rank", "_error", "_duplicates")
@@ -23,10 +27,9 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
         optimizer: "adam" for Adam with L2 as published; "trainer" for the one that `optim` names (AdamW, ...).
         schedule: "warmup_decay" as published; "trainer" for the one that `lr_scheduler_type` names (cosine, ...).
         final_learning_rate: where "warmup_decay" ends, after which it stays there.
-        max_audio_samples: longest utterance in training, in samples at 16 kHz; longer ones are cropped at a random
-            place. None never crops. Evaluation never does.
-        hit_rate_neighbours: the k of the keyword hit rates: a keyword hits if one of its k nearest tokens is in the
-            caption.
+        max_audio_samples: longest utterance in training at 16 kHz; longer ones are cropped at a random place. None
+            never crops. Evaluation never does.
+        hit_rate_neighbours: the k of the hit rates: a keyword hits if one of its k nearest tokens is in the caption.
         gradient_cache_chunk: run the speech side this many utterances at a time, with the gradients of the whole
             batch (see `gradient_cache`). Takes less memory and one more forward pass of the speech side.
     """
@@ -72,6 +75,34 @@ class SpeechClipPlusTrainingArguments(TrainingArguments):
                 f"{os.environ['WORLD_SIZE']} processes were started, but none of them sees a GPU of its own: give "
                 "use_cpu=True, with which they train together on CPUs."
             )
+
+        if self.fsdp:
+            raise ValueError("fsdp would share out some megabytes: leave it out, and torchrun trains with DDP.")
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {self.n_gpu} GPUs and would give each its own negatives. Start one process for "
+                f"each: `torchrun --standalone --nproc_per_node {self.n_gpu} ...` (or choose one: "
+                "CUDA_VISIBLE_DEVICES=0)."
+            )
+        if self.batch_eval_metrics:
+            raise ValueError("batch_eval_metrics=True: recall needs the whole split at once, so leave it out.")
+        if 0 < self.max_steps <= (warmup := self.get_warmup_steps(self.max_steps)):
+            logger.warning(
+                f"All {self.max_steps:,} steps lie in the warm-up of {warmup:,} steps: give warmup_steps too."
+            )
+
+    def choose_metric(self, images: int) -> None:
+        """Choose the best model by R@1 or the loss where so few images are searched that recall at k says little."""
+        match = re.search(r"R@(\d+)$", self.metric_for_best_model or "")
+        if match is None or (k := int(match[1])) == 1 or images >= 10 * k:
+            return
+        told = f"The validation split has {images} images, of which chance finds the right one among {k} in "
+        told += f"{min(100.0, 100 * k / images):.0f} % of all cases: R@{k} says little."
+        if self.load_best_model_at_end or self.save_strategy == "best":
+            chosen = match.string.replace(f"R@{k}", "R@1") if images >= 10 else "loss"
+            self.metric_for_best_model, self.greater_is_better = chosen, chosen != "loss"
+            told += f" The best model is chosen by {chosen} instead."
+        logger.warning(told)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the token out: the Trainer pickles its arguments beside every saved model."""

@@ -52,10 +52,7 @@ class TrainingLog:
 
 
 class ProgressPrinter(TrainerCallback):
-    """Prints the losses of a training, and of an evaluation recall of images by speech beside chance.
-
-    `say` prints a line; `make_bar` makes a `tqdm` bar of a total, a text and a unit.
-    """
+    """Prints losses and recall by `say`, and shows the steps in the `tqdm` bar of a total, a text and a unit."""
 
     def __init__(self, say: Callable[[str], None], make_bar: Callable[[int, str, str], Any]) -> None:
         self.say, self.make_bar = say, make_bar

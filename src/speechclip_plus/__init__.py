@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .hub_cards.push import push_folder
     from .trainer.collator import SpeechImageCollator
     from .trainer.data.load import load_speech_image_dataset
-    from .trainer.search.build import build_index
+    from .trainer.index_building import build_index
     from .trainer.trainer_speechclip_plus import SpeechClipPlusTrainer
     from .trainer.training_arguments import SpeechClipPlusTrainingArguments
 
@@ -45,7 +45,7 @@ _LAZY = {
     "SpeechClipPlusTrainer": ".trainer.trainer_speechclip_plus",
     "SpeechClipPlusTrainingArguments": ".trainer.training_arguments",
     "SpeechImageCollator": ".trainer.collator",
-    "build_index": ".trainer.search.build",
+    "build_index": ".trainer.index_building",
     "load_speech_image_dataset": ".trainer.data.load",
     "push_folder": ".hub_cards.push",
 }

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from speechclip_plus.trainer.data.load import load_speech_image_dataset
     from speechclip_plus.trainer.evaluation.alignments import read_alignments
     from speechclip_plus.trainer.evaluation.evaluate import embed_split, evaluate
-    from speechclip_plus.trainer.evaluation.report import evaluation_report
+    from speechclip_plus.trainer.reports import evaluation_report
 
     started = time.perf_counter()
     source = model_source(args.model)

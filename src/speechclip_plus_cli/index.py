@@ -22,7 +22,7 @@ from .console import (
 
 if TYPE_CHECKING:
     from speechclip_plus import EmbeddingIndex
-    from speechclip_plus.trainer.search.page import Query
+    from speechclip_plus.trainer.reports import Query
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,14 +125,14 @@ def _search(args: argparse.Namespace) -> int:
 
     from speechclip_plus import EmbeddingIndex
     from speechclip_plus.hub_cards.report import write_report
-    from speechclip_plus.trainer.search.page import embed_query, found_items, search_report
+    from speechclip_plus.trainer.reports import found_items, search_report
 
     index = EmbeddingIndex.load(args.index)
     queries = _read_queries(args)
     quiet_libraries()
     model, processor = _load_index_model(index, args.model)
     index.check_model(model)
-    embeds = torch.cat([embed_query(model, processor, query, index.branch) for query in queries])
+    embeds = torch.cat([query.embed(model, processor, index.branch) for query in queries])
     found = found_items(index, *index.search(embeds, args.top))
     if args.json:
         answers = [
@@ -154,7 +154,7 @@ def _search(args: argparse.Namespace) -> int:
 def _read_queries(args: argparse.Namespace) -> "list[Query]":
     from speechclip_plus.modeling_speechclip_plus.audio_utils import load_audio
     from speechclip_plus.modeling_speechclip_plus.image_utils import load_image
-    from speechclip_plus.trainer.search.page import Query
+    from speechclip_plus.trainer.reports import Query
 
     queries = [Query("speech", path, load_audio(path, name="--speech")) for path in args.speech]
     queries += [Query("text", text, text) for text in args.text]

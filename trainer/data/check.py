@@ -47,11 +47,8 @@ def check_dataset(
 ) -> tuple[dict[str, SplitReport], dict[str, str]]:
     """Load the splits of a data set, by default all there are, and open every file of them, without decoding.
 
-    `on_error="skip"` decodes every file and leaves the rows out of which one is broken.
-
-    Returns:
-        reports: Reports by split.
-        absent: Why a split is not there, by split; a split that was asked for is an error instead.
+    `on_error="skip"` decodes every file and leaves the rows out of which one is broken. Returns reports by split, and
+    by split why one is not there; if it was asked for, that is an error instead.
     """
     reports, absent = {}, {}
     for split in splits or SPLITS:
@@ -79,7 +76,7 @@ def check_files(data: datasets.Dataset, findings: Findings) -> SplitReport:
             raise ValueError(f"{name} ({item.get('path')}): too short, {1000 * seconds:.1f} ms")
         durations.append(seconds)
 
-    readable_rows(data, open_audio, _open_image, findings)
+    readable_rows(data, findings, open_audio, _open_image)
     lengths = np.array(durations or [0.0])
     speakers = set(data["speaker"]) - {""}
     return SplitReport(
@@ -102,10 +99,7 @@ def count_tokens(captions: Iterable[str], tokenizer: Any) -> tuple[np.ndarray, i
     """Count CLIP's tokens in captions, as the original did to choose its vocabulary.
 
     Each caption, without its final full stop, fills CLIP's 77 positions: start, tokens, end and padding (id 0).
-
-    Returns:
-        counts: int64, (V, 2): token ids that occur and how often, most frequent first, of equal ones the smaller id.
-        truncated: Captions that are longer.
+    Returns the ids that occur and how often, int64 (V, 2), most frequent first, and how many captions are longer.
     """
     positions = tokenizer.model_max_length
     counts: Counter[int] = Counter()
@@ -118,7 +112,7 @@ def count_tokens(captions: Iterable[str], tokenizer: Any) -> tuple[np.ndarray, i
         for token in ids:
             counts[token] += times
         counts[0] += times * (positions - len(ids))
-    ordered = sorted(((i, n) for i, n in counts.items() if n), key=lambda pair: (-pair[1], pair[0]))
+    ordered = sorted((+counts).items(), key=lambda pair: (-pair[1], pair[0]))
     return np.array(ordered, dtype=np.int64).reshape(-1, 2), truncated
 
 
@@ -131,15 +125,8 @@ def write_parquet(
 ) -> list[str]:
     """Write data sets with their recordings and images inside, so that they load anywhere.
 
-    Args:
-        splits: Data sets by split.
-        output: A folder for parquet files named after the splits.
-        force: Replace an earlier copy.
-        facts: Facts for the folder's card, README.md; without them there is none.
-        inputs: Files and folders that must not be replaced, because they are read.
-
-    Returns:
-        The names of the parquet files.
+    The folder `output` gets parquet files named after the splits, whose names are returned, and a card if there are
+    `facts`; `force` and `inputs` are those of `check_new_folder`.
     """
     check_new_folder(output, force, inputs)
     with finished_folder(output) as work:

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,8 @@ from .schema import (
     stable_id,
 )
 
-_LISTS = {
-    "train": "Flickr_8k.trainImages.txt",
-    "validation": "Flickr_8k.devImages.txt",
-    "test": "Flickr_8k.testImages.txt",
-}
-_CAPTIONS = ("Flickr8k.token.txt", "captions.txt")
+_FLICKR8K_SPLITS = {"train": "train", "validation": "dev", "test": "test"}
+_CAPTIONS = ("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt", "captions.txt", "Flickr8k_text/captions.txt")
 _FLICKR8K_IMAGES = ("Flickr8k_Dataset/Flicker8k_Dataset", "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 _RECORDING = re.compile(r"(?P<name>.+)_(?P<number>\d+)\.wav")
 _TOKEN_LINE = re.compile(r"(?P<image>.+?\.jpg)(?P<stray>\.\d+)?#(?P<number>\d+)\s+(?P<text>.*)")
@@ -39,23 +35,19 @@ FLICKR8K_DOWNLOAD = (
 
 
 def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -> datasets.Dataset:
-    """Read one of the official splits (6,000, 1,000 and 1,000 images, five spoken captions each).
+    """Read one of the official splits of `data_dir`, which holds the archives as docs/data.md shows.
 
-    `data_dir` holds the archives as they unpack, each in its own folder or all files directly. Recording
-    `NAME_k.wav` says caption k of `NAME.jpg` unless `wav2capt.txt` tells otherwise. What the corpus lacks, and files
-    that belong to nothing, are noted, not errors; a part that is missing is a FileNotFoundError that says what to
-    download.
+    What the corpus lacks, and files that belong to nothing, are noted, not errors; a part that is missing is a
+    FileNotFoundError that says what to download.
     """
     check_split(split)
     root = given_folder("flickr8k", data_dir, FLICKR8K_DOWNLOAD)
-    text_folders = (root, root / "Flickr8k_text")
     found = partial(_found, root, FLICKR8K_DOWNLOAD)
-    images = found("the images (Flicker8k_Dataset or Images)", [root / name for name in _FLICKR8K_IMAGES])
-    recordings = found("the recordings (flickr_audio/wavs)", [root / "flickr_audio/wavs", root / "wavs"])
-    listing = found(f"the list {_LISTS[split]}", [folder / _LISTS[split] for folder in text_folders])
-    captions_file = found(
-        "the captions (Flickr8k.token.txt)", [folder / name for name in _CAPTIONS for folder in text_folders]
-    )
+    images = found("the images (Flicker8k_Dataset or Images)", _FLICKR8K_IMAGES)
+    recordings = found("the recordings (flickr_audio/wavs)", ("flickr_audio/wavs", "wavs"))
+    list_name = f"Flickr_8k.{_FLICKR8K_SPLITS[split]}Images.txt"
+    listing = found(f"the list {list_name}", (list_name, f"Flickr8k_text/{list_name}"))
+    captions_file = found("the captions (Flickr8k.token.txt)", _CAPTIONS)
     captions: dict[str, dict[int, str]] = {}  # image: number: text
     for image, number, text in _read_captions(captions_file, findings):
         captions.setdefault(image, {})[number] = text
@@ -99,10 +91,10 @@ def load_flickr8k(split: str, data_dir: str | Path | None, findings: Findings) -
     return make_dataset(rows, split)
 
 
-def _found(root: Path, needed: str, what: str, candidates: list[Path]) -> Path:
+def _found(root: Path, needed: str, what: str, candidates: Iterable[str | Path]) -> Path:
     """Return the first path that exists."""
-    for path in candidates:
-        if path.exists():
+    for candidate in candidates:
+        if (path := root / candidate).exists():
             return path
     raise FileNotFoundError(f"{root} lacks {what}. Needed is {needed}")
 
@@ -155,13 +147,7 @@ SPOKENCOCO_DOWNLOAD = (
 
 
 def load_spokencoco(split: str, data_dir: str | Path | None, findings: Findings) -> datasets.Dataset:
-    """Read a split of SpokenCOCO.
-
-    If there are lists of Karpathy's split (`SpokenCOCO_ksplit_{train,val,test}.json`), they are used, otherwise
-    the two of the release (`SpokenCOCO_{train,val}.json`), in `data_dir` or its folder `SpokenCOCO`. Images
-    are looked for in `data_dir` or its folder `mscoco`. `image_id` is the list's `reassign_id` where it has
-    one, otherwise COCO's own number.
-    """
+    """Read a split of SpokenCOCO in `data_dir`, by the lists of Karpathy's split if they are there."""
     check_split(split)
     root = given_folder("spokencoco", data_dir, SPOKENCOCO_DOWNLOAD)
     found = partial(_found, root, SPOKENCOCO_DOWNLOAD)
@@ -172,7 +158,7 @@ def load_spokencoco(split: str, data_dir: str | Path | None, findings: Findings)
         raise NoSuchSplitError(
             f"{root} lacks {_KARPATHY.format('test')}; the release of SpokenCOCO has no test split."
         )
-    file = found(name, [folder / name for folder in folders])
+    file = found(name, (name, f"SpokenCOCO/{name}"))
     entries = _read_entries(file)
     recordings = found("the recordings (wavs)", [base / "wavs" for base in (file.parent, root)]).parent
     inside = sorted({str(entry.get("image", "")).split("/")[0] for entry in entries if isinstance(entry, dict)})

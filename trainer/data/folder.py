@@ -9,7 +9,16 @@ from typing import Any
 
 import datasets
 
-from .schema import AUDIO_SUFFIXES, Findings, NoSuchSplitError, as_string, given_folder, make_dataset, stable_id
+from .schema import (
+    AUDIO_SUFFIXES,
+    Findings,
+    NoSuchSplitError,
+    as_string,
+    check_columns,
+    given_folder,
+    make_dataset,
+    stable_id,
+)
 
 COLUMNS = ("audio", "image", "text", "speaker", "split")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -30,26 +39,19 @@ def load_folder(
     and `split`; or one folder of that kind per split. Without any mention of splits everything is "train". Rows with
     the same image share an `image_id`.
 
-    Args:
-        split: "train", "validation" or "test", or another name that the table has.
-        data_dir: The folder.
-        findings: Missing files are recorded here.
-        columns: The table's name of each column that has another name there, for instance `{"audio": "sound"}`.
-        validation_share: Of a table without splits, the share of images (chosen by a hash of their paths) whose rows
-            are "validation" instead of "train".
-
-    Raises:
-        ValueError: If the table lacks columns or rows, has empty cells or values of another type, or cannot be read;
-            if there is no such split.
-        FileNotFoundError: If the folder, its table or a file named there is missing.
+    `columns` gives the table's name of each column that has another name there, for instance `{"audio": "sound"}`.
+    `validation_share` is, of a table without splits, the share of images (chosen by a hash of their paths) whose rows
+    are "validation" instead of "train". What is missing or cannot be understood is an error that names file and row.
     """
+    check_columns(columns or {}, COLUMNS)
     root = given_folder("folder", data_dir, "the folder with your metadata.csv, .jsonl or .parquet.")
     divided = metadata_file(root) is None and (root / split).is_dir()
     root = root / split if divided else root
     file = metadata_file(root)
     if file is None:
-        if folders := sorted(path.parent.name for path in root.glob("*/metadata.*") if path.name in METADATA_FILES):
-            raise NoSuchSplitError(f"{root} has no folder of the split {split!r}: it has {', '.join(folders)}.")
+        if tables := metadata_tables(root):
+            folders = ", ".join(sorted({table.parent.name for table in tables}))
+            raise NoSuchSplitError(f"{root} has no folder of the split {split!r}: it has {folders}.")
         raise FileNotFoundError(
             f"{root} holds neither {' nor '.join(METADATA_FILES)}: write one, with audio, image, text."
         )
@@ -69,6 +71,11 @@ def load_folder(
             files = {name: str(path) for name, path in paths.items()}
             made.append({**row, **files, "image_id": image_id, "caption_id": f"{split}-{row['number']}"})
     return make_dataset(made, split)
+
+
+def metadata_tables(folder: Path) -> list[Path]:
+    """Find the tables of a folder and of the folders in it."""
+    return sorted(path for name in METADATA_FILES for path in (*folder.glob(name), *folder.glob(f"*/{name}")))
 
 
 def metadata_file(folder: Path) -> Path | None:
@@ -144,18 +151,10 @@ _READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def _common_row(row: dict[str, Any], place: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    if unknown := sorted(set(columns) - set(COLUMNS)):
-        raise ValueError(
-            f"columns names {', '.join(unknown)}, which a folder does not have: give the table's own name for any of "
-            f'{", ".join(COLUMNS)}, as in columns={{"audio": "sound"}}.'
-        )
     if absent := [(name, own) for name, own in columns.items() if own not in row]:
         name, own = absent[0]
-        raise ValueError(
-            f"{place} has no column {own!r}, which columns gives for {name}; there are {', '.join(map(str, row))}."
-        )
-    if len(set(columns.values())) < len(columns):
-        raise ValueError(f"columns={dict(columns)} gives one column for two: each has one meaning only.")
+        there = ", ".join(map(str, row))
+        raise ValueError(f"{place} has no column {own!r}, which columns gives for {name}; there are {there}.")
     common = {name: row.get(columns.get(name, name)) for name in COLUMNS}
     for name in ("audio", "image"):
         common[name] = common[name] or row.get(f"{name}_file_name")

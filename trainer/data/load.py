@@ -16,7 +16,7 @@ import pyarrow.compute
 from ..card_data import given_name
 from ..spoken_scenes.dataset import build_spoken_scenes
 from .corpora import load_flickr8k, load_spokencoco
-from .folder import METADATA_FILES, load_folder, metadata_file
+from .folder import METADATA_FILES, load_folder, metadata_tables
 from .schema import (
     AUDIO_SUFFIXES,
     FEATURES,
@@ -25,7 +25,9 @@ from .schema import (
     Findings,
     NoSuchSplitError,
     as_string,
-    keep_readable,
+    check_columns,
+    readable_rows,
+    some,
     stable_id,
 )
 
@@ -67,11 +69,6 @@ def load_speech_image_dataset(
         A data set with the columns `audio` (`datasets.Audio` at 16 kHz, not decoded), `image` (`datasets.Image`, not
         decoded), `image_id` (int64, the same for all captions of an image), `text`, `caption_id` and `speaker`
         (strings, empty where unknown).
-
-    Raises:
-        ValueError: If the name, `on_error` or the split is unknown.
-        FileNotFoundError: If a folder or file is missing; for the published corpora it says what to download.
-        TypeError: If the data set does not have one of the options.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r}: choose raise or skip.")
@@ -90,9 +87,13 @@ def read_dataset(
     *,
     streaming: bool = False,
     read_all: bool = False,
+    media: Sequence[str] = _MEDIA,
     **options: Any,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Load as `load_speech_image_dataset` does, with what was left out in `findings` instead of in the log."""
+    """Load as `load_speech_image_dataset` does, with what was left out in `findings` instead of in the log.
+
+    Of `media`, the columns of recordings and images, one may be enough.
+    """
     name = str(name_or_path)
     path = Path(name_or_path).expanduser()
     from_hub = is_hub_repository(name_or_path)
@@ -106,7 +107,7 @@ def read_dataset(
         if streaming and from_hub and read_all:
             raise ValueError('on_error="skip" reads everything first: leave streaming out, or keep on_error="raise".')
         # What is on this machine is read as it is and streamed afterwards, if it has to be looked through before.
-        more: dict[str, Any] = {"streaming": streaming and not read_all, "allow_null": read_all}
+        more: dict[str, Any] = {"streaming": streaming and not read_all, "media": media, "allow_null": read_all}
         load = partial(load_mapped, path if path.exists() else name, split, **more)
     else:
         raise ValueError(
@@ -117,7 +118,10 @@ def read_dataset(
     _check_options(name, load.func, options)
     made = load(**options)
     if read_all:
-        made = keep_readable(made, findings)
+        kept = readable_rows(made, findings)
+        if not kept:
+            raise ValueError(f"None of the {len(made)} rows can be read: {some(findings.broken, ' | ', 5)}")
+        made = made if len(kept) == len(made) else made.select(kept)
     made.info.dataset_name = given_name(name, data_dir)  # for cards
     return _shards(made) if streaming and isinstance(made, datasets.Dataset) else made
 
@@ -163,8 +167,7 @@ def splits_of(path: Path) -> dict[str, Any]:
 
 
 def _is_folder_data(path: Path) -> bool:
-    divided = any(file.name in METADATA_FILES for file in path.glob("*/metadata.*"))
-    return path.is_dir() and (metadata_file(path) is not None or divided or not is_data_path(path))
+    return path.is_dir() and (bool(metadata_tables(path)) or not is_data_path(path))
 
 
 def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -174,14 +177,6 @@ def _check_options(name: str, loader: Callable[..., Any], options: Mapping[str, 
         if option not in known:
             there = f"it has {', '.join(known)}" if known else "it has none"
             raise TypeError(f"The data set {name!r} has no option {option!r}{_did_you_mean(option, known)}: {there}.")
-    columns = options.get("columns") or {}
-    if not isinstance(columns, Mapping):
-        raise TypeError(f'columns={columns!r}: expected a mapping such as {{"audio": "sound"}}.')
-    if unknown := sorted(set(columns) - {*FEATURES, "split"}):
-        raise ValueError(
-            f"columns names {', '.join(unknown)}, which no data set has here: give its own name for any of "
-            f'{", ".join(FEATURES)}, as in columns={{"audio": "sound"}}.'
-        )
 
 
 def _did_you_mean(name: str, known: Any) -> str:
@@ -223,24 +218,14 @@ def load_mapped(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load a split of a data set that `datasets` reads, and give it the common columns.
 
-    Args:
-        source: A repository on the Hub, a parquet file, a folder with parquet files named after their split
-            (`train-00000-of-00001.parquet`), or a folder written by `save_to_disk`.
-        split: The split's name there.
-        columns: The source's name of each column that has another name there, for instance `{"audio": "sound"}`.
-            Without an `image_id` it follows from the image's bytes (or, if only its path is stored, from that; or
-            without images, from the row); ids that are strings become numbers.
-        config_name: The configuration, for repositories that have several.
-        revision: The repository's revision.
-        cache_dir: Where `datasets` keeps what it makes of it.
-        streaming: Return an `IterableDataset`.
-        media: Which of `audio` and `image` are wanted, and must be there.
-        allow_null: Leave rows without a recording or an image to whoever reads them.
-
-    Raises:
-        ValueError: If there is no such split; if columns are missing, named twice or of a type that does not fit; if
-            a row lacks its recording, its image or its image's id.
+    `source` is a repository on the Hub, a parquet file, a folder with parquet files named after their split
+    (`train-00000-of-00001.parquet`), or a folder written by `save_to_disk`. `columns` gives its name of each column
+    that has another name there, for instance `{"audio": "sound"}`. Without an `image_id` it follows from the image's
+    bytes (or, if only its path is stored, from that; or without images, from the row); ids that are strings become
+    numbers. `media` are wanted, and must be there; with `allow_null` they may be missing in rows. The other arguments
+    are those of `datasets.load_dataset`. What is missing or does not fit is a ValueError.
     """
+    check_columns(columns or {}, FEATURES)
     path = Path(source).expanduser()
     more = {"split": split, "revision": revision, "cache_dir": cache_dir, "streaming": streaming}
     if path.exists():
@@ -334,7 +319,8 @@ def _complete(
             raise ValueError(f"{places[ids.index(None)]}: image_id is null.")
         columns["image_id"] = [stable_id(value) if isinstance(value, str) else value for value in ids]
     elif "image" in features:
-        columns["image_id"] = [_image_id(image or {}) for image in table["image"].to_pylist()]
+        images = (image or {} for image in table["image"].to_pylist())
+        columns["image_id"] = [stable_id(image.get("bytes") or image.get("path") or "") for image in images]
     else:
         columns["image_id"] = list(indices)
     for name in ("text", "caption_id", "speaker"):
@@ -344,8 +330,3 @@ def _complete(
         else:
             columns[name] = [f"{split}-{index}" if name == "caption_id" else "" for index in indices]
     return pyarrow.table(columns).cast(features.arrow_schema)
-
-
-def _image_id(image: Mapping[str, Any]) -> int:
-    content = image.get("bytes") if image.get("bytes") is not None else image.get("path")
-    return stable_id(content or "")

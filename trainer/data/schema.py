@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -80,6 +80,19 @@ def check_split(split: str) -> None:
         raise ValueError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
 
 
+def check_columns(columns: Any, known: Collection[str]) -> None:
+    """Check the names that a source has for columns: an error unless they are a mapping from `known` ones."""
+    if not isinstance(columns, Mapping):
+        raise TypeError(f'columns={columns!r}: expected a mapping such as {{"audio": "sound"}}.')
+    if unknown := sorted(set(columns).difference(known)):
+        raise ValueError(
+            f"columns names {', '.join(unknown)}, which this data set does not have here: give its own name for any "
+            f'of {", ".join(known)}, as in columns={{"audio": "sound"}}.'
+        )
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(f"columns={dict(columns)} gives one column for two: each has one meaning only.")
+
+
 def as_string(value: Any, column: str, row: str) -> str:
     """Return the value of a text column; "" for null, and the digits of a speaker or caption that is a number."""
     if value is None or isinstance(value, str):
@@ -105,15 +118,9 @@ def make_dataset(rows: Iterable[Mapping[str, Any]], split: str) -> datasets.Data
     return data.cast_column("audio", AUDIO).cast_column("image", IMAGE)
 
 
-def keep_readable(data: datasets.Dataset, findings: Findings) -> datasets.Dataset:
-    """Decode every recording and every image, and keep the rows of which both are whole; none is a ValueError."""
-    kept = readable_rows(data, load_audio, load_image, findings)
-    if not kept:
-        raise ValueError(f"None of the {len(data)} rows can be read: {some(findings.broken, ' | ', 5)}")
-    return data if len(kept) == len(data) else data.select(kept)
-
-
-def readable_rows(data: datasets.Dataset, read_audio: Any, read_image: Any, findings: Findings) -> list[int]:
+def readable_rows(
+    data: datasets.Dataset, findings: Findings, read_audio: Any = load_audio, read_image: Any = load_image
+) -> list[int]:
     """Return the rows whose recording and image can be read; `findings` gets what cannot, each image once."""
 
     def is_readable(read: Any, row: Mapping[str, Any], column: str) -> bool:
@@ -136,10 +143,7 @@ def readable_rows(data: datasets.Dataset, read_audio: Any, read_image: Any, find
 
 
 def audio_seconds(item: Any, name: str) -> float:
-    """Length of a recording by its header; a ValueError that calls it `name` if that cannot be read.
-
-    `item` is a path, bytes, or a dictionary with `bytes` or `path`, or with `array` and `sampling_rate`.
-    """
+    """Length of a recording, in any form that `load_audio` reads, by its header; a ValueError if it is broken."""
     if not isinstance(item, Mapping):
         item = {"bytes": item} if isinstance(item, bytes) else {"path": str(item)}
     if item.get("array") is not None:

@@ -1,4 +1,4 @@
 """Evaluation of retrieval and keywords: metrics, word alignments, and the one function that measures a split.
 
-May import the configuration, the model, the data schema, the collator, and the results and reports of hub_cards.
+May import the configuration, the model, the data schema, the collator, and the results of hub_cards.
 """

@@ -21,16 +21,16 @@ _AT_THE_TOLERANCE = 1e-6  # seconds: a boundary exactly at the tolerance is with
 class AlignedWord:
     """A word with its beginning and end in seconds."""
 
-    text: str
+    word: str
     start: float
     end: float
 
 
 def read_textgrid(path: str | Path) -> list[AlignedWord]:
-    """Read the words of a TextGrid, long or short, as UTF-8 or UTF-16.
+    """Read the words of a TextGrid, long or short, as UTF-8 or UTF-16; a ValueError names a file that is no such.
 
     They are on the interval tier called "words" or "word" (also behind a speaker's name, as in "Ann - words"), or on
-    the only interval tier. Silences are left out. A ValueError names a file that cannot be understood.
+    the only interval tier. Silences are left out.
     """
     from praatio import textgrid
     from praatio.utilities.errors import PraatioException
@@ -55,10 +55,7 @@ def read_textgrid(path: str | Path) -> list[AlignedWord]:
 
 
 def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
-    """Read a CTM file: lines of utterance, channel, start, duration, word, and perhaps a confidence.
-
-    Returns the words of each utterance, in order of time, without silences; a ValueError names the line.
-    """
+    """Read a CTM file by utterance: lines of utterance, channel, start, duration, word, and perhaps a confidence."""
     path = Path(path)
     words: dict[str, list[AlignedWord]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -78,12 +75,7 @@ def read_ctm(path: str | Path) -> dict[str, list[AlignedWord]]:
 
 
 def read_alignments(folder: str | Path) -> dict[str, list[AlignedWord]]:
-    """Read all alignments below a folder, by utterance: a TextGrid for each, named after it, or CTM files.
-
-    Raises:
-        FileNotFoundError: if there is no such folder, or no alignment in it.
-        ValueError: if a file cannot be understood, or an utterance is aligned twice.
-    """
+    """Read all alignments below a folder, by utterance: a TextGrid for each, named after it, or CTM files."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} of alignments.")
@@ -143,11 +135,7 @@ def boundary_agreement(
     """Agreement of boundaries in time, as unsupervised word segmentation is scored.
 
     Boundaries, in seconds and by utterance (without its beginning and end), are matched one to one within the
-    tolerance, and counted over all utterances together.
-
-    Returns:
-        `boundary_{precision|recall|f1|r_value}@{tolerance}ms` in percent for each tolerance (the R-value of Rasanen et
-        al., 2009), and `boundaries_found` and `boundaries_reference`, the counts.
+    tolerance, and counted over all utterances together. docs/metrics.md has the names and formulas.
 
     Example:
         >>> scores = boundary_agreement([[0.50, 1.00]], [[0.52, 0.80, 1.30]], tolerances_ms=(50,))
@@ -187,29 +175,22 @@ def _matched(one: Sequence[float], other: Sequence[float], tolerance: float) -> 
     return count
 
 
-def even_boundaries(counts: Sequence[int], seconds: Sequence[float]) -> list[list[float]]:
-    """Divide utterances evenly by as many boundaries as given: what CIF's boundaries should be better than.
+def even_spans(count: int, seconds: float) -> list[tuple[float, float]]:
+    """Divide an utterance evenly: what CIF's spans should be better than.
 
     Example:
-        >>> even_boundaries([3], [2.0])
-        [[0.5, 1.0, 1.5]]
+        >>> even_spans(4, 2.0)
+        [(0.0, 0.5), (0.5, 1.0), (1.0, 1.5), (1.5, 2.0)]
     """
-    return [
-        [length * (place + 1) / (count + 1) for place in range(count)]
-        for count, length in zip(counts, seconds, strict=True)
-    ]
+    return list(pairwise(seconds * place / count for place in range(count + 1)))
 
 
 def _checked(words: Sequence[AlignedWord], path: Path) -> list[AlignedWord]:
-    kept = [word for word in words if word.text.lower() not in SILENCES]
-    for word, following in zip(kept, [*kept[1:], None], strict=True):
-        if (
-            word.end < word.start
-            or word.start < 0
-            or (following is not None and following.start < word.end - _ROUNDING)
-        ):
+    kept = [word for word in words if word.word.lower() not in SILENCES]
+    for word, next_start in zip(kept, [*(word.start for word in kept[1:]), math.inf], strict=True):
+        if not 0 <= word.start <= word.end <= next_start + _ROUNDING:
             raise ValueError(
-                f"{path}: the word {word.text!r} from {word.start:g} to {word.end:g} s ends before it begins, or "
+                f"{path}: the word {word.word!r} from {word.start:g} to {word.end:g} s ends before it begins, or "
                 "overlaps the next."
             )
     return kept

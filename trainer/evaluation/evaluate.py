@@ -3,6 +3,7 @@
 The Trainer, `speechclip-plus evaluate` and the quickstart all measure by `evaluate`.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,27 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...hub_cards.results import BRANCHES, Results
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from ...modeling_speechclip_plus.cif import keyword_times
 from ...modeling_speechclip_plus.embedding import audio_batches, embed_images, embed_texts
 from ..collator import GOLD_SUBWORDS
-from .alignments import (
-    AlignedWord,
-    boundary_agreement,
-    even_boundaries,
-    match_alignments,
-    word_boundaries,
-)
-from .keyword_metrics import (
-    chance_keyword_hit_rate,
-    chance_keyword_localization,
-    hit_rate_shares,
-    keyword_localization,
-    keyword_statistics,
-    keyword_usage,
-)
+from .alignments import AlignedWord, boundary_agreement, even_spans, match_alignments, word_boundaries
+from .keyword_metrics import chance_keyword_hit_rate, hit_rate_shares, keyword_localization, keyword_statistics
 from .retrieval_metrics import (
     CONFIDENCE,
     RESAMPLES,
@@ -41,16 +30,11 @@ from .retrieval_metrics import (
     retrieval_statistics,
 )
 
-# What evaluation keeps of the model's output, with the padding value of its second dimension.
-KEPT_OUTPUTS = {
-    "parallel_embeds": 0,
-    "cascaded_embeds": 0,
-    "image_embeds": 0,
-    "keyword_ids": -1,
-    "keyword_lengths": 0,
-    "alpha_sums": 0,
-    "target_lengths": 0,
-}
+# What evaluation keeps of the model's output.
+KEPT_OUTPUTS = (
+    *("parallel_embeds", "cascaded_embeds", "image_embeds"),
+    *("keyword_ids", "keyword_lengths", "alpha_sums", "target_lengths"),
+)
 _AT_THE_END = 0.02  # seconds: a boundary that near to the end, by a frame of rounding, is the end
 
 
@@ -62,8 +46,7 @@ class SplitOutputs:
     image_embeds: Tensor  # `(I, P)`; an image may be there several times, with equal rows
     image_ids: Tensor  # `(I,)` int64
     speech_image_ids: Tensor  # `(S,)` int64, the image of each utterance
-    # Subword ids of each utterance's caption, `None` where it has none; `None` if nothing is known
-    gold_subwords: list[list[int] | None] | None = None
+    gold_subwords: Sequence[list[int] | None]  # Subword ids of each utterance's caption, `None` where it has none
     captions: list[str] = field(default_factory=list)  # S texts, "" where there is none; empty if nothing is known
     # `(T, P)`, of the different captions in the order in which they first occur; `None` without any
     text_embeds: Tensor | None = None
@@ -79,52 +62,32 @@ class SplitOutputs:
     @classmethod
     def from_predictions(cls, predictions: Any, label_ids: Any) -> "SplitOutputs":
         """Join what the Trainer's evaluation loop collected: batches of `kept_outputs` and of its labels."""
-        outputs, labels = _join_outputs(predictions), _join_outputs(label_ids)
-        gold = labels.get(GOLD_SUBWORDS)
+        outputs, labels = _joined(predictions), _joined(label_ids)
+        gold = labels[GOLD_SUBWORDS].tolist() if GOLD_SUBWORDS in labels else [[]] * len(labels["image_ids"])
         return cls(
             image_embeds=outputs.pop("image_embeds"),
             outputs=outputs,
             image_ids=labels["image_ids"],
             speech_image_ids=labels["image_ids"],
-            gold_subwords=None if gold is None else [[i for i in row if i >= 0] or None for row in gold.tolist()],
+            gold_subwords=[[i for i in row if i >= 0] or None for row in gold],
         )
 
 
 def kept_outputs(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Select from a batch's output what `evaluate` needs, in a type that any device can gather."""
-    kept = {name: outputs.get(name) for name in KEPT_OUTPUTS}
-    return {
-        name: value.detach().float() if value.is_floating_point() else value.detach()
-        for name, value in kept.items()
-        if value is not None
-    }
+    kept = {name: outputs[name].detach() for name in KEPT_OUTPUTS if outputs.get(name) is not None}
+    return {name: value.float() if value.is_floating_point() else value for name, value in kept.items()}
 
 
-def join_batches(batches: Sequence[Any] | Any, padding: int = -1) -> Tensor:
-    """Join batches (B_i, ...) along their first dimension, padding the second to the longest.
-
-    Args:
-        batches: a sequence of arrays or tensors, or one of them.
-        padding: the value to pad with; the evaluation loop's own -100 becomes it too.
-
-    Example:
-        >>> join_batches([torch.tensor([[1, 2]]), torch.tensor([[3]])])
-        tensor([[ 1,  2],
-                [ 3, -1]])
-    """
-    parts = [torch.as_tensor(part) for part in (batches if isinstance(batches, (list, tuple)) else [batches])]
-    if parts[0].dim() == 1:
-        return torch.cat(parts)
-    longest = max(part.shape[1] for part in parts)
-    joined = torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=padding) for part in parts])
-    return joined if joined.is_floating_point() else joined.masked_fill(joined == -100, padding)
-
-
-def _join_outputs(batches: Any) -> dict[str, Tensor]:
-    """Join the evaluation loop's batches (or its one joined batch) name by name."""
+def _joined(batches: Any) -> dict[str, Tensor]:
+    """Join batches, or a single one, name by name; rows of different lengths are ids, padded with -1."""
     batches = batches if isinstance(batches, list) else [batches]
-    names = [name for name in batches[0] if all(name in batch for batch in batches)]
-    return {name: join_batches([batch[name] for batch in batches], KEPT_OUTPUTS.get(name, -1)) for name in names}
+    joined = {}
+    for name in batches[0]:
+        rows = [row for batch in batches for row in torch.as_tensor(batch[name])]
+        is_ids = rows[0].dim() == 1 and not rows[0].is_floating_point()
+        joined[name] = pad_sequence(rows, batch_first=True, padding_value=-1) if is_ids else torch.stack(rows)
+    return joined
 
 
 @torch.no_grad()
@@ -133,7 +96,7 @@ def embed_split(
     processor: Any,
     dataset: Any,
     batch_size: int = 16,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> SplitOutputs:
     """Run a model in evaluation mode over a split: every utterance, image and caption once; no waveform is kept.
 
@@ -143,28 +106,26 @@ def embed_split(
     if len(dataset) == 0:
         raise ValueError("The data set has no rows.")
     columns, count = set(dataset.column_names), len(dataset)
-    progress = progress or (lambda done: None)
     captions = [text or "" for text in dataset["text"]] if "text" in columns else [""] * count
     texts = list(dict.fromkeys(filter(None, captions)))
-    gold = processor.tokenizer(captions, add_special_tokens=False)["input_ids"]
     names = list(dataset["caption_id"]) if "caption_id" in columns else [f"row {row}" for row in range(count)]
     ids = list(dataset["image_id"])
-    first = {image_id: row for row, image_id in reversed(list(enumerate(ids)))}
-    rows = sorted(first.values())
+    rows = sorted({image_id: row for row, image_id in reversed(list(enumerate(ids)))}.values())
+    images = dataset.select(rows)["image"]
+    spoken = dataset["words"] if "words" in columns else [None] * count
+    gold = processor.tokenizer(captions, add_special_tokens=False)["input_ids"]
     split = SplitOutputs(
         outputs={},
-        image_embeds=embed_images(
-            model, processor, dataset.select(rows)["image"], batch_size, lambda row: f"image of {names[rows[row]]}"
-        ),
+        image_embeds=embed_images(model, processor, images, batch_size, lambda row: f"image of {names[rows[row]]}"),
         image_ids=torch.tensor(ids)[rows],
         speech_image_ids=torch.tensor(ids),
-        gold_subwords=[own if caption else None for own, caption in zip(gold, captions, strict=True)],
+        gold_subwords=[row or None for row in gold],
         captions=captions,
         text_embeds=embed_texts(model, processor, texts) if texts else None,
         image_rows=rows,
         names=[[str(name)] for name in names],
         seconds=[0.0] * count,
-        words=[_aligned_words(row) for row in dataset["words"]] if "words" in columns else [None] * count,
+        words=[[AlignedWord(**word) for word in row or ()] or None for row in spoken],
         keyword_spans=[[] for _ in range(count)] if model.config.has_cif else None,
     )
     progress(len(rows))
@@ -173,7 +134,7 @@ def embed_split(
 
 
 def _collect_speech(
-    model: Any, processor: Any, dataset: Any, split: SplitOutputs, batch_size: int, progress: Callable[[int], None]
+    model: Any, processor: Any, dataset: Any, split: SplitOutputs, batch_size: int, progress: Callable[[int], object]
 ) -> None:
     def recordings() -> Iterator[Any]:
         for row, item in enumerate(dataset.select_columns(["audio"])):
@@ -182,34 +143,26 @@ def _collect_speech(
                 split.names[row].append(Path(audio["path"]).stem)
             yield audio
 
+    def name(row: int) -> str:
+        return f"audio of {split.names[row][0]}"
+
     order: list[int] = []
-    kept: dict[str, list[Tensor]] = {}
-    for batch in audio_batches(
-        model, processor, recordings(), batch_size, name=lambda row: f"audio of {split.names[row][0]}"
-    ):
+    kept = []
+    for batch in audio_batches(model, processor, recordings(), batch_size, name=name):
         outputs = model(**batch.inputs)
-        for name, value in kept_outputs(outputs).items():
-            kept.setdefault(name, []).append(value.cpu())
+        kept.append({name: value.cpu() for name, value in kept_outputs(outputs).items()})
         for row, samples in zip(batch.rows, batch.lengths, strict=True):
             split.seconds[row] = samples / SAMPLING_RATE
         if split.keyword_spans is not None:
-            for row, spans in zip(batch.rows, _keyword_spans(model, outputs), strict=True):
-                split.keyword_spans[row] = spans
+            lengths = outputs.keyword_lengths
+            frames = keyword_times(outputs.alphas, outputs.frame_lengths, lengths, model.cif.threshold)  # (B, N, 2)
+            seconds = (frames.double() * frame_seconds(model)).tolist()
+            for row, spans, length in zip(batch.rows, seconds, lengths.tolist(), strict=True):
+                split.keyword_spans[row] = [(start, end) for start, end in spans[:length]]
         order += batch.rows
         progress(len(batch.rows))
-    place = torch.tensor(order).argsort()
-    split.outputs = {name: join_batches(parts, KEPT_OUTPUTS[name])[place] for name, parts in kept.items()}
-
-
-def _aligned_words(row: Sequence[Mapping[str, Any]] | None) -> list[AlignedWord] | None:
-    return [AlignedWord(word["word"], word["start"], word["end"]) for word in row] if row else None
-
-
-def _keyword_spans(model: Any, outputs: Any) -> list[list[tuple[float, float]]]:
-    frames = keyword_times(outputs.alphas, outputs.frame_lengths, outputs.keyword_lengths, model.cif.threshold)
-    seconds = (frames.double() * frame_seconds(model)).tolist()  # (B, N, 2)
-    counts = outputs.keyword_lengths.tolist()
-    return [[(start, end) for start, end in row[:count]] for row, count in zip(seconds, counts, strict=True)]
+    places = torch.tensor(order).argsort()
+    split.outputs = {name: values[places] for name, values in _joined(kept).items()}
 
 
 def evaluate(
@@ -234,9 +187,6 @@ def evaluate(
 
     Returns:
         The metrics (docs/metrics.md has their names), intervals, chance, recall curves, ranks and notes.
-
-    Raises:
-        ValueError: if alignments are given, but match no utterance or the model has no CIF.
     """
     if alignments is not None and split.keyword_spans is None:
         raise ValueError(
@@ -247,7 +197,7 @@ def evaluate(
         retrieval_branch=model.config.retrieval_branch,
         bootstrap={"resamples": resamples, "confidence": CONFIDENCE, "seed": seed},
     )
-    gold = split.gold_subwords or [None] * len(split.speech_image_ids)
+    gold = split.gold_subwords
     if all(row is None for row in gold):
         results.notes.append("The data have no captions: retrieval of texts and keywords in captions are left out.")
     elif missing := gold.count(None):
@@ -273,8 +223,7 @@ def _add_retrieval(results: Results, split: SplitOutputs, resamples: int, seed: 
         numbers = {text: number for number, text in enumerate(dict.fromkeys(split.captions[row] for row in captioned))}
         own_text = torch.tensor([numbers[split.captions[row]] for row in captioned])
         searched["text"] = (captioned, split.text_embeds, own_text, torch.arange(len(numbers)))
-    branches = [branch for branch in BRANCHES if f"{branch}_embeds" in split.outputs]
-    for branch in branches:
+    for branch in (branch for branch in BRANCHES if f"{branch}_embeds" in split.outputs):
         for item, (queries, embeds, own_ids, ids) in searched.items():
             speech = split.outputs[f"{branch}_embeds"][queries]
             statistics = retrieval_statistics(speech, embeds, own_ids, ids, item=item, resamples=resamples, seed=seed)
@@ -285,10 +234,10 @@ def _add_retrieval(results: Results, split: SplitOutputs, resamples: int, seed: 
     for item, (_, _, own_ids, ids) in searched.items():
         results.chance |= chance_recall(own_ids.tolist(), ids.tolist(), item=item)
     prefix = f"{results.retrieval_branch}_"
-    for name in [name for name in results.metrics if name.startswith(f"{prefix}mean_R@")]:
-        results.metrics[name.removeprefix(prefix)] = results.metrics[name]
-        if name in results.intervals:
-            results.intervals[name.removeprefix(prefix)] = results.intervals[name]
+    stored: tuple[dict[str, Any], ...] = (results.metrics, results.intervals)
+    for figures in stored:
+        for name in [name for name in figures if name.startswith(f"{prefix}mean_R@")]:
+            figures[name.removeprefix(prefix)] = figures[name]
 
 
 def _add_keywords(
@@ -300,12 +249,17 @@ def _add_keywords(
     resamples: int,
     seed: int,
 ) -> None:
-    ids, lengths = split.outputs["keyword_ids"], split.outputs["keyword_lengths"]
+    outputs = split.outputs
+    ids, lengths = outputs["keyword_ids"], outputs["keyword_lengths"]
     table = model.get_input_embeddings().weight
     usable = model.vocabulary_ids[model.is_keyword].tolist()
-    gold = split.gold_subwords or [None] * len(ids)
+    gold = split.gold_subwords
     captioned = [row for row in gold if row is not None]
-    results.metrics |= keyword_usage(split.outputs)
+    results.metrics["keywords_per_utterance"] = lengths.double().mean().item()
+    results.metrics["distinct_keywords"] = len(torch.unique(ids[ids >= 0]))
+    if "alpha_sums" in outputs and "target_lengths" in outputs:
+        error = (outputs["alpha_sums"].double() - outputs["target_lengths"].double()).abs()
+        results.metrics["cif_length_error"] = error.mean().item()
     if captioned:
         results.chance |= chance_keyword_hit_rate(captioned, usable)
         ks = [k for k in (1, 5) if k <= len(usable)] if neighbours is None else neighbours
@@ -330,19 +284,26 @@ def _add_times(
     reference = [word_boundaries(row) for row in known]
     results.metrics |= boundary_agreement(fired, reference)
     results.metrics["aligned_utterances"] = len(rows)
-    chance = boundary_agreement(even_boundaries([len(times) for times in fired], seconds), reference)
+    even = [even_spans(len(times) + 1, length) for times, length in zip(fired, seconds, strict=True)]
+    chance = boundary_agreement([[end for _, end in own[:-1]] for own in even], reference)
     results.chance |= {name: value for name, value in chance.items() if "@" in name}
     if tokenizer is not None:
         ids = [split.outputs["keyword_ids"][row].tolist() for row in rows]
         token_words = [
             [
-                (set(tokenizer(word.text.lower(), add_special_tokens=False)["input_ids"]), word.start, word.end)
+                (set(tokenizer(word.word.lower(), add_special_tokens=False)["input_ids"]), word.start, word.end)
                 for word in row
             ]
             for row in known
         ]
         results.metrics |= keyword_localization(ids, found, token_words)
-        results.chance |= chance_keyword_localization(ids, found, token_words, seconds, seed)
+        generator = random.Random(seed)
+        for name, spans in (
+            ("", [even_spans(len(own), length) for own, length in zip(found, seconds, strict=True)]),
+            ("_shuffled", [generator.sample(list(own), len(own)) for own in found]),
+        ):
+            score = keyword_localization(ids, spans, token_words)["keyword_localization"]
+            results.chance[f"keyword_localization{name}"] = score
     if len(rows) < len(words):
         results.notes.append(f"{len(words) - len(rows)} of {len(words)} utterances have no alignment.")
 

@@ -4,9 +4,8 @@ The papers name word-level and subword-level extraction and duplicate keywords, 
 """
 
 import math
-import random
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -29,11 +28,8 @@ def keyword_hit_rate(
 ) -> dict[str, float | list[float]]:
     """Share of the keywords that are in the caption, averaged over utterances.
 
-    A keyword hits if it, or any of its nearest subwords when several are given, is one of the caption's subwords. With
-    a fixed number of keywords the mean over utterances equals that over places.
-
     Args:
-        keyword_ids: (B, N) subword ids, or (B, N, k) ids of each keyword's k nearest subwords.
+        keyword_ids: (B, N) subword ids, or (B, N, k) ids of each keyword's k nearest subwords, any of which may hit.
         keyword_lengths: (B,) number of keywords, each between 1 and N; what follows is ignored.
         gold_ids: per utterance the subword ids of its caption, or None where there is no caption (left out); or a
             (B, L) tensor padded with negative ids.
@@ -41,11 +37,7 @@ def keyword_hit_rate(
         convention: "content" never counts a special subword as gold; "original" always does, as the authors' code.
 
     Returns:
-        `hit_rate` in percent, and `hit_rate_by_place`, in percent for each of the N places over the utterances that
-        have a keyword there.
-
-    Raises:
-        ValueError: for shapes that do not agree, lengths outside 1..N, an unknown convention, or no caption at all.
+        `hit_rate` in percent, and `hit_rate_by_place` over the utterances that have a keyword there.
 
     Example:
         >>> ids = torch.tensor([[320, 7], [11, 9]])
@@ -57,7 +49,7 @@ def keyword_hit_rate(
     hits = _hits(keyword_ids, keyword_lengths, gold_ids, special_ids, convention)
     by_place = [[row[place] for row in hits if place < len(row)] for place in range(max(map(len, hits)))]
     return {
-        "hit_rate": 100.0 * _shares(hits).mean().item(),
+        "hit_rate": _shares(hits).mean().item(),
         "hit_rate_by_place": [100.0 * sum(found) / len(found) for found in by_place],
     }
 
@@ -73,48 +65,42 @@ def _hits(
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}; got {convention!r}.")
     neighbours = keyword_ids.unsqueeze(-1) if keyword_ids.dim() == 2 else keyword_ids  # (B, N, k)
-    if neighbours.dim() != 3 or len(neighbours) == 0:
-        raise ValueError(f"keyword_ids must be (B, N) or (B, N, k) with B > 0; got shape {tuple(keyword_ids.shape)}.")
-    num_utterances, num_places, _ = neighbours.shape
-    if len(keyword_lengths) != num_utterances or len(gold_ids) != num_utterances:
-        raise ValueError(
-            f"{num_utterances} utterances have keywords, {len(keyword_lengths)} have lengths and {len(gold_ids)} have "
-            "captions; all three must be the same utterances."
-        )
-    lengths = keyword_lengths.cpu()
-    if int(lengths.min()) < 1 or int(lengths.max()) > num_places:
-        raise ValueError(
-            f"keyword_lengths must lie in 1..{num_places}; got {int(lengths.min())}..{int(lengths.max())}."
-        )
-
+    if neighbours.dim() != 3:
+        raise ValueError(f"keyword_ids must be (B, N) or (B, N, k); got shape {tuple(keyword_ids.shape)}.")
     if isinstance(gold_ids, Tensor):
         gold_ids = [[i for i in row if i >= 0] for row in gold_ids.tolist()]
     special = set(special_ids)
     hits = []
-    for row, length, caption in zip(neighbours.tolist(), lengths.tolist(), gold_ids, strict=True):
+    for row, caption in zip(spoken_keywords(neighbours, keyword_lengths, gold_ids), gold_ids, strict=True):
         if caption is not None:
             gold = set(caption) | special if convention == "original" else set(caption) - special
-            hits.append([not gold.isdisjoint(near) for near in row[:length]])
+            hits.append([not gold.isdisjoint(near) for near in row])
     if not hits:
         raise ValueError("No utterance has a caption, so there is nothing to compare its keywords with.")
     return hits
 
 
 def _shares(hits: list[list[bool]]) -> Tensor:
-    return torch.tensor([sum(row) / len(row) for row in hits], dtype=torch.float64)
+    return torch.tensor([100.0 * (sum(row) / len(row)) for row in hits], dtype=torch.float64)
+
+
+def spoken_keywords(keyword_ids: Tensor, keyword_lengths: Tensor, captions: Sequence[Any]) -> list[list[Any]]:
+    """Keywords (B, N, ...) of each utterance without padding, checked against their lengths (B,) and B captions."""
+    lengths = keyword_lengths.tolist()
+    if not 0 < len(keyword_ids) == len(lengths) == len(captions):
+        raise ValueError(
+            f"{len(keyword_ids)} utterances have keywords, {len(lengths)} have lengths and {len(captions)} have "
+            "captions; all must be the same utterances."
+        )
+    if min(lengths) < 1 or max(lengths) > keyword_ids.shape[1]:
+        raise ValueError(f"keyword_lengths must lie in 1..{keyword_ids.shape[1]}; got {min(lengths)}..{max(lengths)}.")
+    return [row[:length] for row, length in zip(keyword_ids.tolist(), lengths, strict=True)]
 
 
 def nearest_subwords(subword_ids: Tensor, table: Tensor, k: int, vocabulary_ids: Tensor | None = None) -> Tensor:
-    """The k subwords whose embeddings have the highest cosine with those of the given subwords.
+    """Find the k subwords of a vocabulary (by default all) whose embeddings are nearest by cosine to those of others.
 
-    Args:
-        subword_ids: integers of any shape (...), negative at padding.
-        table: (V, E) CLIP's subword embeddings.
-        k: number of neighbours, the subword itself first.
-        vocabulary_ids: (R,) ids to choose among; all V if None.
-
-    Returns:
-        int64 of shape (..., k), -1 where the given id is negative.
+    For ids (...), negative at padding, and the table (V, E): (..., k), each subword itself first, -1 at padding.
 
     Example:
         >>> table = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
@@ -143,67 +129,28 @@ def nearest_subwords(subword_ids: Tensor, table: Tensor, k: int, vocabulary_ids:
 def hit_rate_shares(
     keyword_ids: Tensor,
     keyword_lengths: Tensor,
-    gold_subwords: Sequence[Sequence[int] | None],
+    captions: Sequence[Sequence[int] | None],
     config: Any,
     token_embeddings: Tensor,
     ks: Sequence[int],
 ) -> dict[str, Tensor]:
-    """Share of the keywords that hit of each captioned utterance, in percent, for each k and convention.
-
-    Args:
-        keyword_ids: (S, N) subword ids, -1 at padding.
-        keyword_lengths: (S,) keywords of each utterance.
-        gold_subwords: per utterance the subword ids of its caption; empty or None where there is none.
-        config: the model's.
-        token_embeddings: (V, E) CLIP's.
-        ks: how many of the subwords nearest to a keyword may hit.
-
-    Returns:
-        (S',) float64 under `keyword_hit_rate@{k}` and `keyword_hit_rate_original@{k}`; empty without any caption.
-    """
-    captions = [gold or None for gold in gold_subwords]
-    if not any(captions):
-        return {}
+    """Share of its keywords (S, N) that hit, in percent, of each utterance that has a caption: by name (S',)."""
     special = {0, config.start_token_id, config.end_token_id}
     vocabulary = config.keyword_config.vocabulary_ids
     allowed = None if vocabulary is None else torch.tensor(vocabulary)
     neighbours = nearest_subwords(keyword_ids.long(), token_embeddings, max(ks), allowed).cpu()  # (S, N, k)
-    shares = {}
-    for k in ks:
-        for name, convention in (("keyword_hit_rate", "content"), ("keyword_hit_rate_original", "original")):
-            hits = _hits(neighbours[..., :k], keyword_lengths, captions, special, convention)
-            shares[f"{name}@{k}"] = 100.0 * _shares(hits)
-    return shares
-
-
-def keyword_usage(outputs: Mapping[str, Tensor]) -> dict[str, float]:
-    """Use of CIF and the vocabulary, from the model's `keyword_ids` (S, N), `keyword_lengths` (S,) and CIF's lengths.
-
-    Returns:
-        `keywords_per_utterance`, the mean; `distinct_keywords`, the number of different subwords that were chosen;
-        with CIF `cif_length_error`, the mean absolute difference between its sum and the target, in keywords.
-    """
-    ids, lengths = outputs["keyword_ids"], outputs["keyword_lengths"]
-    metrics: dict[str, float] = {
-        "keywords_per_utterance": lengths.double().mean().item(),
-        "distinct_keywords": len(torch.unique(ids[ids >= 0])),
+    return {
+        f"{name}@{k}": _shares(_hits(neighbours[..., :k], keyword_lengths, captions, special, convention))
+        for k in ks
+        for name, convention in (("keyword_hit_rate", "content"), ("keyword_hit_rate_original", "original"))
     }
-    if "alpha_sums" in outputs and "target_lengths" in outputs:
-        error = (outputs["alpha_sums"].double() - outputs["target_lengths"].double()).abs()
-        metrics["cif_length_error"] = error.mean().item()
-    return metrics
 
 
 def chance_keyword_hit_rate(gold_ids: Sequence[Collection[int]], keyword_ids: Collection[int]) -> dict[str, float]:
-    """Expected keyword hit rate (k=1) in percent of two ways to guess.
+    """Expected keyword hit rate (k=1) in percent, given the captions' subwords and those that may become keywords.
 
-    Args:
-        gold_ids: per utterance the subword ids of its caption.
-        keyword_ids: the subwords that may become keywords.
-
-    Returns:
-        `keyword_hit_rate@1` for subwords drawn uniformly at random, and `keyword_hit_rate_most_common@1` for always
-        giving the subword that the most captions have.
+    `keyword_hit_rate@1` is for subwords drawn uniformly at random, `keyword_hit_rate_most_common@1` for always giving
+    the subword that the most captions have.
 
     Example:
         >>> chance_keyword_hit_rate([{1, 2}, {2}], {1, 2, 3, 4})
@@ -228,36 +175,12 @@ def keyword_statistics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Statistics:
-    """Agreement of keywords with captions, and how they repeat themselves.
+    """Agreement of keywords with captions, and how they repeat themselves: our own measures of docs/metrics.md.
 
-    Args:
-        keyword_ids: (S, N) CLIP subword ids of the keywords in spoken order.
-        keyword_lengths: (S,) keywords of each utterance; what follows is ignored.
-        gold_subwords: per utterance the subword ids of its caption, or None where there is no caption.
-        tokenizer: CLIP's.
-        usable_ids: subwords that may become keywords.
-        table: (V, E) CLIP's subword embeddings.
-        resamples: how many times utterances are drawn for the intervals; 0 for none.
-        seed: seed of the draws, and of the shuffled captions.
-
-    Returns:
-        In percent `keyword_duplicates` and `vocabulary_coverage`; over the utterances with a caption
-        `{subword|word}_{precision|recall|f1}` and the same without stop words under `content_{...}`;
-        `caption_coverage`; and the cosines `semantic_similarity` and `semantic_similarity_shuffled` (the latter from
-        two captioned utterances on). Means over utterances have intervals.
-
-    Raises:
-        ValueError: if utterances, lengths and captions are not equally many, or an utterance has no keyword.
+    Keywords (S, N) and captions are those of `keyword_hit_rate`; `usable_ids` may become keywords, and `table` (V, E)
+    holds CLIP's embeddings. The seed is that of the intervals' draws and of the shuffled captions.
     """
-    lengths = keyword_lengths.tolist()
-    if len(keyword_ids) != len(lengths) or len(gold_subwords) != len(lengths):
-        raise ValueError(
-            f"{len(keyword_ids)} utterances have keywords, {len(lengths)} have lengths and {len(gold_subwords)} have "
-            "captions; all must be the same utterances."
-        )
-    if not lengths or min(lengths) < 1:
-        raise ValueError("Every utterance needs at least one keyword; there are none, or one has none.")
-    keywords = [row[:length] for row, length in zip(keyword_ids.tolist(), lengths, strict=True)]
+    keywords = spoken_keywords(keyword_ids, keyword_lengths, gold_subwords)
     usable = set(usable_ids)
     chosen = {i for row in keywords for i in row}
     values = {"vocabulary_coverage": 100.0 * len(chosen & usable) / len(usable)}
@@ -288,15 +211,8 @@ def keyword_localization(
     """Share of the correct keywords that are where their word is said.
 
     A keyword is correct if its token is one of a word of the utterance, and in place if its span covers at least half
-    of such a word.
-
-    Args:
-        keyword_ids: per utterance the tokens of its keywords; what follows the last span is ignored.
-        spans: per utterance start and end of its keywords, in seconds.
-        words: per utterance the tokens of each word, its start and its end in seconds.
-
-    Returns:
-        `keyword_localization` in percent, NaN if no keyword is correct, and `keywords_correct`, their number.
+    of such a word. Per utterance there are the tokens of its keywords (what follows the last span is ignored), start
+    and end of each in seconds, and the tokens of each word, with its start and its end.
 
     Example:
         >>> words = [({7}, 0.0, 0.4), ({9}, 0.4, 1.0)]
@@ -315,38 +231,6 @@ def keyword_localization(
     }
 
 
-def chance_keyword_localization(
-    keyword_ids: Sequence[Sequence[int]],
-    spans: Sequence[Sequence[tuple[float, float]]],
-    words: Sequence[Sequence[tuple[Collection[int], float, float]]],
-    seconds: Sequence[float],
-    seed: int = 0,
-) -> dict[str, float]:
-    """Localization of the same keywords by spans that know nothing.
-
-    Args:
-        keyword_ids: as in `keyword_localization`.
-        spans: likewise.
-        words: likewise.
-        seconds: length of each utterance.
-        seed: seed of the shuffling.
-
-    Returns:
-        `keyword_localization` for evenly spaced spans, and `keyword_localization_shuffled` for the utterance's own
-        spans in random order, in percent.
-    """
-    even = [
-        [(length * place / len(own), length * (place + 1) / len(own)) for place in range(len(own))]
-        for own, length in zip(spans, seconds, strict=True)
-    ]
-    generator = random.Random(seed)
-    shuffled = [generator.sample(list(own), len(own)) for own in spans]
-    return {
-        name: keyword_localization(keyword_ids, other, words)["keyword_localization"]
-        for name, other in (("keyword_localization", even), ("keyword_localization_shuffled", shuffled))
-    }
-
-
 @cache
 def stop_words() -> frozenset[str]:
     """Words that `english_stop_words.txt` of this package lists."""
@@ -355,11 +239,7 @@ def stop_words() -> frozenset[str]:
 
 
 class Spelling:
-    """Texts of CLIP's subwords, and the words that a row of them spells.
-
-    Args:
-        tokenizer: CLIP's, whose subwords end in `</w>` where a word ends.
-    """
+    """Texts of CLIP's subwords, which end in `</w>` where a word ends, and the words that a row of them spells."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._ends = cache(lambda subword: (tokenizer.convert_ids_to_tokens(subword) or "").endswith("</w>"))
@@ -408,13 +288,7 @@ def _agreement(
 def semantic_similarities(
     keywords: Sequence[Sequence[int]], captions: Sequence[Sequence[int]], table: Tensor
 ) -> list[float]:
-    """Mean, over each utterance's keywords, of the highest cosine with any subword of its caption; else NaN.
-
-    Args:
-        keywords: subword ids of each utterance's keywords.
-        captions: subword ids of each utterance's caption.
-        table: (V, E) CLIP's subword embeddings.
-    """
+    """Mean, over each utterance's keywords, of the highest cosine in CLIP's table (V, E) with any of its caption's."""
     units = torch.nn.functional.normalize(table.detach().float().cpu(), dim=-1)
     found = []
     for given, wanted in zip(keywords, captions, strict=True):
@@ -425,15 +299,10 @@ def semantic_similarities(
 
 def cloud_counts(
     keywords: Sequence[Sequence[int]], captions: Sequence[Collection[int] | None]
-) -> Mapping[str, dict[int, int]]:
-    """Count how often each subword was a keyword that the caption has (`hit`), has not (`miss`), or without caption.
-
-    Returns:
-        `hit`, `miss` and `unknown`: subword id to count, the most frequent first.
-    """
+) -> dict[str, Counter[int]]:
+    """Count the keywords that the caption has (`hit`), has not (`miss`), or that have no caption (`unknown`)."""
     counts: dict[str, Counter[int]] = {"hit": Counter(), "miss": Counter(), "unknown": Counter()}
     for row, caption in zip(keywords, captions, strict=True):
-        gold = None if caption is None else set(caption)
         for subword in row:
-            counts["unknown" if gold is None else "hit" if subword in gold else "miss"][subword] += 1
-    return {kind: dict(sorted(count.items(), key=lambda item: (-item[1], item[0]))) for kind, count in counts.items()}
+            counts["unknown" if caption is None else "hit" if subword in caption else "miss"][subword] += 1
+    return counts

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import comb
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,23 +21,18 @@ CURVE_KS = tuple(range(1, 101))
 # Scores are accumulated in float64, where equal vectors may still differ in the last bit (a matrix product sums in
 # another order at the edges of its blocks). Scores this close, relative to the vectors' lengths, are ties.
 _TIE_MARGIN = 1e-12
+_SAME_IMAGE = 1e-3  # how far the elements of two embeddings of one image may differ
 _CHUNK_BYTES = 32 * 2**20
 _CHUNK_ITEMS = 4_000_000  # drawn at a time for the intervals
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Metrics with their confidence intervals.
-
-    Attributes:
-        values: by name.
-        intervals: bootstrap confidence intervals (low, high) of those values that have one, by the same names.
-        ranks: of a retrieval, by direction: (Q,) int64, rank of each query's best right answer, from 1.
-    """
+    """Metrics with their confidence intervals."""
 
     values: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    ranks: dict[str, Tensor] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]]  # (low, high) by bootstrap, of those values that have one
+    ranks: dict[str, Tensor] = field(default_factory=dict)  # (Q,) from 1, by direction
 
 
 def retrieval_statistics(
@@ -53,12 +49,11 @@ def retrieval_statistics(
 
     From speech, every utterance has one right item. To speech, an item is found at the rank of the best of its
     utterances; items without an utterance are searched among but are no queries. A rank is 1 plus the number of wrong
-    answers that score *at least* as high, so ties count against the model. docs/metrics.md has the formulas.
+    answers that score *at least* as high, so ties count against the model.
 
     Args:
         speech_embeds: (S, P), one row per utterance. Scores are dot products: give unit-length rows for cosines.
-        item_embeds: (I, P). An item may be given several times (once per caption); its rows must then be equal, and
-            it is counted once.
+        item_embeds: (I, P). An item may be given several times (once per caption), with equal rows.
         speech_item_ids: (S,) integers, the id of each utterance's item.
         item_ids: (I,) integers, the id of each item.
         ks: the cut-offs.
@@ -67,16 +62,8 @@ def retrieval_statistics(
         seed: seed of the draws.
 
     Returns:
-        Values for the directions `speech_to_ITEM` and `ITEM_to_speech`: `{direction}_R@{k}`, the share of queries with
-        a right answer among the first k; `{direction}_median_rank`, `{direction}_mean_rank`; `{direction}_mAP`; all
-        but the ranks in percent. `mean_{ITEM}_R@{k}` is the mean of both directions (`mean_R@{k}` for images). If an
-        item has several utterances also `ITEM_to_speech_mteb_R@{k}`, the share of *all* its utterances among the
-        first k. Intervals draw utterances for the first direction, items for the second. The ranks of the items that
-        have an utterance are in ascending order of their ids.
-
-    Raises:
-        ValueError: for empty or mismatched input, values that are not finite, an utterance whose item is missing,
-            and an id that stands for two different items.
+        Values and intervals by the names of docs/metrics.md without the branch. The ranks of the items that have an
+        utterance are in ascending order of their ids.
     """
     if not ks or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in ks):
         raise ValueError(f"ks must be one or more whole numbers from 1, such as (1, 5, 10); got {ks!r}.")
@@ -124,9 +111,7 @@ def retrieval_recall(
     image_ids: Tensor,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Recall at k, median and mean rank, from speech to images and from images to speech.
-
-    The recalls and ranks of `retrieval_statistics`, which has the same arguments, errors and names.
+    """Recall at k, median and mean rank in both directions: those of `retrieval_statistics`, without intervals.
 
     Example:
         >>> speech = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -141,19 +126,12 @@ def retrieval_recall(
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of all right answers, from 1: int64 on the CPU, (S,) in the order of the utterances.
+    """Ranks of all right answers, from 1: int64 on the CPU, (S,) in the order of the utterances."""
 
-    Attributes:
-        speech: rank of each utterance's image, the utterance being the query.
-        own: rank of each utterance, its image being the query.
-        place: place of each utterance among those of its image, the best first.
-        group: number of each utterance's image among the I' images that have an utterance.
-    """
-
-    speech: Tensor
-    own: Tensor
-    place: Tensor
-    group: Tensor
+    speech: Tensor  # of each utterance's image, the utterance being the query
+    own: Tensor  # of each utterance, its image being the query
+    place: Tensor  # of each utterance among those of its image, the best first
+    group: Tensor  # number of each utterance's image among the I' images that have an utterance
 
     @property
     def best_own(self) -> Tensor:
@@ -163,17 +141,9 @@ class Ranks:
 
 
 def all_ranks(speech_embeds: Tensor, image_embeds: Tensor, speech_image_ids: Tensor, image_ids: Tensor) -> Ranks:
-    """Rank every right answer: each utterance's image, and each image's utterances.
-
-    Args:
-        speech_embeds: (S, P).
-        image_embeds: (I, P), each image once.
-        speech_image_ids: (S,) integers, each of them in `image_ids`.
-        image_ids: (I,) integers, all different.
-    """
-    targets = _positions(speech_image_ids, image_ids)
+    """Rank every right answer: the image of each of S utterances, and the utterances of I images, each there once."""
     speech, images = _double(speech_embeds), _double(image_embeds)
-    targets = targets.to(speech.device)
+    targets = _positions(speech_image_ids, image_ids).to(speech.device)
     chunk = max(1, _CHUNK_BYTES // (8 * len(images)))
     right = torch.cat(
         [(speech[i : i + chunk] * images[targets[i : i + chunk]]).sum(-1) for i in range(0, len(speech), chunk)]
@@ -212,48 +182,34 @@ def recall_curve(ranks: Tensor) -> list[float]:
     return (100.0 * found.double() / len(ranks)).tolist()
 
 
-def unique_images(image_embeds: Tensor, image_ids: Tensor, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
+def unique_images(image_embeds: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Keep each image once: rows (I', P) and ids (I',), in ascending order of ids.
-
-    Args:
-        image_embeds: (I, P).
-        image_ids: (I,) integers.
-        tolerance: how far the elements of two rows with the same id may differ (rounding between batches).
-
-    Raises:
-        ValueError: if two rows with the same id differ by more than `tolerance`.
 
     Example:
         >>> unique_images(torch.tensor([[1.0], [2.0], [1.0]]), torch.tensor([5, 3, 5]))
         (tensor([[2.],
                 [1.]]), tensor([3, 5]))
     """
-    ids, group = torch.unique(image_ids, return_inverse=True)  # (I',), (I,)
-    rows = torch.arange(len(image_ids), device=image_ids.device)
-    first = torch.full_like(ids, len(image_ids)).scatter_reduce(0, group, rows.to(ids.dtype), "amin").long()
+    unique = np.unique(image_ids.cpu().numpy(), return_index=True, return_inverse=True)
+    ids, first, group = (torch.from_numpy(part).to(image_ids.device) for part in unique)  # (I',), (I',), (I,)
     kept = image_embeds[first]
-    if len(ids) < len(image_ids):
-        difference = (image_embeds - kept[group]).abs().amax(-1)
-        worst = int(difference.argmax())
-        if difference[worst] > tolerance:
-            raise ValueError(
-                f"Image id {int(image_ids[worst])} stands for two different images: rows {int(first[group[worst]])} "
-                f"and {worst} differ by {difference[worst].item():.3g}. Equal ids must have equal features; give "
-                "every image an id of its own."
-            )
+    difference = (image_embeds - kept[group]).abs().amax(-1)
+    worst = int(difference.argmax())
+    if difference[worst] > _SAME_IMAGE:
+        raise ValueError(
+            f"Image id {int(image_ids[worst])} stands for two different images: rows {int(first[group[worst]])} "
+            f"and {worst} differ by {difference[worst].item():.3g}. Equal ids must have equal features; give "
+            "every image an id of its own."
+        )
     return kept, ids
 
 
 def chance_recall(
     speech_item_ids: Sequence[int], item_ids: Sequence[int], ks: Sequence[int] = (1, 5, 10), item: str = "image"
 ) -> dict[str, float]:
-    """Expected recall at k in percent, and median rank, of a random order, by the names of `retrieval_statistics`.
+    """Expected recall at k in percent, and median rank, of a random order.
 
-    Args:
-        speech_item_ids: the item (image or text) of each utterance.
-        item_ids: the items; repeated ids are one item.
-        ks: the cut-offs.
-        item: what the items are called in the names.
+    Arguments and names are those of `retrieval_statistics`.
 
     Example:
         >>> chance_recall([1, 1, 2, 2], [1, 2], ks=(1,))["image_to_speech_R@1"]
@@ -290,10 +246,7 @@ def _mean_name(item: str, k: int) -> str:
 
 
 def resampled_means(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
-    """Bootstrap means (R, M) float64 of M figures of each of Q queries: values (Q, M), whose rows are drawn together.
-
-    The same seed and number of queries give the same draws.
-    """
+    """Bootstrap means (R, M) float64 of values (Q, M), whose rows are drawn together; equal seeds draw the same."""
     values = values.double()
     return torch.cat([counts.double() @ values / len(values) for counts in _counts(len(values), resamples, seed)])
 
@@ -310,14 +263,14 @@ def resampled_medians(values: Tensor, resamples: int = RESAMPLES, seed: int = 0)
     return torch.cat(medians)
 
 
-def interval(samples: Tensor, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the interval that holds the middle share of samples (R,), its ends interpolated (percentile method).
+def interval(samples: Tensor) -> tuple[float, float]:
+    """Return the interval that holds the middle 95 % of samples (R,), its ends interpolated (percentile method).
 
     Example:
-        >>> interval(torch.arange(101.0), confidence=0.9)
-        (5.0, 95.0)
+        >>> interval(torch.arange(1001.0))
+        (25.0, 975.0)
     """
-    outside = (1 - confidence) / 2
+    outside = (1 - CONFIDENCE) / 2
     low, high = torch.quantile(samples.double(), torch.tensor([outside, 1 - outside], dtype=torch.float64)).tolist()
     return round(low, 10), round(high, 10)
 

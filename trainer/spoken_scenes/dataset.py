@@ -32,13 +32,9 @@ DEFAULT_SIZES = {"train": (4000, 2), "validation": (500, 1), "test": (500, 1)}
 """Scenes, and captions per scene, of each split unless asked otherwise."""
 
 # Audio can be attached only afterwards: creating it needs torchcodec, which this package does not.
-_FEATURES = datasets.Features(
-    {
-        **FEATURES,
-        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
-        "words": WORDS,
-    }
-)
+_FILE = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+_FEATURES = datasets.Features({**FEATURES, "audio": _FILE, "words": WORDS})
+_LIVELINESS = ((130, 211), (30, 71), (25, 76), (0, 3))  # from and below which speed, pitch and so on are drawn
 _CHUNK = 125  # scenes that one process makes at a time; fixed, so that the cache does not depend on their number
 
 
@@ -64,10 +60,6 @@ def build_spoken_scenes(
     Returns:
         A data set with one row per caption: `audio` (FLAC bytes, 16 kHz, 16 bit), `image` (PNG bytes, 64 x 64),
         `image_id`, `text`, `caption_id`, `speaker` (the voice's name), `words` (the spoken words with their times).
-
-    Raises:
-        ValueError: unknown split, a count below 1, or more scenes than the split has.
-        SpeechSynthesisError: if espeak-ng is not installed.
     """
     check_split(split)
     num_scenes = DEFAULT_SIZES[split][0] if num_scenes is None else num_scenes
@@ -78,19 +70,13 @@ def build_spoken_scenes(
     sample_scenes(split, num_scenes, seed)  # more scenes than there are: say so here, not from a worker process
     synthesise("test", Voice(VOICES[split][0]))  # likewise if espeak-ng is missing
     chunks = [(start, min(start + _CHUNK, num_scenes)) for start in range(0, num_scenes, _CHUNK)]
+    sizes = {"num_scenes": num_scenes, "captions_per_scene": captions_per_scene, "seed": seed}
     made = datasets.Dataset.from_generator(
         generate_rows,
         features=_FEATURES,
         cache_dir=cache_dir,
-        gen_kwargs={
-            "chunks": chunks,
-            "split": split,
-            "num_scenes": num_scenes,
-            "captions_per_scene": captions_per_scene,
-            "seed": seed,
-            "version": VERSION,
-        },
-        num_proc=min(num_proc, len(chunks)) if min(num_proc, len(chunks)) > 1 else None,
+        gen_kwargs={"chunks": chunks, "split": split, "version": VERSION, **sizes},
+        num_proc=min(num_proc, len(chunks)),
         split=datasets.NamedSplit(split),
     )
     return made.cast_column("audio", AUDIO)
@@ -129,13 +115,8 @@ def scene_rows(scene: Scene, split: str, captions_per_scene: int, seed: int) -> 
 
 def random_voice(name: str, rng: np.random.Generator) -> Voice:
     """Let a voice speak at a pace, height and liveliness of the moment."""
-    return Voice(
-        name=name,
-        speed=int(rng.integers(130, 211)),
-        pitch=int(rng.integers(30, 71)),
-        pitch_range=int(rng.integers(25, 76)),
-        word_gap=int(rng.integers(0, 3)),
-    )
+    speed, pitch, pitch_range, word_gap = (int(rng.integers(*ends)) for ends in _LIVELINESS)
+    return Voice(name, speed, pitch, pitch_range, word_gap)
 
 
 def flac(samples: np.ndarray) -> bytes:

@@ -1,15 +1,10 @@
 """Speech made in process by espeak-ng: the voices of `spoken_scenes`.
 
-The library comes from the wheel `espeakng-loader` and is called through ctypes. One utterance takes a few
-milliseconds, so a corpus in a hundred voices is made on the spot instead of downloaded.
-
+The library comes from the wheel `espeakng-loader` and is called through ctypes; an utterance takes a few milliseconds.
 espeak-ng keeps global state and is not re-entrant, and what it said before shifts the flutter and the noise of what
 it says next. So every call holds one lock per process, loads the library, speaks, and unloads it again (half a
-millisecond): the samples of an utterance depend on its text and its voice alone. Worker processes, forked or spawned,
-may all synthesise.
+millisecond): the samples of an utterance depend on its text and its voice alone.
 """
-
-from __future__ import annotations
 
 import _ctypes
 import atexit
@@ -21,25 +16,18 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
 SAMPLING_RATE = 16_000
-"""Samples per second of everything that this module returns."""
 
+# American, British, received pronunciation, Scottish, Lancastrian, West Midlands, Caribbean, New York.
 ACCENTS = (
-    "en-us",
-    "en-gb",
-    "en-gb-x-rp",
-    "en-gb-scotland",
-    "en-gb-x-gbclan",
-    "en-gb-x-gbcwmd",
-    "en-029",
-    "en-us-nyc",
+    *("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland"),
+    *("en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc"),
 )
-"""espeak-ng's English accents: American, British, received pronunciation, Scottish, Lancastrian, West Midlands,
-Caribbean, New York."""
 
 # Variants that share their formants (steph, steph2, steph3; linda, belinda; ...) stay in one split: a test voice must
 # be a timbre that was never heard in training. Left out of all splits: whispers, robots, demons and echo chambers
@@ -67,7 +55,6 @@ _FILE_NAMES = {"en-gb": "en"}
 # From espeak-ng's speak_lib.h.
 _OUTPUT_SYNCHRONOUS = 2
 _PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 0x0001, 0x0002, 0x8000
-_RATE, _VOLUME, _PITCH, _PITCH_RANGE, _PUNCTUATION, _CAPITALS, _WORDGAP = 1, 2, 3, 4, 5, 6, 7
 _CHARS_UTF8 = 1
 _EVENT_END_OF_LIST, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 
@@ -78,40 +65,22 @@ class SpeechSynthesisError(RuntimeError):
 
 @dataclass(frozen=True)
 class Voice:
-    """How an utterance is spoken.
+    """How an utterance is spoken."""
 
-    Attributes:
-        name: espeak-ng voice as `accent+variant`, such as "en-us+m3"; the variant may be left out.
-        speed: words per minute, 80 to 450; espeak-ng's default is 175.
-        pitch: base pitch, 0 (low) to 99 (high); 50 is the variant's own.
-        pitch_range: how far the pitch moves, 0 (monotone) to 99; 50 is the default.
-        word_gap: extra pause between words, in units of 10 ms at the default speed.
-    """
-
-    name: str = "en-us"
-    speed: int = 175
-    pitch: int = 50
-    pitch_range: int = 50
-    word_gap: int = 0
+    name: str = "en-us"  # as `accent+variant`, such as "en-us+m3"; the variant may be left out
+    speed: int = 175  # words per minute, 80 to 450
+    pitch: int = 50  # 0 (low) to 99 (high); 50 is the variant's own
+    pitch_range: int = 50  # how far the pitch moves, 0 (monotone) to 99
+    word_gap: int = 0  # extra pause between words, in units of 10 ms at the default speed
 
 
 @dataclass(frozen=True)
 class SpeechEvent:
-    """Where a word or a phoneme begins.
+    """Where a word or a phoneme begins."""
 
-    Attributes:
-        kind: "word" or "phoneme".
-        start: seconds from the beginning of the utterance.
-        text: the word as written, or the phoneme in IPA (empty at a pause).
-    """
-
-    kind: str
-    start: float
-    text: str
-
-
-class _EventId(ctypes.Union):
-    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+    kind: str  # "word" or "phoneme"
+    start: float  # seconds from the beginning of the utterance
+    text: str  # the word as written, or the phoneme in IPA (empty at a pause)
 
 
 class _Event(ctypes.Structure):
@@ -123,7 +92,7 @@ class _Event(ctypes.Structure):
         ("audio_position", ctypes.c_int),
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
-        ("id", _EventId),
+        ("id", ctypes.c_char * 8),  # a phoneme's name, of what is a union there
     ]
 
 
@@ -159,7 +128,8 @@ class _Engine:
         if self.rate <= 0:
             raise SpeechSynthesisError(f"espeak-ng could not start with its data folder {data} (code {self.rate}).")
         self.chunks: list[np.ndarray] = []
-        self.events: list[tuple[int, int, int, int, bytes]] = []
+        self.events: list[SpeechEvent] = []
+        self.text = ""
         self.callback = _CALLBACK(self._collect)  # kept on self: ctypes does not hold a reference
         self.library.espeak_SetSynthCallback(self.callback)
 
@@ -173,12 +143,12 @@ class _Engine:
         del self.callback, self.library  # the callback refers back to this object
 
     def _collect(self, samples: Any, count: int, events: Any) -> int:
-        index = 0
-        while events[index].type != _EVENT_END_OF_LIST:
-            event = events[index]
-            if event.type in (_EVENT_WORD, _EVENT_PHONEME):
-                self.events.append((event.type, event.sample, event.text_position, event.length, event.id.string))
-            index += 1
+        for event in takewhile(lambda event: event.type != _EVENT_END_OF_LIST, events):
+            start, begin = event.sample / self.rate, event.text_position - 1
+            if event.type == _EVENT_WORD:
+                self.events.append(SpeechEvent("word", start, self.text[begin : begin + event.length]))
+            elif event.type == _EVENT_PHONEME:
+                self.events.append(SpeechEvent("phoneme", start, event.id.decode("utf-8", "replace")))
         if samples and count > 0:
             self.chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0
@@ -195,43 +165,20 @@ class _Engine:
             )
         if library.espeak_SetVoiceByName((_FILE_NAMES.get(accent, accent) + plus + variant).encode()) != 0:
             raise SpeechSynthesisError(f"This build of espeak-ng does not speak the voice {voice.name!r}.")
-        settings = {
-            _RATE: voice.speed,
-            _VOLUME: 100,
-            _PITCH: voice.pitch,
-            _PITCH_RANGE: voice.pitch_range,
-            _PUNCTUATION: 0,
-            _CAPITALS: 0,
-            _WORDGAP: voice.word_gap,
-        }
-        for parameter, value in settings.items():
+        # By the library's numbers: speed, volume, pitch, its range, punctuation, capitals, gap between words.
+        settings = (voice.speed, 100, voice.pitch, voice.pitch_range, 0, 0, voice.word_gap)
+        for parameter, value in enumerate(settings, 1):
             library.espeak_SetParameter(parameter, int(value), 0)
         if hasattr(library, "espeak_ng_SetRandSeed"):
             library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-        encoded = text.encode("utf-8") + b"\0"
+        self.text, encoded = text, text.encode("utf-8") + b"\0"
         code = library.espeak_Synth(encoded, len(encoded), 0, 1, 0, _CHARS_UTF8, None, None)
         if code != 0 or not self.chunks:
             raise SpeechSynthesisError(f"espeak-ng said nothing for the text {text!r} (code {code}).")
-        events = []
-        for kind, sample, position, length, name in self.events:
-            if kind == _EVENT_WORD:
-                events.append(SpeechEvent("word", sample / self.rate, text[position - 1 : position - 1 + length]))
-            else:
-                events.append(SpeechEvent("phoneme", sample / self.rate, name.decode("utf-8", "replace")))
-        return np.concatenate(self.chunks), events
+        return np.concatenate(self.chunks), self.events
 
 
 _LOCK = threading.Lock()
-
-
-def _renew_lock() -> None:
-    # A fork may happen while another thread of the parent is speaking: the child must not inherit a held lock.
-    global _LOCK
-    _LOCK = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @cache
@@ -260,18 +207,12 @@ def _known_variants() -> frozenset[str]:
 
 
 def synthesise_with_events(text: str, voice: Voice) -> tuple[np.ndarray, list[SpeechEvent]]:
-    """Speak a text and say where its words and phonemes begin.
-
-    Args:
-        text: what to say, at least one letter or digit.
-        voice: how to say it.
+    """Speak a text, of at least one letter or digit, and say where its words and phonemes begin.
 
     Returns:
-        samples: float32, shape (samples,), mono at 16 kHz, within [-1, 1].
-        events: words and phonemes in order of time.
+        Float32 samples (S,) at 16 kHz, within [-1, 1], and events in order of time.
 
     Raises:
-        ValueError: if the text is empty.
         SpeechSynthesisError: if espeak-ng is not installed, the voice is unknown, or nothing was said.
     """
     import soxr
@@ -289,16 +230,10 @@ def synthesise_with_events(text: str, voice: Voice) -> tuple[np.ndarray, list[Sp
 
 
 def word_times(events: list[SpeechEvent], seconds: float) -> list[dict[str, Any]]:
-    """Locate the words of an utterance, each of which lasts until the next word or pause.
+    """Locate the words of an utterance of so many seconds: `word`, `start` and `end` of each, in spoken order.
 
-    espeak-ng runs some function words together ("on the"): they are one event, named after the first.
-
-    Args:
-        events: as `synthesise_with_events` returns them.
-        seconds: length of the utterance.
-
-    Returns:
-        `word`, `start` and `end` in seconds of each, in spoken order.
+    A word lasts until the next word or pause. espeak-ng runs some function words together ("on the"): they are one
+    event, named after the first.
     """
     words = []
     for place, event in enumerate(events):

@@ -8,7 +8,6 @@ or number of scenes is asked for. Images are drawn with jitter in place, size, s
 import functools
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,22 +72,13 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two objects, how they lie, what is behind them, and the seed of the drawing's jitter.
+    """Two objects, how they lie, what is behind them, and the seed of the drawing's jitter."""
 
-    Attributes:
-        first: the left or the upper object.
-        second: the right or the lower object.
-        relation: where `first` lies as seen from `second`, "left" or "above".
-        background: a key of `BACKGROUNDS`.
-        image_id: a number that tells this image from all others of the data set.
-        drawing_seed: seed of the jitter.
-    """
-
-    first: SceneObject
-    second: SceneObject
-    relation: str
-    background: str
-    image_id: int
+    first: SceneObject  # the left or the upper one
+    second: SceneObject  # the right or the lower one
+    relation: str  # where `first` lies as seen from `second`, "left" or "above"
+    background: str  # a key of `BACKGROUNDS`
+    image_id: int  # tells this image from all others of the data set
     drawing_seed: int
 
     @property
@@ -107,10 +97,7 @@ class Scene:
         return Image.fromarray(draw_scene((self.first, self.second), self.relation, self.background, rng, size))
 
     def caption(self, rng: np.random.Generator) -> str:
-        """Say what is in the image in 8 to 14 lower-case words.
-
-        Both objects with all their attributes and the relation are always named, the background in some captions.
-        """
+        """Say in 8 to 14 lower-case words what is in the image: objects, relation, and sometimes the background."""
         while True:
             words = self._phrase(rng)
             if MIN_WORDS <= words.count(" ") + 1 <= MAX_WORDS:
@@ -118,10 +105,11 @@ class Scene:
 
     def captions(self, count: int, rng: np.random.Generator) -> list[str]:
         """Return `count` different captions."""
-        found: dict[str, None] = {}
+        found: list[str] = []
         while len(found) < count:
-            found[self.caption(rng)] = None
-        return list(found)
+            if (caption := self.caption(rng)) not in found:
+                found.append(caption)
+        return found
 
     def _phrase(self, rng: np.random.Generator) -> str:
         def choose(options: tuple[str, ...]) -> str:
@@ -159,21 +147,11 @@ def split_of(content: str) -> str:
 
 
 def sample_scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
-    """Sample scenes of one split, the same ones for the same arguments on every machine.
+    """Sample scenes of one split in random order, the same ones for the same arguments on every machine.
 
-    Args:
-        split: "train", "validation" or "test".
-        count: number of scenes. Contents do not repeat within validation and test; in training they repeat, with
-            another image, once all of them (about 26,000) were used.
-        seed: seed of the choice of contents, backgrounds and jitter.
-
-    Returns:
-        The scenes in random order.
-
-    Raises:
-        ValueError: unknown split, negative count, or more validation or test scenes than there are.
+    Contents do not repeat within validation and test, so that there are only so many; in training they repeat, with
+    another image, once all of them (about 26,000) were used.
     """
-    check_split(split)
     contents = split_contents(split)
     if count < 0 or (split != "train" and count > len(contents)):
         raise ValueError(f"count={count} {split} scenes were asked for: choose 0 to {len(contents)}.")
@@ -184,31 +162,29 @@ def sample_scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
         for index in rng.permutation(len(contents))[: count - len(scenes)]:
             number, first, second, relation = contents[index]
             background = backgrounds[int(rng.integers(len(backgrounds)))]
-            image_id = number + repetition * _number_of_contents()
+            image_id = number + repetition * len(_all_contents())
             scenes.append(Scene(first, second, relation, background, image_id, int(rng.integers(2**31))))
     return scenes
 
 
-@functools.lru_cache(maxsize=len(SPLITS))
+@functools.cache
 def split_contents(split: str) -> tuple[tuple[int, SceneObject, SceneObject, str], ...]:
     """Every content of a split as (running number over all contents, first, second, relation)."""
     check_split(split)
     return tuple((n, *c) for n, c in enumerate(_all_contents()) if split_of(_content(*c)) == split)
 
 
-@functools.lru_cache(maxsize=1)
-def _number_of_contents() -> int:
-    return sum(1 for _ in _all_contents())
-
-
-def _all_contents() -> Iterator[tuple[SceneObject, SceneObject, str]]:
+@functools.cache
+def _all_contents() -> list[tuple[SceneObject, SceneObject, str]]:
     """Two objects that differ in colour or shape, in each of two relations (the other two are the same scenes)."""
     objects = [SceneObject(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES]
-    for relation in ("left", "above"):
-        for first in objects:
-            for second in objects:
-                if (first.colour, first.shape) != (second.colour, second.shape):
-                    yield first, second, relation
+    return [
+        (first, second, relation)
+        for relation in ("left", "above")
+        for first in objects
+        for second in objects
+        if (first.colour, first.shape) != (second.colour, second.shape)
+    ]
 
 
 def _content(first: SceneObject, second: SceneObject, relation: str) -> str:
@@ -222,15 +198,7 @@ def draw_scene(
     rng: np.random.Generator,
     size: int = IMAGE_SIZE,
 ) -> np.ndarray:
-    """Draw two objects on a background: uint8 (size, size, 3).
-
-    Args:
-        objects: The left and the right one, or the upper and the lower one.
-        relation: "left" or "above", where the first lies as seen from the second.
-        background: A key of `BACKGROUNDS`.
-        rng: Source of the jitter.
-        size: Edge of the image in pixels.
-    """
+    """Draw the objects of a scene on a background: uint8 (size, size, 3)."""
     unit = size / IMAGE_SIZE
     image = draw_background(background, rng, size)
     radii = [rng.uniform(*RADII[o.size]) for o in objects]

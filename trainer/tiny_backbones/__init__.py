@@ -6,18 +6,7 @@ TINY_BACKBONES = ("hubert", "clip")
 
 
 def tiny_backbone(name: str) -> str:
-    """Return the folder of a tiny backbone that ships with the package.
-
-    Args:
-        name: "hubert" or "clip".
-
-    Returns:
-        The path of a folder that ``from_pretrained`` reads.
-
-    Raises:
-        ValueError: unknown name.
-        FileNotFoundError: the weights are not installed.
-    """
+    """Return the folder of a tiny backbone that ships with the package, "hubert" or "clip", for `from_pretrained`."""
     if name not in TINY_BACKBONES:
         raise ValueError(f"There is no tiny backbone {name!r}: choose one of {', '.join(TINY_BACKBONES)}.")
     folder = Path(__file__).resolve().parent / name

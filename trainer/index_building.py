@@ -12,34 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ...atomic_files import MANIFEST, check_new_folder, write_bytes, write_json
-from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
-from ...modeling_speechclip_plus.embedding import Batch, audio_batches, image_batches
-from ...modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
-from ...modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
-from ..data.folder import METADATA_FILES, read_table
-from ..data.load import DATASETS, is_data_path, is_hub_repository, load_mapped, read_dataset, splits_of
-from ..data.schema import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SPLITS, Findings, NoSuchSplitError, some
+from ..atomic_files import MANIFEST, check_new_folder, write_bytes, write_json
+from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
+from ..modeling_speechclip_plus.embedding import audio_batches, image_batches
+from ..modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
+from ..modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
+from .data.folder import metadata_tables, read_table
+from .data.load import DATASETS, is_data_path, is_hub_repository, read_dataset, splits_of
+from .data.schema import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SPLITS, Findings, NoSuchSplitError, some
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 16
 SHARD_SIZE = 256
 MAX_SECONDS = 120  # of one utterance: attention takes memory with the square of its length
 _COLUMNS = {"images": "image", "audio": "audio"}
 _SUFFIXES = {"images": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES}
-_COLUMN_TYPES = [
-    ("id", "string"),
-    ("path", "string"),
-    ("bytes", "large_binary"),
-    ("text", "string"),
-    ("seconds", "float64"),
-]
+_TYPES = {"id": "string", "path": "string", "bytes": "large_binary", "text": "string", "seconds": "float64"}
 
 
 def build_index(
@@ -52,7 +47,7 @@ def build_index(
     split: str | Sequence[str] | None = None,
     data_dir: str | Path | None = None,
     branch: str | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = 16,
     shard_size: int = SHARD_SIZE,
     on_error: str = "raise",
     force: bool = False,
@@ -82,54 +77,42 @@ def build_index(
         force: Replace an index in `folder`, finished or not.
         progress: Called with (items done, all items) at the beginning and after every batch.
         **options: Of the data set, see `load_speech_image_dataset`.
-
-    Raises:
-        ValueError: If the source, an item or an argument cannot be used; if `folder` holds something else.
-        FileNotFoundError: If the source, or a file that it names, is not there.
     """
     folder = Path(folder).expanduser().absolute()
     splits = [split] if isinstance(split, str) else split
-    collection = _open_collection(source, kind, splits, data_dir, on_error == "raise", options)
+    findings = Findings(raises=on_error == "raise")
+    collection = _open_collection(source, kind, splits, data_dir, findings, options)
     if collection.kind == "images" and branch is not None:
         raise ValueError(f"branch={branch!r} is for audio: CLIP alone embeds images.")
     if collection.kind == "audio":
         branch = branch or model.config.retrieval_branch
-    total, width = len(collection.ids), model.config.projection_dim
+    total = len(collection.ids)
     shards = [range(total)[start : start + shard_size] for start in range(0, total, shard_size)]
     facts = _facts(collection, model, processor, branch) | {"shard_size": shard_size, "shards": len(shards)}
     _begin(folder, facts, force, (source, data_dir, model.name_or_path))
     model.eval()
-    embed = partial(_embedded, model, processor, collection.kind, branch, batch_size, on_error == "skip")
     missing = {number: rows for number, rows in enumerate(shards) if not shard_file(folder, number).is_file()}
     done = total - sum(map(len, missing.values()))
     progress(done, total)
     for number, rows in missing.items():
-        items = [collection[row] for row in rows]
-        for count in _write_shard(shard_file(folder, number), items, width, embed):
+        file, items = shard_file(folder, number), [collection[row] for row in rows]
+        how = (model, processor, collection.kind, branch, batch_size, on_error == "skip")
+        for count in _write_shard(file, items, *how):
             progress(done + count, total)
         done += len(rows)
     progress(done, total)
-    return _finish(folder, facts, collection, width)
+    return _finish(folder, facts, findings.broken, model.config.projection_dim)
 
 
 @dataclass
 class _Collection:
-    """Images or utterances in a fixed order.
+    """Images or utterances in a fixed order."""
 
-    Attributes:
-        kind: `"images"` or `"audio"`.
-        facts: Where they came from, as plain values.
-        ids: Their names, each another one.
-        rows: For each a dictionary with its `image` or `audio` (`{"path": ..., "bytes": ...}`) and `text`; read when
-            asked for.
-        left_out: A sentence for each file that is left out before any is read.
-    """
-
-    kind: str
-    facts: dict[str, Any]
-    ids: Sequence[str]
+    kind: str  # "images" or "audio"
+    facts: dict[str, Any]  # where they came from, as plain values
+    ids: Sequence[str]  # their names, each another one
+    # For each a dictionary with its `image` or `audio` (`{"path": ..., "bytes": ...}`) and `text`, read when asked for
     rows: Sequence[dict[str, Any]] | datasets.Dataset
-    left_out: Sequence[str]
 
     def __getitem__(self, number: int) -> tuple[str, dict[str, Any], str | None]:
         """Id, source and text of an item."""
@@ -142,38 +125,33 @@ def _open_collection(
     kind: str | None,
     splits: Sequence[str] | None,
     data_dir: str | Path | None,
-    raises: bool,
+    findings: Findings,
     options: dict[str, Any],
 ) -> _Collection:
     if kind is not None and kind not in _COLUMNS:
         raise ValueError(f"kind={kind!r}: choose {' or '.join(_COLUMNS)}.")
     path = Path(source).expanduser()
     if str(source) in DATASETS or is_hub_repository(str(source)):
-        return _dataset_collection(str(source), kind or "images", splits, data_dir, raises, options)
+        return _dataset_collection(str(source), kind or "images", splits, data_dir, findings, options)
     if not path.exists():
         raise FileNotFoundError(
             f"There is no folder {source}: give a folder of images or audio files, parquet files, owner/name of a "
             f"data set on the Hub, or one of {', '.join(sorted(DATASETS))}."
         )
     texts = _named_files(path)
-    if not texts and (_metadata(path) or is_data_path(path)):
-        return _dataset_collection(path, kind or "images", splits, data_dir, raises, options)
+    if not texts and (metadata_tables(path) or is_data_path(path)):
+        return _dataset_collection(path, kind or "images", splits, data_dir, findings, options)
     if path.is_file():
         raise ValueError(f"{path} is a file; expected a folder, parquet files, or a data set.")
     if splits is not None or data_dir is not None or options:
         raise ValueError(f"{path} is a folder of files: splits, data_dir and options are for data sets.")
-    return _folder_collection(path.absolute(), kind, texts, raises)
-
-
-def _metadata(folder: Path) -> list[Path]:
-    tables = [*folder.glob("metadata.*"), *folder.glob("*/metadata.*")]
-    return sorted(file for file in tables if file.name in METADATA_FILES)
+    return _folder_collection(path.absolute(), kind, texts, findings)
 
 
 def _named_files(folder: Path) -> dict[Path, str | None]:
     """The files of an `imagefolder` or `audiofolder` of `datasets`, with the texts that its tables give them."""
     texts = {}
-    for table in _metadata(folder):
+    for table in metadata_tables(folder):
         rows = list(read_table(table))
         for place, row in rows if "file_name" in rows[0][1] else []:
             if not row.get("file_name"):
@@ -182,7 +160,9 @@ def _named_files(folder: Path) -> dict[Path, str | None]:
     return texts
 
 
-def _folder_collection(folder: Path, kind: str | None, texts: dict[Path, str | None], raises: bool) -> _Collection:
+def _folder_collection(
+    folder: Path, kind: str | None, texts: dict[Path, str | None], findings: Findings
+) -> _Collection:
     files = list(texts) or sorted(_walk_files(folder))
     suffixes = {file.suffix.lower() for file in files}
     kinds = [name for name in _COLUMNS if suffixes & set(_SUFFIXES[name]) and kind in (None, name)]
@@ -192,18 +172,16 @@ def _folder_collection(folder: Path, kind: str | None, texts: dict[Path, str | N
         raise ValueError(f"The folder {folder} holds {both if kinds else none}.")
     kind = kinds[0]
     rows: list[dict[str, Any]] = []
-    ids, left_out = [], []
-    for file in files:
-        if file.suffix.lower() not in _SUFFIXES[kind]:
-            continue
+    ids = []
+    for file in (file for file in files if file.suffix.lower() in _SUFFIXES[kind]):
         if os.fsencode(file).decode("utf-8", "replace") == str(file):
             rows.append({_COLUMNS[kind]: {"path": str(file), "bytes": None}, "text": texts.get(file)})
             ids.append(file.relative_to(folder).as_posix())
-        elif raises:
+        elif findings.raises:
             raise ValueError(f"{os.fsencode(file)!r}: the name of this file is not UTF-8; rename it.")
         else:
-            left_out.append(f"{os.fsencode(file)!r}: the name of this file is not UTF-8.")
-    return _Collection(kind, {"folder": str(folder)}, ids, rows, left_out)
+            findings.broken.append(f"{os.fsencode(file)!r}: the name of this file is not UTF-8.")
+    return _Collection(kind, {"folder": str(folder)}, ids, rows)
 
 
 def _walk_files(folder: Path) -> Iterator[Path]:
@@ -224,19 +202,15 @@ def _dataset_collection(
     kind: str,
     wanted: Sequence[str] | None,
     data_dir: str | Path | None,
-    raises: bool,
+    findings: Findings,
     options: dict[str, Any],
 ) -> _Collection:
-    findings = Findings(raises=raises)
-    saved = isinstance(source, Path) and not _metadata(source)
+    own = splits_of(source) if isinstance(source, Path) and not metadata_tables(source) else SPLITS
     splits: dict[str, datasets.Dataset] = {}
     absent = []
-    for split in wanted or (splits_of(Path(source)) if saved else SPLITS):
+    for split in wanted or own:
         try:
-            if (saved or is_hub_repository(source)) and data_dir is None:  # one column of images or audio is enough
-                splits[split] = load_mapped(source, split, media=(_COLUMNS[kind],), **options)
-            else:
-                splits[split] = read_dataset(source, split, data_dir, findings, **options)
+            splits[split] = read_dataset(source, split, data_dir, findings, media=(_COLUMNS[kind],), **options)
         except NoSuchSplitError as error:
             if wanted is not None:
                 raise
@@ -257,7 +231,7 @@ def _dataset_collection(
             places.setdefault(f"{prefix}{name}", start + row)  # an image with its first caption
         start += len(data)
     rows = datasets.concatenate_datasets([data.select_columns([_COLUMNS[kind], "text"]) for data in splits.values()])
-    return _Collection(kind, facts, list(places), rows.select(places.values()), findings.broken)
+    return _Collection(kind, facts, list(places), rows.select(places.values()))
 
 
 def _facts(collection: _Collection, model: Any, processor: Any, branch: str | None) -> dict[str, Any]:
@@ -307,50 +281,21 @@ def _begin(folder: Path, facts: dict[str, Any], force: bool, inputs: Sequence[st
     write_json(folder / FACTS, facts)
 
 
+@torch.no_grad()
 def _write_shard(
     file: Path,
     items: Sequence[tuple[str, dict[str, Any], str | None]],
-    width: int,
-    embed: Callable[..., Iterator[tuple[Batch, Tensor]]],
-) -> Iterator[int]:
-    """Embed the items of a shard, yielding how many are done, and write it: the embeddings last."""
-    import pyarrow.parquet
-
-    embeds: dict[int, Tensor] = {}
-    seconds: dict[int, float] = {}
-    skipped: dict[int, str] = {}
-    for batch, embeddings in embed(items, skipped):
-        embeds.update(zip(batch.rows, embeddings, strict=True))
-        if batch.lengths:
-            seconds.update(zip(batch.rows, (round(n / SAMPLING_RATE, 3) for n in batch.lengths), strict=True))
-        yield len(embeds) + len(skipped)
-    rows = []
-    for place in sorted(embeds):
-        name, source, text = items[place]
-        content = source.get("bytes")
-        path = source["path"] if content is None else None
-        rows.append({"id": name, "path": path, "bytes": content, "text": text, "seconds": seconds.get(place)})
-    table = pyarrow.BufferOutputStream()
-    schema = pyarrow.schema(_COLUMN_TYPES)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), table)
-    write_bytes(file.with_suffix(".parquet"), table.getvalue())
-    matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
-    reasons = json.dumps([skipped[place] for place in sorted(skipped)])
-    write_bytes(file, safetensors.torch.save({"embeddings": matrix}, {"skipped": reasons}))
-
-
-@torch.no_grad()
-def _embedded(
     model: Any,
     processor: Any,
     kind: str,
     branch: str | None,
     batch_size: int,
     skip: bool,
-    items: Sequence[tuple[str, dict[str, Any], str | None]],
-    skipped: dict[int, str],
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield batches of items, rows counted within the shard, with their embeddings `(B, P)`."""
+) -> Iterator[int]:
+    """Embed the items of a shard, yielding how many are done, and write it: the embeddings last."""
+    embeds: dict[int, Tensor] = {}
+    seconds: dict[int, float] = {}
+    skipped: dict[int, str] = {}
 
     def name(place: int) -> str:
         return f"{_COLUMNS[kind]} {items[place][0]}"
@@ -363,21 +308,35 @@ def _embedded(
         batches = audio_batches(*arguments, name=name, on_error=on_error, max_seconds=MAX_SECONDS)
         embed = partial(model.get_audio_features, branch=branch)
     for batch in batches:
-        embeds = embed(**batch.inputs).pooler_output
-        if wrong := (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist():
+        found = embed(**batch.inputs).pooler_output.float().cpu()  # (B, P)
+        if wrong := (~found.isfinite().all(dim=1)).nonzero().flatten().tolist():
             raise ValueError(f"The model gives NaN or infinity for {name(batch.rows[wrong[0]])}.")
-        yield batch, embeds.float().cpu()
+        embeds |= zip(batch.rows, found, strict=True)
+        seconds |= {row: round(n / SAMPLING_RATE, 3) for row, n in zip(batch.rows, batch.lengths, strict=False)}
+        yield len(embeds) + len(skipped)
+    rows = []
+    for place in sorted(embeds):
+        id_, source, text = items[place]
+        where = {"path": source["path"]} if source.get("bytes") is None else {"bytes": source["bytes"]}
+        rows.append({"id": id_, **where, "text": text, "seconds": seconds.get(place)})
+    table = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(_TYPES.items())), table)
+    write_bytes(file.with_suffix(".parquet"), table.getvalue())
+    width = model.config.projection_dim
+    matrix = torch.stack([embeds[place] for place in sorted(embeds)]) if embeds else torch.empty(0, width)
+    reasons = json.dumps([skipped[place] for place in sorted(skipped)])
+    write_bytes(file, safetensors.torch.save({"embeddings": matrix}, {"skipped": reasons}))
 
 
-def _finish(folder: Path, facts: dict[str, Any], collection: _Collection, width: int) -> EmbeddingIndex:
-    skipped, rows = list(collection.left_out), 0
+def _finish(folder: Path, facts: dict[str, Any], left_out: Sequence[str], width: int) -> EmbeddingIndex:
+    skipped, rows = list(left_out), 0
     for number in range(facts["shards"]):
         with safe_open(shard_file(folder, number), framework="pt") as shard:
             skipped += json.loads(shard.metadata()["skipped"])
             rows += shard.get_slice("embeddings").get_shape()[0]
     if not rows:
         shutil.rmtree(folder)
-        raise ValueError(f"None of the {len(collection.ids)} items can be used: {some(skipped, ' | ', 5)}")
+        raise ValueError(f"None of the {facts['source']['items']} items can be used: {some(skipped, ' | ', 5)}")
     if skipped:
         logger.warning("%s: left out: %d (%s)", folder, len(skipped), some(skipped, " | ", 5))
     write_json(folder / FACTS, {**facts, "complete": True, "shape": [rows, width], "skipped": skipped})

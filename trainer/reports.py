@@ -1,14 +1,17 @@
-"""Report of an evaluation: tables, charts, and the first queries of the split with what they found."""
+"""Reports: the page of an evaluation, with the first queries of the split, and that of a search in an index."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ...hub_cards.report import (
+from ..hub_cards.report import (
     Answer,
     Figure,
     FoundItem,
@@ -19,19 +22,22 @@ from ...hub_cards.report import (
     keyword_cloud,
     line_chart,
 )
-from ...hub_cards.results import ITEMS, Results, ScoreTable
-from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
-from ...modeling_speechclip_plus.image_utils import load_image
-from ...modeling_speechclip_plus.keywords import token_text
-from ..card_data import training_curves
-from .evaluate import SplitOutputs, frame_seconds
-from .keyword_metrics import cloud_counts
-from .retrieval_metrics import CURVE_KS
+from ..hub_cards.results import ITEMS, Results, ScoreTable
+from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
+from ..modeling_speechclip_plus.embedding import embed_audio, embed_images, embed_texts
+from ..modeling_speechclip_plus.embedding_index import EmbeddingIndex
+from ..modeling_speechclip_plus.image_utils import load_image
+from ..modeling_speechclip_plus.keywords import token_text
+from .card_data import training_curves
+from .evaluation.evaluate import SplitOutputs, frame_seconds
+from .evaluation.keyword_metrics import cloud_counts, spoken_keywords
+from .evaluation.retrieval_metrics import CURVE_KS
 
 NUM_EXAMPLES = 5
 NUM_FOUND = 5
 NUM_IMAGE_QUERIES = 3
 CLOUD_WORDS = 60
+_QUERY_SIDE = 384  # pixels of an image that is a query
 
 
 def evaluation_report(
@@ -78,10 +84,11 @@ def evaluation_report(
 def _figures(model: Any, processor: Any, split: SplitOutputs, evaluation: Results) -> list[Figure]:
     figures = []
     for item, items in ITEMS.items():
-        titles = {
-            name: name.replace("_", ", ", 1).replace("_", " ") for name in evaluation.curves if item in name.split("_")
+        curves = {
+            name.replace("_", ", ", 1).replace("_", " "): (CURVE_KS, curve)
+            for name, curve in evaluation.curves.items()
+            if item in name.split("_")
         }
-        curves = {title: (CURVE_KS, evaluation.curves[name]) for name, title in titles.items()}
         if curves:
             figures.append(Figure(f"Recall at k, {items}", line_chart(curves, "recall at k, %", "k")))
     weights = torch.softmax(model.layer_sum.weight.detach().float().cpu(), dim=0).flatten().tolist()
@@ -94,24 +101,22 @@ def _figures(model: Any, processor: Any, split: SplitOutputs, evaluation: Result
 
 
 def _clouds(processor: Any, split: SplitOutputs) -> list[Figure]:
-    lengths = split.outputs["keyword_lengths"].tolist()
-    keywords = [row[:length] for row, length in zip(split.outputs["keyword_ids"].tolist(), lengths, strict=True)]
+    ids, lengths, gold = split.outputs["keyword_ids"], split.outputs["keyword_lengths"], split.gold_subwords
     titles = {
         "hit": "Keywords that were said",
         "miss": "Keywords that were not said",
         "unknown": "Keywords of utterances without a caption",
     }
     figures = []
-    for kind, counts in cloud_counts(keywords, split.gold_subwords or [None] * len(keywords)).items():
+    for kind, counts in cloud_counts(spoken_keywords(ids, lengths, gold), gold).items():
         if counts:
-            texts: dict[str, int] = {}
-            for token, count in list(counts.items())[:CLOUD_WORDS]:
-                text = token_text(processor.tokenizer, token)
-                texts[text] = texts.get(text, 0) + count
-            cloud = keyword_cloud(texts, "plain" if kind == "unknown" else kind)
-            note = f"{sum(counts.values())} keywords, {len(counts)} different"
+            texts: Counter[str] = Counter()
+            for token, count in counts.most_common(CLOUD_WORDS):
+                texts[token_text(processor.tokenizer, token)] += count
+            note = f"{counts.total()} keywords, {len(counts)} different"
             if len(counts) > CLOUD_WORDS:
                 note += f"; the commonest {CLOUD_WORDS} are shown"
+            cloud = keyword_cloud(texts, "plain" if kind == "unknown" else kind)
             figures.append(Figure(titles[kind], cloud, note, is_wide=True))
     return figures
 
@@ -185,3 +190,69 @@ def _training_figures(model: str) -> list[Figure]:
 def _image(dataset: Any, split: SplitOutputs, place: int) -> str:
     row = split.image_rows[place]
     return image_data_uri(load_image(dataset[row]["image"], name=f"image of {split.names[row][0]}"))
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is searched for in an index."""
+
+    kind: str  # "speech", "text" or "image"
+    value: str  # the text, or the path of the file as it was given
+    content: Any  # the waveform `(S,)` at 16 kHz, the text, or the image
+
+    def embed(self, model: Any, processor: Any, branch: str | None) -> Tensor:
+        """Embed the query, `(1, P)`; speech by `branch`."""
+        if self.kind == "text":
+            return embed_texts(model, processor, [self.content])
+        if self.kind == "image":
+            return embed_images(model, processor, [self.content])
+        return embed_audio(model, processor, [self.content], branch=branch, sampling_rate=SAMPLING_RATE)
+
+
+def found_items(index: EmbeddingIndex, scores: Tensor, rows: Tensor) -> list[list[dict[str, Any]]]:
+    """Look up what `EmbeddingIndex.search` found, query by query: `rank`, `score`, `row`, and what the index keeps."""
+    return [
+        [
+            {"rank": rank, "score": round(score, 6), "row": row, **index[row]}
+            for rank, (score, row) in enumerate(zip(own_scores, own_rows, strict=True), 1)
+        ]
+        for own_scores, own_rows in zip(scores.tolist(), rows.tolist(), strict=True)
+    ]
+
+
+def search_report(
+    model: Any,
+    processor: Any,
+    index: EmbeddingIndex,
+    queries: Sequence[Query],
+    found: Sequence[Sequence[dict[str, Any]]],
+) -> Report:
+    """Put the page of a search together, with all images and audio in it, and the keywords of spoken queries.
+
+    Raises:
+        FileNotFoundError: If a file that was found is not where it was when the index was built.
+    """
+    name = "/".join(Path(index.model["name"]).parts[-2:]) or "a model without a name"
+    nearest = (
+        f"The nearest {index.kind} in the embedding space of {name}, the best first, with their cosine similarity."
+    )
+    answers = []
+    for query, items in zip(queries, found, strict=True):
+        if query.kind == "speech":
+            shown = spoken_query(model, processor, query.content)
+            shown["detail"] = f"spoken, {len(query.content) / SAMPLING_RATE:.1f} seconds"
+        elif query.kind == "image":
+            shown = {"image": image_data_uri(query.content, _QUERY_SIDE)}
+        else:
+            shown = {"detail": "written"}
+        title = f"“{query.value}”" if query.kind == "text" else Path(query.value).name
+        answers.append(Answer(title, index.kind, [_indexed_item(index, item) for item in items], **shown))
+    return Report(f"Found among {len(index):,} {index.kind}", summary=[nearest], answers=[(("", ""), answers)])
+
+
+def _indexed_item(index: EmbeddingIndex, item: dict[str, Any]) -> FoundItem:
+    source, name = index.source(item["row"]), item["id"]
+    label = item.get("text") or Path(item.get("path", name)).name
+    if index.kind == "images":
+        return FoundItem(image_data_uri(load_image(source, name)), item["score"], label)
+    return FoundItem(audio_data_uri(load_audio(source, name=name)), item["score"], label, f"{item['seconds']:.1f} s")
