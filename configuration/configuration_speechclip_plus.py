@@ -111,6 +111,8 @@ class SpeechClipPlusKeywordConfig(_BlockConfig):
         temperature: Temperature of the softmax through which the quantiser's gradient flows.
         vocabulary_ids: CLIP token ids that may become keywords; `None` for all of them.
         excluded_ids: Ids of that vocabulary that are no keywords; `None` for CLIP's padding (0), start and end.
+        merge_repeats: Whether neighbouring keywords of the same token are read as one in evaluation, whose span is
+            theirs together: a long word often fires twice (docs/keywords.md). Not as published.
     """
 
     model_type = "speechclip_plus_keyword"
@@ -123,6 +125,7 @@ class SpeechClipPlusKeywordConfig(_BlockConfig):
     temperature: float | int = _positive(default=0.1)
     vocabulary_ids: list[int] | None = None
     excluded_ids: list[int] | None = None
+    merge_repeats: bool = False
 
 
 @strict

@@ -156,6 +156,34 @@ def expected_token_embeds(features: Tensor, table: Tensor, allowed: Tensor, temp
     return (torch.softmax(similarities / temperature, dim=-1) @ table.float()).to(features.dtype)
 
 
+def merge_repeats(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find runs of equal neighbouring keywords, as connectionist temporal classification reads its labels.
+
+    Args:
+        ids: `(B, N)` int64 tokens of the keywords.
+        lengths: `(B,)` keywords of each utterance; what follows is no part of a run.
+
+    Returns:
+        Places `(B, N)` of the first and of the last keyword of each run, and the numbers of runs `(B,)`; behind
+        those the places mean nothing.
+
+    Example:
+    ```python
+    >>> merge_repeats(torch.tensor([[7, 7, 3, 7]]), torch.tensor([4]))
+    (tensor([[0, 2, 3, 1]]), tensor([[1, 2, 3, 0]]), tensor([3]))
+
+    ```
+    """
+    places = torch.arange(ids.shape[1], device=ids.device)
+    mask = places < lengths[:, None]
+    starts, ends = torch.ones_like(mask), torch.ones_like(mask)
+    starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    ends[:, :-1] = starts[:, 1:]
+    ends |= places == lengths[:, None] - 1
+    first, last = ((marks & mask).int().argsort(dim=1, descending=True, stable=True) for marks in (starts, ends))
+    return first, last, (starts & mask).sum(dim=1)
+
+
 class _StraightThrough(torch.autograd.Function):
     """`table[indices]` forward, the gradient of `probabilities @ table` backward, without computing the latter."""
 

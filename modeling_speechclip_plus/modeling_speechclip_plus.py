@@ -27,6 +27,7 @@ from .keywords import (
     KeywordBatchNorm,
     cosine_similarities,
     expected_token_embeds,
+    merge_repeats,
     projection_head,
     quantize_keywords,
     token_text,
@@ -579,7 +580,10 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         self._check_pairs(audio, image_embeds, image_ids, return_loss)
         values: dict[str, Any] = {name: value for name, value in audio.items() if name != "keyword_features"}
         if audio.keyword_features is not None:
-            values |= self._read_keywords(audio.keyword_features, audio.keyword_lengths)
+            spans = None
+            if audio.alphas is not None and not self.training:
+                spans = keyword_times(audio.alphas, audio.frame_lengths, audio.keyword_lengths, self.cif.threshold)
+            values |= self._read_keywords(audio.keyword_features, audio.keyword_lengths, spans)
         embeds = values.get(f"{self.config.retrieval_branch}_embeds")
         output = SpeechClipPlusOutput(speech_embeds=embeds, image_embeds=image_embeds, **values)
         if image_embeds is not None:
@@ -784,8 +788,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         near_ids, near_similarities = self.vocabulary_ids[nearest.indices].tolist(), nearest.values.tolist()
         spans = None
         if self.config.has_cif:
-            frames = keyword_times(output.alphas, output.frame_lengths, output.keyword_lengths, self.cif.threshold)
-            spans = (frames * (self.speech_adapter.samples_per_frame / SAMPLING_RATE)).tolist()
+            spans = (output.keyword_spans * (self.speech_adapter.samples_per_frame / SAMPLING_RATE)).tolist()
         ids, similarities = output.keyword_ids.tolist(), output.keyword_similarities.tolist()
         texts = _texts(tokenizer, {i for row in ids for i in row} | {i for row in near_ids for ks in row for i in ks})
         return [
@@ -897,7 +900,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if audio.alpha_sums is not None and audio.target_lengths is None:
             raise ValueError(_CAPTION_TARGETS)
 
-    def _read_keywords(self, features: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def _read_keywords(self, features: Tensor, lengths: Tensor, spans: Tensor | None) -> dict[str, Tensor]:
         """Normalise and quantise keyword features `(B, N, E)`, and embed the keywords by CLIP's text encoder."""
         config = self.config
         mask = torch.arange(features.shape[1], device=features.device) < lengths[:, None]  # (B, N)
@@ -907,12 +910,25 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         quantized = quantize_keywords(
             features, self._codebook(), self.is_keyword, config.keyword_config.temperature, self.training
         )
+        embeds, indices, similarities = quantized.embeds, quantized.indices, quantized.similarities
+        if config.keyword_config.merge_repeats and not self.training:
+            first, last, lengths = merge_repeats(indices, lengths)
+            mask = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
+            rows = torch.arange(len(first), device=first.device)[:, None]
+            embeds, indices, similarities = embeds[rows, first], indices[rows, first], similarities[rows, first]
+            if spans is not None:
+                spans = torch.stack([spans[rows, first, 0], spans[rows, last, 1]], dim=-1).masked_fill(
+                    ~mask[..., None], 0
+                )
         values = {
-            "cascaded_embeds": F.normalize(self._embed_keywords(quantized.embeds, lengths), dim=-1),
-            "keyword_ids": self.vocabulary_ids[quantized.indices].masked_fill(~mask, -1),
-            "keyword_similarities": quantized.similarities.masked_fill(~mask, 0),
-            "keyword_embeds": quantized.embeds,
+            "cascaded_embeds": F.normalize(self._embed_keywords(embeds, lengths), dim=-1),
+            "keyword_ids": self.vocabulary_ids[indices].masked_fill(~mask, -1),
+            "keyword_lengths": lengths,
+            "keyword_similarities": similarities.masked_fill(~mask, 0),
+            "keyword_embeds": embeds,
         }
+        if spans is not None:
+            values["keyword_spans"] = spans
         if self.training and config.loss_config.expected_weight:
             expected = expected_token_embeds(
                 features, self._codebook(), self.is_keyword, config.keyword_config.temperature

@@ -60,6 +60,8 @@ class SpeechClipPlusOutput(ModelOutput):
         keyword_similarities (`(B, N)` float32, with a cascaded branch): Cosine similarity of keyword feature and
             token, 0 at padding.
         keyword_embeds (`(B, N, E)`, with a cascaded branch): The tokens' embeddings.
+        keyword_spans (`(B, N, 2)` float32, with CIF in evaluation): Start and end of each keyword in frames, 0 at
+            padding.
         alphas (`(B, T)` float32, with CIF): Weights as integrated, 0 at padding.
         alpha_sums (`(B,)` float32, with CIF): Sums of the weights before scaling.
         target_lengths (`(B,)` int64, with CIF): Wanted numbers of keywords; None in evaluation if they are those of
@@ -88,6 +90,7 @@ class SpeechClipPlusOutput(ModelOutput):
     keyword_lengths: Tensor | None = None
     keyword_similarities: Tensor | None = None
     keyword_embeds: Tensor | None = None
+    keyword_spans: Tensor | None = None
     alphas: Tensor | None = None
     alpha_sums: Tensor | None = None
     target_lengths: Tensor | None = None

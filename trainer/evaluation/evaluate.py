@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...hub_cards.results import BRANCHES, Results
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE
-from ...modeling_speechclip_plus.cif import keyword_times
 from ...modeling_speechclip_plus.embedding import audio_batches, embed_images, embed_texts
 from ..collator import GOLD_SUBWORDS
 from .alignments import AlignedWord, boundary_agreement, even_spans, match_alignments, word_boundaries
@@ -154,10 +153,9 @@ def _collect_speech(
         for row, samples in zip(batch.rows, batch.lengths, strict=True):
             split.seconds[row] = samples / SAMPLING_RATE
         if split.keyword_spans is not None:
-            lengths = outputs.keyword_lengths
-            frames = keyword_times(outputs.alphas, outputs.frame_lengths, lengths, model.cif.threshold)  # (B, N, 2)
-            seconds = (frames.double() * frame_seconds(model)).tolist()
-            for row, spans, length in zip(batch.rows, seconds, lengths.tolist(), strict=True):
+            lengths = outputs.keyword_lengths.tolist()
+            seconds = (outputs.keyword_spans.double() * frame_seconds(model)).tolist()  # (B, N, 2)
+            for row, spans, length in zip(batch.rows, seconds, lengths, strict=True):
                 split.keyword_spans[row] = [(start, end) for start, end in spans[:length]]
         order += batch.rows
         progress(len(batch.rows))
