@@ -133,9 +133,9 @@ class BranchEncoder(nn.Module):
         """
         hidden, mask = frames, frame_mask
         if self.num_cls:
-            cls = self.cls_tokens.to(frames.dtype).expand(len(frames), -1, -1)
+            cls = self.cls_tokens.to(frames.dtype).expand(frames.shape[0], -1, -1)
             hidden = torch.cat([cls, frames], dim=1)
-            mask = torch.cat([mask.new_ones(len(frames), self.num_cls), mask], dim=1)
+            mask = torch.cat([mask.new_ones(frames.shape[0], self.num_cls), mask], dim=1)
         attention_mask = create_bidirectional_mask(self.config, inputs_embeds=hidden, attention_mask=mask)
         weights = []
         for layer in self.layers:
