@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
@@ -445,6 +446,16 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         super().to_empty(device=device, recurse=recurse)
         self.init_weights()
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the configuration and the weights: torch refuses weight-normed layers, which most encoders have."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return _unpickled, (type(self), self.config, self.state_dict(), trained, self.training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpeechClipPlusModel:
+        memo[id(self)] = copied = object.__new__(type(self))
+        copied.__dict__ = copy.deepcopy(vars(self), memo)  # adapters and hooks too, which a pickle leaves out
+        return copied
 
     # Vocabulary
 
@@ -935,6 +946,20 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
         at_end = hidden.gather(1, ends[:, :, None].expand(-1, -1, hidden.shape[-1])).squeeze(1)  # (B, E)
         return self.clip.text_projection(text_model.final_layer_norm(at_end))
+
+
+def _unpickled(
+    kind: type[SpeechClipPlusModel],
+    config: SpeechClipPlusConfig,
+    weights: dict[str, Tensor],
+    trained: set[str],
+    training: bool,
+) -> SpeechClipPlusModel:
+    model = kind(config).to(weights["layer_sum.weight"].device)  # of buffers that are not among the weights
+    model.load_state_dict(weights, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return model.train(training)
 
 
 def is_frozen(module: nn.Module) -> bool:
