@@ -43,8 +43,8 @@ class SpeechClipPlusBranchConfig(_BlockConfig):
         num_layers: Layers of that kind.
         num_attention_heads: Heads; must divide the speech encoder's width.
         intermediate_size: Width of the feed-forward part (`transformer_encoder` only).
-        dropout: Dropout probability inside the layers and in the parallel projection's hidden layer.
-        layer_norm_eps: Epsilon of the layer norms.
+        dropout: Inside the layers and in the parallel projection's hidden layer.
+        layer_norm_eps: Of the layer norms.
         parallel_projection_hidden_size: Width of a hidden ReLU layer in the parallel projection; `None` for a
             plain linear map.
     """
@@ -264,9 +264,6 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         Args:
             name: For instance `"hybrid_plus-large-flickr8k"`; `speechclip_plus.preset_names()` lists them.
             **overrides: Keys of this configuration that replace the preset's; a dictionary is merged into a block.
-
-        Raises:
-            ValueError: If there is no such preset.
         """
         from .presets import load_preset
 
@@ -329,15 +326,9 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         return text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
 
     def validate_architecture(self) -> None:
-        """Check that the parts fit together.
-
-        Raises:
-            ValueError: Naming the keys and values that do not.
-        """
+        """Raise a `ValueError` naming the keys and values of parts that do not fit together."""
         super().validate_architecture()
-        branches = [
-            name for name, built in (("parallel", self.has_parallel), ("cascaded", self.has_cascaded)) if built
-        ]
+        branches = [name for name in ("parallel", "cascaded") if getattr(self, f"has_{name}")]
         if self.retrieval_branch not in branches:
             raise ValueError(
                 f"retrieval_branch is {self.retrieval_branch!r}, but the {self.model_variant} variant has only: "
@@ -349,16 +340,15 @@ class SpeechClipPlusConfig(PreTrainedConfig):
                 f"branch_config.num_attention_heads ({heads}) does not divide the speech encoder's width "
                 f"({self.hidden_size}). Choose a divisor of {self.hidden_size}."
             )
-        if self.has_cif != (self.cif_config is not None):
-            raise ValueError(
-                f"The {self.model_variant} variant has no CIF, but a cif_config was given. Remove it, or choose "
-                "cascaded_plus or hybrid_plus."
-            )
-        if self.has_cascaded != (self.keyword_config is not None):
-            raise ValueError(
-                f"The {self.model_variant} variant has no keywords, but a keyword_config was given. Remove it, or "
-                "choose a cascaded or hybrid variant."
-            )
+        for given, expected, block, what, others in (
+            (self.cif_config, self.has_cif, "cif_config", "CIF", "cascaded_plus or hybrid_plus"),
+            (self.keyword_config, self.has_cascaded, "keyword_config", "keywords", "a cascaded or hybrid variant"),
+        ):
+            if expected != (given is not None):
+                raise ValueError(
+                    f"The {self.model_variant} variant has no {what}, but a {block} was given. Remove it, or choose "
+                    f"{others}."
+                )
         if self.has_cif:
             self._validate_cif()
         if self.has_cascaded:
@@ -373,9 +363,7 @@ class SpeechClipPlusConfig(PreTrainedConfig):
     def _validate_cif(self) -> None:
         cif = self.cif_config
         if cif.conv_width % 2 == 0:
-            raise ValueError(
-                f"cif_config.conv_width must be odd to keep the number of frames, but is {cif.conv_width}."
-            )
+            raise ValueError(f"cif_config.conv_width must be odd to keep the number of frames: {cif.conv_width}.")
         if cif.tail_threshold > cif.threshold:
             raise ValueError(
                 f"cif_config.tail_threshold ({cif.tail_threshold}) is above the firing threshold ({cif.threshold}), "
@@ -427,13 +415,13 @@ class SpeechClipPlusConfig(PreTrainedConfig):
         return re.sub(r"\[\s+(\d+(?:,\s+\d+)*)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
 
     def __repr__(self) -> str:
-        """Show everything but long vocabularies, which would fill the screen."""
-        values = self.to_diff_dict()
-        keyword = values.get("keyword_config") or {}
-        if (ids := keyword.get("vocabulary_ids")) is not None and len(ids) > 8:
-            keyword["vocabulary_ids"] = f"[{', '.join(map(str, ids[:4]))}, ... {len(ids)} ids]"
-        lines = "\n".join(f"  {key}: {value}" for key, value in sorted(values.items()))
-        return f"{type(self).__name__}(\n{lines}\n)"
+        """Show long vocabularies, which would fill the screen, by their beginning."""
+
+        def shortened(found: re.Match[str]) -> str:
+            ids = found[1].split(", ")
+            return f"[{', '.join(ids[:4])}, ... {len(ids)} ids]"
+
+        return re.sub(r"\[(\d+(?:, \d+){8,})\]", shortened, super().__repr__())
 
 
 def _with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

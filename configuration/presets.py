@@ -41,14 +41,7 @@ def load_preset(name: str) -> dict[str, Any]:
 
 
 def load_vocabulary(name: str) -> list[int]:
-    """Read the CLIP token ids that occur in a data set's captions, most frequent first.
-
-    Args:
-        name: `"flickr8k"` (8,112 ids) or `"spokencoco"` (19,787 ids).
-
-    Raises:
-        ValueError: If there is no such vocabulary.
-    """
+    """Read the CLIP token ids in the captions of `"flickr8k"` (8,112) or `"spokencoco"` (19,787), by frequency."""
     file = resources.files(__package__) / "vocabularies" / f"{name}.npy"
     if not file.is_file():
         raise ValueError(f"There is no vocabulary {name!r}; there are flickr8k and spokencoco.")

@@ -67,13 +67,7 @@ def is_local_path(name: str) -> bool:
 
 
 def portable_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Take folders of this machine out of a configuration, where nothing depends on them.
-
-    Args:
-        values: Content of a `config.json`.
-
-    Returns:
-        The content to publish.
+    """Take folders of this machine out of the content of a `config.json`, where nothing depends on them.
 
     Raises:
         ValueError: If a model without its backbones would look for them in a folder of this machine.
@@ -104,12 +98,7 @@ def portable_config(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def card_metadata(config: Any, tags: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what the Hub reads of a card, as far as the configuration tells; `ModelCardData` takes it.
-
-    Args:
-        config: A `SpeechClipPlusConfig`.
-        tags: Tags to add.
-    """
+    """Return what the Hub reads of a card, as far as a configuration tells; `ModelCardData` takes it."""
     sources = [getattr(config, name) for name in BACKBONE_SOURCES]
     base_models = [source["repo_id"] for source in sources if source and not is_local_path(source["repo_id"])]
     own = [*TAGS, *(["keyword-extraction"] if config.has_cascaded else [])]
@@ -125,25 +114,14 @@ def card_metadata(config: Any, tags: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def render_usage(config: Any, name: str) -> str:
-    """Return how to load a model and what to call, as Markdown.
-
-    Args:
-        config: A `SpeechClipPlusConfig`.
-        name: The repository, `owner/name`, or a folder.
-    """
+    """Return how to load a model from a repository or a folder and what to call, as Markdown."""
     code = _LOADED.format(name=name) + _CALLED + (_KEYWORDS if config.has_cascaded else "")
     alone = "Where the package `speechclip-plus` is installed and imported, `trust_remote_code` is not needed."
     return f"```python\n{code}```\n\n{alone}\n"
 
 
 def render_readme(config: Any, name: str, tags: Sequence[str] = ()) -> str:
-    """Return the plain card of a model that nobody described: true of every model, with nothing measured in it.
-
-    Args:
-        config: A `SpeechClipPlusConfig`, as it was saved.
-        name: The repository, `owner/name`, or the folder's name.
-        tags: Tags to add to the metadata.
-    """
+    """Return the plain card of a model that nobody described: true of every model, with nothing measured in it."""
     from huggingface_hub import ModelCardData
 
     return _README.format(

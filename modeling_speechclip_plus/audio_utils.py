@@ -62,10 +62,8 @@ def load_audio(item: Any, sampling_rate: int | None = None, name: str = "audio")
         The waveform, float32, shape (samples,), at 16 kHz, at least 400 samples.
 
     Raises:
-        TypeError: If `item` is of none of these types.
-        OSError: If a path cannot be opened.
-        ValueError: If the audio is empty, shorter than 400 samples at 16 kHz, unreadable, cut off before the end that
-            its header tells, has NaN or infinite samples, a shape that is no waveform, or an impossible sampling rate.
+        TypeError, OSError, ValueError: If it cannot be read whole, is shorter than 400 samples at 16 kHz, has NaN or
+            infinite samples, a shape that is no waveform, or an impossible sampling rate; the message says which.
     """
     return np.concatenate(list(load_audio_blocks(item, sampling_rate, name)))
 
@@ -96,13 +94,7 @@ def load_audio_blocks(
 def opened(item: Any, name: str, accepted: str) -> Iterator[tuple[BinaryIO, str]]:
     """Open what holds an audio or image file: a path, bytes, a binary file object or a dictionary of `datasets`.
 
-    Args:
-        item: What was given.
-        name: What errors call the item, for instance "audio[3]".
-        accepted: What could have been given, for the error.
-
-    Yields:
-        A binary file, and the item's name with its path, if it has one.
+    Gives a binary file, and the item's name with its path, if it has one. An error tells what is `accepted`.
     """
     if isinstance(item, Mapping):
         path, content = item.get("path"), item.get("bytes")

@@ -140,9 +140,9 @@ class BranchEncoder(nn.Module):
         """
         hidden, mask = frames, frame_mask
         if self.num_cls:
-            cls = self.cls_tokens.to(frames.dtype).expand(len(frames), -1, -1)
+            cls = self.cls_tokens.to(frames.dtype).expand(frames.shape[0], -1, -1)
             hidden = torch.cat([cls, frames], dim=1)
-            mask = torch.cat([mask.new_ones(len(frames), self.num_cls), mask], dim=1)
+            mask = torch.cat([mask.new_ones(frames.shape[0], self.num_cls), mask], dim=1)
         # Flash attention takes fewer queries than keys for the last ones of a row, not the first.
         all_outputs = frame_outputs or "flash" in (self.config._attn_implementation or "")
         weights = []

@@ -159,8 +159,8 @@ class FeatureChangeSegmentation(nn.Module):
         lengths = target_lengths.clamp(1, self.max_keywords)
         change = feature_change(states, frame_lengths, self.window)
         peaks, _ = scale_alphas(change**3, lengths)
-        spans = keyword_times(peaks, frame_lengths, lengths).to(peaks.dtype)  # (B, N, 2)
-        start, end = spans[:, :, :1], spans[:, :, 1:]
+        spans = keyword_times(peaks, frame_lengths, lengths, max_keywords=self.max_keywords)  # (B, N, 2)
+        start, end = spans.to(peaks.dtype).split(1, dim=-1)
         first = torch.arange(frames.shape[1], device=frames.device, dtype=peaks.dtype)  # (T,), where a frame begins
         overlap = (torch.minimum(end, first + 1) - torch.maximum(start, first)).clamp(min=0)  # (B, N, T)
         shares = overlap / (end - start).clamp(min=torch.finfo(peaks.dtype).tiny)
@@ -192,7 +192,7 @@ def feature_change(states: Tensor, frame_lengths: Tensor, window: int = 3) -> Te
     states = states * torch.rsqrt(variance + 1e-5)
     places = torch.arange(-window, length + window, device=states.device).clamp(min=0)
     places = places[None].minimum(frame_lengths[:, None] - 1)  # (B, T + 2 window)
-    extended = states[torch.arange(len(states), device=states.device)[:, None], places]
+    extended = states[torch.arange(states.shape[0], device=states.device)[:, None], places]
     num_sums = length + window + 1
     sums = extended[:, :num_sums].clone()  # (B, T + window + 1, H), of the window that begins at each place
     for shift in range(1, window):
@@ -271,7 +271,7 @@ def integrate_and_fire(
         extended = (remainder >= tail_threshold) & (lengths < max_keywords)
         tail_scale = torch.where(extended, threshold / remainder.clamp(min=tail_threshold), 1)
         lengths = lengths + extended
-    num_keywords = int(lengths.max())  # the one place that waits for the device: a shape depends on it
+    num_keywords = _longest(lengths, max_keywords)
 
     slots = torch.arange(num_keywords, device=alphas.device)
     slot = slots[None, :, None]  # (1, N, 1)
@@ -290,7 +290,9 @@ def integrate_and_fire(
     return weights.to(frames.dtype) @ frames, lengths  # (B, N, D)
 
 
-def keyword_times(alphas: Tensor, frame_lengths: Tensor, lengths: Tensor, threshold: float = 1.0) -> Tensor:
+def keyword_times(
+    alphas: Tensor, frame_lengths: Tensor, lengths: Tensor, threshold: float = 1.0, max_keywords: int = 75
+) -> Tensor:
     """Locate keywords in time, in fractions of frames.
 
     Keyword `n` begins where the accumulated weight reaches `n b` and ends where it reaches `(n+1) b`, interpolated
@@ -301,13 +303,14 @@ def keyword_times(alphas: Tensor, frame_lengths: Tensor, lengths: Tensor, thresh
         frame_lengths: `(B,)` frames of each utterance.
         lengths: `(B,)` keywords of each utterance.
         threshold: Firing threshold b.
+        max_keywords: Most keywords an utterance can have, which is N in an exported model.
 
     Returns:
         `(B, N, 2)` float32, start and end of each keyword in frames; 0 behind `lengths`.
     """
     precise = alphas.to(accumulation_dtype(alphas))
     ends = precise.cumsum(dim=1)
-    num_keywords = int(lengths.max())
+    num_keywords = _longest(lengths, max_keywords)
     marks = threshold * torch.arange(num_keywords + 1, device=alphas.device, dtype=ends.dtype)
     marks = marks.expand(alphas.shape[0], -1).contiguous()  # (B, N + 1)
     frame = torch.searchsorted(ends, marks)  # first frame whose sum reaches the mark
@@ -320,6 +323,13 @@ def keyword_times(alphas: Tensor, frame_lengths: Tensor, lengths: Tensor, thresh
     slots = torch.arange(num_keywords, device=alphas.device)
     spans = torch.stack([times[:, :-1], times[:, 1:]], dim=-1)
     return spans.masked_fill((slots >= lengths[:, None])[:, :, None], 0).float()
+
+
+def _longest(lengths: Tensor, max_keywords: int) -> int:
+    """Keywords of the utterance that has most."""
+    if torch.compiler.is_exporting():  # there shapes cannot depend on values
+        return max_keywords
+    return int(lengths.max())  # the one place that waits for the device: a shape depends on it
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -74,13 +75,13 @@ def audio_batches(
             raise ValueError(f"{name} is {seconds:.0f} s long, more than {max_seconds} s: cut it into utterances.")
         return waveform
 
-    window: list[tuple[int, np.ndarray]] = []
-    for row, waveform in _readable(audio, read, name, on_error):
-        window.append((row, waveform))
-        if len(window) == batch_size * BATCHES_SORTED_TOGETHER:
-            yield from _sorted_batches(model, processor, window, batch_size)
-            window = []
-    yield from _sorted_batches(model, processor, window, batch_size)
+    waveforms = _readable(audio, read, name, on_error)
+    while window := list(islice(waveforms, batch_size * BATCHES_SORTED_TOGETHER)):
+        for batch in _batches_by_length(window, batch_size):
+            rows, arrays = zip(*batch, strict=True)
+            inputs = processor(audio=list(arrays), sampling_rate=SAMPLING_RATE, return_tensors="pt")
+            inputs = {key: inputs[key].to(model.device) for key in ("input_values", "attention_mask")}
+            yield Batch(list(rows), inputs, [len(array) for array in arrays])
 
 
 def image_batches(
@@ -91,19 +92,16 @@ def image_batches(
     name: Callable[[int], str] = "image of row {}".format,
     on_error: Callable[[int, Exception], None] | None = None,
 ) -> Iterator[Batch]:
-    """Read images and batch them in order; see `audio_batches`.
+    """Read images and batch them in order, as `pixel_values` `(B, 3, H, W)`; see `audio_batches`.
 
     Images are decoded one at a time, so that none stays in memory in its full size.
-
-    Yields:
-        Batches with `pixel_values` `(B, 3, H, W)`.
     """
 
     def pixels(image: Any, name: str) -> Tensor:
         return processor(images=[load_image(image, name=name)], return_tensors="pt")["pixel_values"]  # (1, 3, H, W)
 
     readable = _readable(images, pixels, name, on_error)
-    for batch in _batched(readable, batch_size):
+    while batch := list(islice(readable, batch_size)):
         values = torch.cat([value for _, value in batch]).to(model.device, model.dtype)
         yield Batch([row for row, _ in batch], {"pixel_values": values}, [])
 
@@ -118,20 +116,7 @@ def embed_audio(
     sampling_rate: int | None = None,
     name: Callable[[int], str] = "audio of row {}".format,
 ) -> Tensor:
-    """Embed utterances; see `audio_batches` for what is taken.
-
-    Args:
-        model: A `SpeechClipPlusModel` in evaluation mode.
-        processor: Its processor.
-        audio: N utterances.
-        batch_size: Utterances in a batch.
-        branch: `"parallel"` or `"cascaded"`; the configured `retrieval_branch` if not given.
-        sampling_rate: Hz, of arrays that do not come with theirs.
-        name: What errors call the utterance of a row.
-
-    Returns:
-        `(N, P)` float32 at unit length, on the CPU.
-    """
+    """Embed N utterances, as `audio_batches` takes them, by a branch: `(N, P)` float32 at unit length, on the CPU."""
     embeds = torch.empty(len(audio), model.config.projection_dim)
     for batch in audio_batches(model, processor, audio, batch_size, sampling_rate, name):
         embeds[batch.rows] = model.get_audio_features(**batch.inputs, branch=branch).pooler_output.float().cpu()
@@ -177,36 +162,14 @@ def _readable(
         yield row, value
 
 
-def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _sorted_batches(
-    model: Any, processor: Any, window: list[tuple[int, np.ndarray]], batch_size: int
-) -> Iterator[Batch]:
+def _batches_by_length(
+    window: list[tuple[int, np.ndarray]], batch_size: int
+) -> Iterator[list[tuple[int, np.ndarray]]]:
     max_samples = batch_size * MAX_SECONDS_PER_UTTERANCE * SAMPLING_RATE
     batch: list[tuple[int, np.ndarray]] = []
     for row, waveform in sorted(window, key=lambda item: len(item[1])):
         if batch and (len(batch) == batch_size or len(waveform) * (len(batch) + 1) > max_samples):
-            yield _audio_batch(model, processor, batch)
+            yield batch
             batch = []
         batch.append((row, waveform))
-    if batch:
-        yield _audio_batch(model, processor, batch)
-
-
-def _audio_batch(model: Any, processor: Any, batch: list[tuple[int, np.ndarray]]) -> Batch:
-    waveforms = [waveform for _, waveform in batch]
-    inputs = processor(audio=waveforms, sampling_rate=SAMPLING_RATE, return_tensors="pt")
-    return Batch(
-        [row for row, _ in batch],
-        {name: inputs[name].to(model.device) for name in ("input_values", "attention_mask")},
-        [len(waveform) for waveform in waveforms],
-    )
+    yield batch

@@ -7,6 +7,7 @@ An index is a folder of
 - `shard-00000.parquet`: a row for each embedding with `id`, `path`, `bytes`, `text` and `seconds`.
 """
 
+import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -16,9 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
-from .weight_fingerprint import same_weights, weight_fingerprint
+from torch import Tensor, nn
 
 FORMAT = "speechclip-plus-index"
 VERSION = 2
@@ -26,6 +25,9 @@ FACTS = "index.json"
 # Rows and queries that are compared at a time: what fits in a cache is several times as fast.
 _BLOCK_ROWS = 2048
 _QUERIES = 256
+_IMAGE_TOWER = ("clip.vision_model.", "clip.visual_projection.")
+# These have no part in an embedding; `masked_spec_embed` is even drawn anew where a backbone comes without it.
+_UNUSED = ("masked_spec_embed", "num_batches_tracked", "logit_scale")
 
 
 class EmbeddingIndex:
@@ -119,13 +121,10 @@ class EmbeddingIndex:
         return {"path": None, "bytes": table.take([place], columns=["bytes"])["bytes"][0].as_py()}
 
     def check_model(self, model: Any) -> None:
-        """Check that a model's embeddings may be compared with those of the index.
+        """Raise a `ValueError` if a model's embeddings may not be compared with those of the index.
 
         Images are embedded by CLIP alone, so that every model with the same CLIP fits an index of them, whatever its
         branches have learned since.
-
-        Raises:
-            ValueError: If the model lacks the branch, or has other weights.
         """
         made_by = f"the index {self.folder} ({self.kind}, made by {self.model['name']})"
         name = f"the model {model.name_or_path or type(model).__name__}"
@@ -147,9 +146,6 @@ class EmbeddingIndex:
 
         Returns:
             Scores, float32, best first, and rows, int64; both `(Q, min(top_k, N))`, on the CPU.
-
-        Raises:
-            ValueError: If the queries have another shape or hold NaN, or top_k is below 1.
         """
         if queries.ndim != 2 or queries.shape[1] != self.width:
             raise ValueError(
@@ -219,6 +215,44 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def _mapped(file: Path) -> Tensor:
     with safe_open(file, framework="pt") as shard:
         return shard.get_tensor("embeddings")
+
+
+def weight_fingerprint(model: Any, kind: str) -> dict[str, str]:
+    """Hash the weights that embed `"images"` (CLIP's image tower) or `"audio"` (all others).
+
+    Digests are by precision. Those of a model in float32 are of its weights rounded to bfloat16 and to float16, so
+    that it is recognised when loaded in either; see `same_weights`.
+    """
+    own = str(model.dtype).removeprefix("torch.")
+    digests = {}
+    for precision in ("bfloat16", "float16") if own == "float32" else (own,):
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in model.state_dict().items():
+            if name.startswith(_IMAGE_TOWER) == (kind == "images"):
+                _hash(digest, name, value, getattr(torch, precision))
+        digests[precision] = digest.hexdigest()
+    return digests
+
+
+def same_weights(first: dict[str, str], second: dict[str, str]) -> bool:
+    """Whether two fingerprints are of the same weights, in the precisions that both have."""
+    shared = first.keys() & second.keys()
+    return bool(shared) and all(first[precision] == second[precision] for precision in shared)
+
+
+def hash_weights(digest: Any, prefix: str, part: nn.Module) -> None:
+    """Feed the weights of a module to a hash of `hashlib`, under names that begin with `prefix`."""
+    for name, value in part.state_dict().items():
+        _hash(digest, f"{prefix}.{name}", value, value.dtype)
+
+
+def _hash(digest: Any, name: str, value: Tensor, precision: torch.dtype) -> None:
+    if name.endswith(_UNUSED):
+        return
+    value = value.detach().cpu()
+    value = value.to(precision) if value.is_floating_point() else value
+    digest.update(f"{name} {tuple(value.shape)} {value.dtype}\0".encode())
+    digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 __all__ = ["EmbeddingIndex"]

@@ -9,6 +9,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .audio_utils import opened
 
 MAX_ASPECT_RATIO = 200  # beyond it, scaling the short side to CLIP's size would take gigabytes
+_TURNS = dict(
+    enumerate("FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), 2)
+)
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
 _ACCEPTED_IMAGES = (
     "a PIL image, a path, the bytes of an image file, a binary file object, an array or tensor, "
@@ -44,14 +47,9 @@ def load_image(item: Any, name: str = "images") -> Image.Image:
             as (C, H, W) and an array as (H, W, C).
         name: What errors call the item, for instance "images[3]".
 
-    Returns:
-        The image, mode "RGB".
-
     Raises:
-        TypeError: If `item` is of none of these types.
-        OSError: If a path cannot be opened.
-        ValueError: If the image has no pixels, cannot be read, is a URL, has values out of range, or is more than 200
-            times as long as it is wide.
+        TypeError, OSError, ValueError: If it cannot be read, has no pixels, values out of range, or is more than 200
+            times as long as it is wide; the message says which.
     """
     if isinstance(item, Image.Image):
         return _to_rgb(item, name)

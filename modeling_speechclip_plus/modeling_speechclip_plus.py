@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,11 +64,7 @@ class SpeechClipPlusPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["BranchLayer"]
     # bfloat16 would lose the running statistics' small updates and CIF's and the temperature's small steps.
-    _keep_in_fp32_modules_strict = [
-        "keyword_norm",
-        "^logit_scale",
-        "layer_sum",
-    ]  # patterns; CLIP has a logit_scale too
+    _keep_in_fp32_modules_strict = ["keyword_norm", "^logit_scale", "layer_sum"]  # ^: CLIP has a logit_scale too
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -129,11 +127,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         self.layer_sum = LayerWeightedSum(config.speech_config.num_hidden_layers + 1, config.normalize_hidden_states)
         self.branch = BranchEncoder(config)
         if config.has_parallel:
+            branch = config.branch_config
             self.parallel_projection = projection_head(
-                config.hidden_size,
-                config.projection_dim,
-                config.branch_config.parallel_projection_hidden_size,
-                config.branch_config.dropout,
+                config.hidden_size, config.projection_dim, branch.parallel_projection_hidden_size, branch.dropout
             )
         if config.has_cif:
             cif = config.cif_config
@@ -188,15 +184,11 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             speech: Repository id or folder of a speech encoder (HuBERT, WavLM, wav2vec 2.0, w2v-BERT 2.0 or Whisper);
                 the configuration's if not given.
             clip: Repository id or folder of a CLIP; the configuration's if not given.
-            config: A configuration or the name of a preset. Its sub-configurations of the two backbones are replaced
-                by the backbones' own.
+            config: A configuration or the name of a preset, of which the backbones' own replace theirs.
             speech_revision: Branch, tag or commit of the speech encoder's repository.
             clip_revision: The same of CLIP's.
             dtype: Of all weights.
-            **kwargs: Passed to both backbones' `from_pretrained`, for instance `cache_dir` or `token`.
-
-        Returns:
-            The model in evaluation mode, its keyword batch norm initialised from the loaded CLIP.
+            **kwargs: For both backbones' `from_pretrained`, such as `cache_dir` or `token`.
 
         Raises:
             ValueError: If a backbone is of another kind, or the parts do not fit together.
@@ -205,10 +197,11 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         config = SpeechClipPlusConfig.from_preset(config) if isinstance(config, str) else config
         values = config.to_dict()
         for name, given, revision in (("speech", speech, speech_revision), ("clip", clip, clip_revision)):
-            recorded = values[f"{name}_backbone"]
-            if given is None and recorded is None:
+            source = values[f"{name}_backbone"]
+            if given is not None:
+                source = {"repo_id": _absolute_if_folder(given), "revision": revision}
+            elif source is None:
                 raise ValueError(f"The configuration names no {name} backbone: pass {name}=REPOSITORY_OR_FOLDER.")
-            source = {"repo_id": _absolute_if_folder(given), "revision": revision} if given is not None else recorded
             loaded = AutoConfig.from_pretrained(source["repo_id"], revision=source["revision"], **kwargs)
             allowed = SPEECH_ENCODERS if name == "speech" else ("clip",)
             if loaded.model_type not in allowed:
@@ -232,9 +225,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             options = {"revision": source["revision"], "dtype": torch.float32, **kwargs}
             try:
                 if name == "clip":
-                    backbone, report = CLIPModel.from_pretrained(
-                        source["repo_id"], output_loading_info=True, **options
-                    )
+                    options["output_loading_info"] = True
+                    backbone, report = CLIPModel.from_pretrained(source["repo_id"], **options)
                 else:
                     backbone, report = self.speech_adapter.load(source["repo_id"], **options)
             except OSError as error:
@@ -255,13 +247,10 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
         """See `transformers.PreTrainedModel.set_attn_implementation`."""
-        blocks = [
-            self.config.branch_config,
-            self.config.cif_config,
-            self.config.keyword_config,
-            self.config.loss_config,
-        ]
-        blocks = [] if isinstance(attn_implementation, dict) else [block for block in blocks if block is not None]
+        blocks: list[Any] = []
+        if not isinstance(attn_implementation, dict):
+            parts = (getattr(self.config, f"{name}_config") for name in ("branch", "cif", "keyword", "loss"))
+            blocks = [part for part in parts if part is not None]
         for block in blocks:
             # These have no model of their own, of which the library would warn.
             block._attn_implementation = attn_implementation
@@ -282,9 +271,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     def set_trainable(self, speech_encoder: bool | None = None, clip: bool | None = None) -> None:
         """Freeze or unfreeze the backbones; `None` leaves one as it is. The configuration records the choice.
 
-        A backbone of which no parameter requires a gradient is frozen: it runs without a graph and stays in
-        evaluation mode under `train()`. So parts of one can be trained as well, by `requires_grad_()` on its layers
-        or by adapters in them. Gradient checkpointing saves memory in what is trained alone.
+        A backbone of which no parameter requires a gradient runs without a graph and stays in evaluation mode under
+        `train()`. So parts of one can be trained as well, by `requires_grad_()` on its layers or by adapters in them.
         """
         for name, trainable in (("speech_encoder", speech_encoder), ("clip", clip)):
             if trainable is not None:
@@ -340,12 +328,12 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
         Args:
             save_directory: Folder to write.
-            *args: See `transformers.PreTrainedModel.save_pretrained`.
+            *args: As in `transformers.PreTrainedModel.save_pretrained`, like `**kwargs`.
             save_backbones: `False` saves the trained part alone (some MB), with the backbones' repositories and
                 revisions, from which `from_pretrained` restores them.
             remote_code: Whether to write the Python files too by which `trust_remote_code=True` loads the model where
                 this package is not installed; by default if it was loaded by such files. A push always has them.
-            **kwargs: See `transformers.PreTrainedModel.save_pretrained`.
+            **kwargs: See `*args`.
 
         Raises:
             ValueError: If the backbones shall be left out but were trained, or it is not known where they came from.
@@ -388,25 +376,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
     ) -> Any:
         """Push the model to the Hub with the code to load it, in one commit.
 
-        A README.md that the repository has stays, with `tags` added. Otherwise it gets a plain one of what the
-        configuration says. Folders of this machine, from which the backbones may have been loaded, are left out of the
-        published configuration.
-
-        Args:
-            repo_id: `owner/name`, or a name of your own.
-            save_backbones: See `save_pretrained`.
-            max_shard_size: See `save_pretrained`.
-            commit_message: First line of the commit's message.
-            tags: Tags to add to the card's metadata.
-            **kwargs: See [`push_saved`].
-
-        Returns:
-            `huggingface_hub.CommitInfo`, the address of the commit.
-
-        Raises:
-            ValueError: As `save_pretrained`; or if backbones that are left out would be looked for in a folder of
-                this machine.
-            OSError: If the Hub refuses or does not answer.
+        `save_backbones` and `max_shard_size` are those of `save_pretrained`; the others, what is returned and the
+        errors those of [`push_saved`]. A README.md that the repository has stays, with `tags` added; otherwise it gets
+        a plain one of what the configuration says.
         """
         tags = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
         with tempfile.TemporaryDirectory() as folder:
@@ -446,6 +418,16 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         super().to_empty(device=device, recurse=recurse)
         self.init_weights()
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the configuration and the weights: torch refuses weight-normed layers, which most encoders have."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return _unpickled, (type(self), self.config, self.state_dict(), trained, self.training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpeechClipPlusModel:
+        memo[id(self)] = copied = object.__new__(type(self))
+        copied.__dict__ = copy.deepcopy(vars(self), memo)  # adapters and hooks too, which a pickle leaves out
+        return copied
 
     # Vocabulary
 
@@ -582,7 +564,13 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if audio.keyword_features is not None:
             spans = None
             if audio.alphas is not None and not self.training:
-                spans = keyword_times(audio.alphas, audio.frame_lengths, audio.keyword_lengths, self.cif.threshold)
+                spans = keyword_times(
+                    audio.alphas,
+                    audio.frame_lengths,
+                    audio.keyword_lengths,
+                    self.cif.threshold,
+                    self.config.max_keywords,
+                )
             values |= self._read_keywords(audio.keyword_features, audio.keyword_lengths, spans)
         embeds = values.get(f"{self.config.retrieval_branch}_embeds")
         output = SpeechClipPlusOutput(speech_embeds=embeds, image_embeds=image_embeds, **values)
@@ -640,24 +628,17 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Embed images `(B, 3, H, W)`, as the processor makes them.
-
-        Returns:
-            What CLIP's `get_image_features` returns, with `pooler_output` `(B, P)` at unit length.
-        """
+        """Embed images `(B, 3, H, W)` as CLIP's `get_image_features`, with `pooler_output` `(B, P)` at unit length."""
         return self._clip_features(self.clip.get_image_features, pixel_values=pixel_values, **kwargs)
 
     @can_return_tuple
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Embed texts `(B, L)` of token ids, as the processor makes them.
+        """Embed texts `(B, L)` as CLIP's `get_text_features`, with `pooler_output` `(B, P)` at unit length.
 
         An `attention_mask` `(B, L)`, which a tokenizer gives, matters only if texts are padded on the left: what
         stands behind the end token is invisible under CLIP's causal mask.
-
-        Returns:
-            What CLIP's `get_text_features` returns, with `pooler_output` `(B, P)` at unit length.
         """
         return self._clip_features(
             self.clip.get_text_features, input_ids=input_ids, attention_mask=attention_mask, **kwargs
@@ -691,10 +672,6 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         """Embed speech, and images if given, and compare them: `encode_audio`, then `score`, whose arguments it takes.
 
         `return_dict=False` gives a tuple.
-
-        Raises:
-            ValueError: If inputs are missing, of the wrong shape, or do not fit together.
-            TypeError: If an argument is unknown.
         """
         kwargs.pop("return_dict", None)
         if kwargs:
@@ -724,20 +701,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def _losses(self, output: SpeechClipPlusOutput, image_ids: Tensor | None) -> dict[str, Tensor]:
         """Losses of the configured branches and their weighted sum (arXiv 2402.06959, section 2.3)."""
-        rows = {
-            name: output[name]
-            for name in (
-                "parallel_embeds",
-                "cascaded_embeds",
-                "expected_embeds",
-                "image_embeds",
-                "alpha_sums",
-                "target_lengths",
-            )
-            if output.get(name) is not None
-        }
-        if image_ids is not None:
-            rows["image_ids"] = image_ids
+        names = [f"{name}_embeds" for name in ("parallel", "cascaded", "expected", "image")]
+        rows = {name: output.get(name) for name in (*names, "alpha_sums", "target_lengths")} | {"image_ids": image_ids}
+        rows = {name: value for name, value in rows.items() if value is not None}
         if self.training and several_processes():
             rows = all_gather_rows(rows)
         losses = {}
@@ -770,9 +736,6 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
         Returns:
             Per utterance its keywords in spoken order.
-
-        Raises:
-            ValueError: If the variant has no keywords, or `top_k` is not possible.
         """
         if not self.config.has_cascaded:
             raise ValueError("The parallel variant has no keywords; use a cascaded or hybrid model.")
@@ -790,24 +753,16 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if self.config.has_cif:
             spans = (output.keyword_spans * (self.speech_adapter.samples_per_frame / SAMPLING_RATE)).tolist()
         ids, similarities = output.keyword_ids.tolist(), output.keyword_similarities.tolist()
-        texts = _texts(tokenizer, {i for row in ids for i in row} | {i for row in near_ids for ks in row for i in ks})
-        return [
-            [
-                Keyword(
-                    text=texts.get(ids[b][n]),
-                    id=ids[b][n],
-                    similarity=similarities[b][n],
-                    start=spans[b][n][0] if spans else None,
-                    end=spans[b][n][1] if spans else None,
-                    neighbours=tuple(
-                        Neighbour(texts.get(i), i, s)
-                        for i, s in zip(near_ids[b][n], near_similarities[b][n], strict=True)
-                    ),
-                )
-                for n in range(length)
-            ]
-            for b, length in enumerate(output.keyword_lengths.tolist())
-        ]
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        text = cache(lambda token_id: None if tokenizer is None else token_text(tokenizer, token_id))
+
+        def keyword(b: int, n: int) -> Keyword:
+            near = zip(near_ids[b][n], near_similarities[b][n], strict=True)
+            start, end = spans[b][n] if spans else (None, None)
+            neighbours = tuple(Neighbour(text(token_id), token_id, similarity) for token_id, similarity in near)
+            return Keyword(text(ids[b][n]), ids[b][n], similarities[b][n], start, end, neighbours)
+
+        return [[keyword(b, n) for n in range(count)] for b, count in enumerate(output.keyword_lengths.tolist())]
 
     # From hidden states to embeddings
 
@@ -873,10 +828,8 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             target_lengths = torch.round(frame_lengths / cif.frames_per_keyword).long()
             target_lengths = target_lengths.clamp(min=0 if self.config.padding == "original" else 1)
         elif target_lengths.shape != frame_lengths.shape:
-            raise ValueError(
-                f"target_lengths must have the shape {tuple(frame_lengths.shape)}, "
-                f"but has {tuple(target_lengths.shape)}."
-            )
+            expected = tuple(frame_lengths.shape)
+            raise ValueError(f"target_lengths must have the shape {expected}, but has {tuple(target_lengths.shape)}.")
         return target_lengths
 
     def _check_pairs(
@@ -914,7 +867,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         if config.keyword_config.merge_repeats and not self.training:
             first, last, lengths = merge_repeats(indices, lengths)
             mask = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
-            rows = torch.arange(len(first), device=first.device)[:, None]
+            rows = torch.arange(first.shape[0], device=first.device)[:, None]
             embeds, indices, similarities = embeds[rows, first], indices[rows, first], similarities[rows, first]
             if spans is not None:
                 spans = torch.stack([spans[rows, first, 0], spans[rows, last, 1]], dim=-1).masked_fill(
@@ -958,6 +911,20 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         return self.clip.text_projection(text_model.final_layer_norm(at_end))
 
 
+def _unpickled(
+    kind: type[SpeechClipPlusModel],
+    config: SpeechClipPlusConfig,
+    weights: dict[str, Tensor],
+    trained: set[str],
+    training: bool,
+) -> SpeechClipPlusModel:
+    model = kind(config).to(weights["layer_sum.weight"].device)  # of buffers that are not among the weights
+    model.load_state_dict(weights, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return model.train(training)
+
+
 def is_frozen(module: nn.Module) -> bool:
     """Whether no parameter of a module requires a gradient."""
     return not any(parameter.requires_grad for parameter in module.parameters())
@@ -999,13 +966,6 @@ def _absolute_if_folder(source: str | os.PathLike) -> str:
         raise TypeError(f"A backbone is given by its repository or folder, not as a {type(source).__name__}.")
     # A folder must be found again from wherever the saved model is loaded.
     return os.path.abspath(source) if os.path.isdir(source) else os.fspath(source)
-
-
-def _texts(tokenizer: Any, ids: set[int]) -> dict[int, str]:
-    if tokenizer is None:
-        return {}
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    return {i: token_text(tokenizer, i) for i in ids if i >= 0}
 
 
 __all__ = ["SpeechClipPlusModel", "SpeechClipPlusPreTrainedModel"]

@@ -56,9 +56,6 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             `WhisperFeatureExtractor` for log-mel features.
         image_processor: CLIP's image processor.
         tokenizer: CLIP's tokenizer.
-
-    Raises:
-        ValueError: If the feature extractor is for another rate, or pads on the left.
     """
 
     # What a call uses unless told otherwise. The text mask is left out: CLIP's text tower is causal and read at the
@@ -89,17 +86,13 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         """Build a processor from the repositories (or local directories) of a speech encoder and a CLIP model.
 
         Args:
-            speech: Where the speech encoder is; its `preprocessor_config.json` or `processor_config.json` is used.
+            speech: Where the speech encoder and its feature extractor are.
             clip: Where CLIP is; its image processor and tokenizer are used.
             do_normalize: Whether waveforms are normalised; None takes what `speech` says, True or False what a
                 preset says. Log-mel features are normalised as their encoder was trained, whatever is given.
             speech_revision: Branch, tag or commit of `speech`.
             clip_revision: Branch, tag or commit of `clip`.
             **hub_kwargs: `cache_dir`, `token`, `local_files_only` and the like, for both.
-
-        Raises:
-            OSError: If something cannot be found or downloaded, or `speech` has no preprocessor configuration and
-                `do_normalize` is not given.
         """
         speech, clip = os.fspath(speech), os.fspath(clip)
         speech_kwargs = {**hub_kwargs, "revision": speech_revision or "main"}
@@ -123,10 +116,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         return files
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **kwargs: Any) -> Any:
-        """Push the processor to the Hub with the code to load it, beside what the repository holds.
-
-        Takes the arguments of the model's `push_to_hub`, and returns and raises what that does.
-        """
+        """Push the processor with its code, beside what the repository holds; arguments as of [`push_saved`]."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, remote_code=True)
             return push_saved(folder, repo_id, commit_message=commit_message, **kwargs)
@@ -156,19 +146,18 @@ class SpeechClipPlusProcessor(ProcessorMixin):
             log-mel features `input_values` is (B, T, F) or (B, F, T), and `attention_mask` (B, T).
 
         Raises:
-            TypeError: If an item, named by its index, or an argument is of the wrong kind.
-            FileNotFoundError: If a file, named, does not exist.
-            ValueError: If nothing is given, a batch is empty, or an item, named by its index and path, cannot be used.
+            TypeError, ValueError, OSError: If an item cannot be used; the message names its index and path.
         """
-        self._check_arguments(images, text, audio, kwargs)
+        if images is None and text is None and audio is None:
+            raise ValueError("Nothing to process: pass at least one of `audio`, `images` and `text`.")
+        self._check_arguments(kwargs)
         merged = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
         data: dict[str, Any] = {}
         if audio is not None:
             data |= self._prepare_audio(audio, **merged["audio_kwargs"])
         if images is not None:
-            loaded = [
-                load_image(item, name=f"images[{index}]") for index, item in enumerate(split_image_batch(images))
-            ]
+            items = enumerate(split_image_batch(images))
+            loaded = [load_image(item, name=f"images[{index}]") for index, item in items]
             data |= self.image_processor(loaded, **merged["images_kwargs"])
         if text is not None:
             data |= self._prepare_text(text, **merged["text_kwargs"])
@@ -179,9 +168,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
         """Names of the tensors a call can return."""
         return ["input_values", "attention_mask", "pixel_values", "input_ids"]
 
-    def _check_arguments(self, images: Any, text: Any, audio: Any, kwargs: dict[str, Any]) -> None:
-        if images is None and text is None and audio is None:
-            raise ValueError("Nothing to process: pass at least one of `audio`, `images` and `text`.")
+    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
         kinds = self.valid_processor_kwargs.__annotations__
         parts = (getattr(part, "valid_kwargs", None) for part in (self.image_processor, self.tokenizer))
         known = {"common_kwargs", *kinds}.union(
@@ -202,11 +189,16 @@ class SpeechClipPlusProcessor(ProcessorMixin):
                 f"`truncation` with max_length={max_length} would cut every utterance to {max_length} samples, at "
                 f"least {MIN_SAMPLES} are needed; to limit the text alone pass them in `text_kwargs`."
             )
-        waveforms = [
-            load_audio(item, sampling_rate, name=f"audio[{index}]")
-            for index, item in enumerate(split_audio_batch(audio))
-        ]
-        kwargs = self._fixed_length(waveforms, kwargs)
+        items = enumerate(split_audio_batch(audio))
+        waveforms = [load_audio(item, sampling_rate, name=f"audio[{index}]") for index, item in items]
+        if samples := getattr(self.feature_extractor, "n_samples", None):  # Whisper's reads 30 s, no more and no less
+            kwargs["padding"] = "max_length"
+            for index, waveform in enumerate(waveforms):
+                if len(waveform) > samples:
+                    raise ValueError(
+                        f"audio[{index}]: {len(waveform) / SAMPLING_RATE:.1f} s are more than the "
+                        f"{samples / SAMPLING_RATE:.0f} s that the speech encoder reads; cut it into pieces."
+                    )
         features = self.feature_extractor(waveforms, sampling_rate=SAMPLING_RATE, **kwargs)
         values = features[self.feature_extractor.model_input_names[0]]
         data: dict[str, Any] = {"input_values": [np.asarray(value, dtype=np.float32) for value in values]}
@@ -216,19 +208,6 @@ class SpeechClipPlusProcessor(ProcessorMixin):
                 if not mask.any():
                     raise ValueError(f"audio[{index}]: {len(waveforms[index])} samples at 16 kHz give no frame.")
         return BatchFeature(data, tensor_type=return_tensors)
-
-    def _fixed_length(self, waveforms: list[np.ndarray], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Options for a feature extractor whose encoder reads one length only, which is Whisper's 30 s."""
-        samples = getattr(self.feature_extractor, "n_samples", None)
-        if samples is None:
-            return kwargs
-        for index, waveform in enumerate(waveforms):
-            if len(waveform) > samples:
-                raise ValueError(
-                    f"audio[{index}]: {len(waveform) / SAMPLING_RATE:.1f} s are more than the "
-                    f"{samples / SAMPLING_RATE:.0f} s that the speech encoder reads; cut it into pieces."
-                )
-        return {**kwargs, "padding": "max_length"}
 
     def _prepare_text(
         self, text: Any, truncation: Any = True, max_length: int | None = None, **kwargs: Any

@@ -33,13 +33,7 @@ _SENTENCE_TRANSFORMERS = {
 
 
 def write_model_files(folder: str | os.PathLike, config: Any, remote_code: bool = False) -> None:
-    """Write what a saved model holds beside its weights and configuration.
-
-    Args:
-        folder: The model's folder. A README.md that is there stays.
-        config: The model's configuration.
-        remote_code: Whether the code to load it goes along.
-    """
+    """Write what a saved model holds beside its weights and configuration. A README.md that is there stays."""
     folder = Path(folder)
     for name, content in _SENTENCE_TRANSFORMERS.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -55,11 +49,7 @@ def write_code(folder: str | os.PathLike, config_name: str, remote_code: bool) -
 
 
 def pushing_options(kwargs: dict[str, Any], save_directory: str | os.PathLike) -> dict[str, Any] | None:
-    """Take what `save_pretrained(push_to_hub=True, ...)` says about pushing out of its arguments.
-
-    Returns:
-        Arguments of `push_to_hub`; None if nothing is to be pushed.
-    """
+    """Take the arguments of `push_to_hub` out of those of `save_pretrained(push_to_hub=True, ...)`; None without."""
     if not kwargs.pop("push_to_hub", False):
         return None
     names = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")

@@ -129,6 +129,8 @@ class SpeechEncoderAdapter:
             f"an utterance is shorter than the {self.minimum_samples} samples that give one frame; "
             "leave it out or pad it before it reaches the model"
         )
+        if torch.compiler.is_exporting():
+            return  # an exported graph has no branches on values
         if frame_lengths.device.type == "cpu":
             if bool((frame_lengths < 1).any()):
                 rows = (frame_lengths < 1).nonzero().flatten().tolist()
@@ -241,8 +243,10 @@ class WhisperAdapter(SpeechEncoderAdapter):
     def encode(self, encoder: PreTrainedModel, inputs: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
         """See the base class."""
         hidden_states, frame_lengths, attentions = super().encode(encoder, inputs, attention_mask, **options)
-        longest = int(frame_lengths.max())
-        return tuple(state[:, :longest] for state in hidden_states), frame_lengths, attentions
+        if not torch.compiler.is_exporting():  # there shapes cannot depend on values
+            longest = int(frame_lengths.max())
+            hidden_states = tuple(state[:, :longest] for state in hidden_states)
+        return hidden_states, frame_lengths, attentions
 
 
 SPEECH_ENCODERS: dict[str, type[SpeechEncoderAdapter]] = {
@@ -341,7 +345,7 @@ class LayerWeightedSum(nn.Module):
         if stacked:
             if self.normalize:
                 hidden_states = F.layer_norm(hidden_states, hidden_states.shape[-1:])
-            weights = weights.to(hidden_states.dtype).expand(len(hidden_states), 1, -1)
+            weights = weights.to(hidden_states.dtype).expand(hidden_states.shape[0], 1, -1)
             return torch.bmm(weights, hidden_states.flatten(2)).view(hidden_states[:, 0].shape)
         total = torch.zeros((), dtype=hidden_states[0].dtype, device=weights.device)
         for hidden, weight in zip(hidden_states, weights, strict=True):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from speechclip_plus import EmbeddingIndex, SpeechClipPlusConfig, SpeechClipPlusModel
-from speechclip_plus.modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
+from speechclip_plus.modeling_speechclip_plus.embedding_index import same_weights, weight_fingerprint
 
 
 def write_index(folder, embeds, shard_size=1_000, **facts):

@@ -4,6 +4,8 @@ import copy
 import json
 import pickle
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import peft
 import pytest
@@ -671,9 +673,25 @@ def test_a_model_offloaded_to_disk_computes_the_same(vocabulary_ids, tmp_path):
     assert offloaded.extract_keywords(**make_inputs(), top_k=2) == model.extract_keywords(**make_inputs(), top_k=2)
 
 
-def test_pickling_a_whole_model_is_refused_by_torch_with_the_way_out():
-    with pytest.raises(RuntimeError, match="only supported through state_dict"):
-        pickle.dumps(make_model())
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_pickled_or_copied_model_is_trained_in_the_same_parts_and_computes_the_same(variant):
+    model = make_model(variant, speech=LAYER_NORM).to(torch.bfloat16).float_statistics()
+    model.branch.layers[0].attention.requires_grad_(False)
+    model.speech_encoder.encoder.layers[1].requires_grad_(True)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert trained_names(other) == trained_names(model) and not other.training
+        assert {name: value.dtype for name, value in other.state_dict().items()} == {
+            name: value.dtype for name, value in model.state_dict().items()
+        }
+        torch.testing.assert_close(other(**make_pairs()).to_tuple(), model(**make_pairs()).to_tuple(), rtol=0, atol=0)
+    assert pickle.loads(pickle.dumps(model.train())).training
+
+
+def test_another_process_is_given_a_model_and_computes_the_same():
+    model, inputs = make_model(), make_inputs()
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        keywords = pool.submit(model.extract_keywords, **inputs).result()
+    assert keywords == model.extract_keywords(**inputs)
 
 
 def test_added_tokens_may_become_keywords_and_the_start_and_end_tokens_stay(tmp_path):

@@ -58,6 +58,32 @@ def test_there_are_as_many_keywords_as_wanted_in_training_and_evaluation():
         assert output.keyword_lengths.tolist() == output.target_lengths.tolist()
 
 
+def test_runs_of_one_token_are_read_as_one_keyword_with_their_spans_joined():
+    model = make_model().eval()
+    pairs = make_pairs(model)
+    fired = model(**pairs)
+    # A bias that outweighs the features lets most keywords of the untrained model snap to one token.
+    token = int(fired.keyword_ids[0, 0])
+    row = model.vocabulary_ids.tolist().index(token)
+    model.keyword_norm.bias.data.add_(2 * model.get_input_embeddings().weight[row].detach())
+    fired = model(**pairs)
+    model.config.keyword_config.merge_repeats = True
+    merged = model(**pairs)
+    for number, (length, merged_length) in enumerate(zip(fired.keyword_lengths, merged.keyword_lengths, strict=True)):
+        runs = []
+        for token, span in zip(fired.keyword_ids[number, :length].tolist(), fired.keyword_spans[number], strict=False):
+            if runs and runs[-1][0] == token:
+                runs[-1][2] = span[1].item()
+            else:
+                runs.append([token, *span.tolist()])
+        assert merged.keyword_ids[number, :merged_length].tolist() == [run[0] for run in runs]
+        assert_close(merged.keyword_spans[number, :merged_length], torch.tensor([run[1:] for run in runs]))
+        assert merged.keyword_ids[number, merged_length:].eq(-1).all()
+        assert merged.keyword_spans[number, merged_length:].eq(0).all()
+    assert merged.keyword_lengths.sum() < fired.keyword_lengths.sum()
+    assert model.train()(**pairs).keyword_lengths.tolist() == fired.keyword_lengths.tolist()
+
+
 def test_every_trained_weight_gets_a_gradient_and_a_saved_model_computes_the_same(tmp_path):
     model = make_model(loss_config={"expected_weight": 1.0}).train()
     pairs = make_pairs(model)

@@ -21,9 +21,9 @@ from torch import Tensor
 from ..atomic_files import finished_folder
 from ..modeling_speechclip_plus.audio_utils import load_audio
 from ..modeling_speechclip_plus.embedding import audio_batches, embed_images
+from ..modeling_speechclip_plus.embedding_index import hash_weights
 from ..modeling_speechclip_plus.image_utils import load_image
 from ..modeling_speechclip_plus.modeling_speechclip_plus import is_frozen
-from ..modeling_speechclip_plus.weight_fingerprint import hash_weights
 
 CACHED_ROW = "cached_row"
 """Column of a cached data set by which a row finds its tensors."""

@@ -22,8 +22,16 @@ from torch import Tensor
 from ..atomic_files import MANIFEST, check_new_folder, write_bytes, write_json
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE
 from ..modeling_speechclip_plus.embedding import audio_batches, image_batches
-from ..modeling_speechclip_plus.embedding_index import FACTS, FORMAT, VERSION, EmbeddingIndex, read_facts, shard_file
-from ..modeling_speechclip_plus.weight_fingerprint import same_weights, weight_fingerprint
+from ..modeling_speechclip_plus.embedding_index import (
+    FACTS,
+    FORMAT,
+    VERSION,
+    EmbeddingIndex,
+    read_facts,
+    same_weights,
+    shard_file,
+    weight_fingerprint,
+)
 from .data.folder import metadata_tables, read_table
 from .data.load import DATASETS, is_data_path, is_hub_repository, read_dataset, splits_of
 from .data.schema import AUDIO_SUFFIXES, IMAGE_SUFFIXES, SPLITS, Findings, NoSuchSplitError, some

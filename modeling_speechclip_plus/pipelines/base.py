@@ -36,11 +36,13 @@ class PipelineInput:
     name: str
 
 
+@dataclass(frozen=True)
 class InputDataset(Dataset):
     """Inputs out of a list, a data set or a column of one, each read when its turn comes."""
 
-    def __init__(self, kind: str, items: Any, name: str) -> None:
-        self.kind, self.items, self.name = kind, items, name
+    kind: str
+    items: Any
+    name: str
 
     def __len__(self) -> int:
         return len(self.items)
@@ -50,19 +52,11 @@ class InputDataset(Dataset):
 
 
 class SpeechClipPlusPipeline(ChunkPipeline):
-    """Base of the pipelines of a `SpeechClipPlusModel`.
+    """Base of the pipelines of a `SpeechClipPlusModel`, which is set to evaluation mode, and its processor.
 
     Recordings are read in windows, and batches are made of windows, padded and masked, so that `batch_size` changes
-    the time that an answer takes and not the answer. The model is set to evaluation mode.
-
-    Args:
-        model: A `SpeechClipPlusModel`.
-        processor: Its `SpeechClipPlusProcessor`.
-        **kwargs: `device`, `batch_size`, `num_workers`, and defaults for the arguments of a call.
-
-    Raises:
-        ValueError: If the model is another one, or there is no processor.
-        TypeError: If an argument is unknown.
+    the time that an answer takes and not the answer. `**kwargs` are `device`, `batch_size`, `num_workers`, and
+    defaults for the arguments of a call.
     """
 
     _load_processor = True
@@ -96,17 +90,9 @@ class SpeechClipPlusPipeline(ChunkPipeline):
         for name, value in given.items():
             if name not in self._arguments:
                 raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}.")
-            if name == "branch" and value is not None:
-                self._check_branch(value)
             for stage in () if value is None else self._arguments[name]:
                 stages[stage][name] = value
         return tuple(stages.values())
-
-    def _check_branch(self, branch: str) -> None:
-        config = self.model.config
-        known = [name for name in ("parallel", "cascaded") if getattr(config, f"has_{name}")]
-        if branch not in known:
-            raise ValueError(f"branch={branch!r}: this {config.model_variant} model has {' and '.join(known)}.")
 
     def preprocess(
         self,
@@ -151,12 +137,7 @@ class SpeechClipPlusPipeline(ChunkPipeline):
         return torch.nn.functional.normalize(embeds.float(), dim=-1)  # half precision is not quite unit length
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save model and processor, so that `pipeline(task, model=save_directory)` makes the same pipeline.
-
-        Takes what the model's `save_pretrained` takes. A file in the place of the folder is a ValueError.
-        """
-        if os.path.isfile(save_directory):
-            raise ValueError(f"{os.fspath(save_directory)} is a file; name a folder.")
+        """Save model and processor by the arguments of the model's `save_pretrained`."""
         self.model.save_pretrained(save_directory, **kwargs)
         shared = {name: kwargs[name] for name in _SHARED_ARGUMENTS if name in kwargs}
         self.processor.save_pretrained(save_directory, **shared)
@@ -185,9 +166,8 @@ def mean_embedding(model_outputs: list[dict[str, Any]]) -> Tensor:
 def pipeline_inputs(kind: str, given: Any) -> tuple[Any, bool]:
     """Bring what a pipeline is called with to what `transformers.Pipeline.__call__` takes.
 
-    Returns:
-        A `PipelineInput`, a data set or a generator of them; and whether the answer shall be a list: of a list, a
-        tuple or a column it is, of a data set or a generator it is an iterator that reads as it goes.
+    Also says whether the answer shall be a list: of a list, a tuple or a column it is, of a data set or a generator it
+    is an iterator that reads as it goes.
     """
     if isinstance(given, Dataset) and not isinstance(given, IterableDataset):
         return InputDataset(kind, given, kind), False
@@ -252,11 +232,7 @@ class Windowing:
         chunk_length_s: float = CHUNK_LENGTH_S,
         stride_length_s: float | Sequence[float] | None = None,
     ) -> "Windowing":
-        """Bring a window's length, and its overlaps on both sides or as (left, right), to whole frames.
-
-        Raises:
-            ValueError: If they are no lengths, or the overlaps leave nothing of a window.
-        """
+        """Bring a window's length, and its overlaps on both sides or as (left, right), to whole frames."""
         strides = chunk_length_s / 6 if stride_length_s is None else stride_length_s
         pair = tuple(strides) if isinstance(strides, (list, tuple)) else (strides, strides)
         if len(pair) != 2 or not all(0 <= seconds < float("inf") for seconds in (chunk_length_s, *pair)):

@@ -51,13 +51,7 @@ class SpeechFeatureExtractionPipeline(SpeechClipPlusPipeline):
 
         Returns:
             For each recording (1, T, D), the speech encoder's layers summed with the weights that the model learned,
-            or with `pool` (1, P) of unit length, P being the width of CLIP's joint space; for each image or text
-            (1, P). Nested lists of floats, or float32 tensors.
-
-        Raises:
-            TypeError: If an argument is unknown, or an input of a wrong kind, or not one of `audio`, `images` and
-                `text` is given.
-            ValueError: If an input cannot be used, or the list is empty.
+            or with `pool` (1, P) of unit length; for each image or text (1, P). Lists of floats, or float32 tensors.
         """
         kind, given = one_of(audio=audio, images=images, text=text)
         return self._answer(kind, given, **kwargs)
@@ -128,11 +122,6 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
             For one recording a dictionary for each label, best first: `score`, the softmax over the labels of the
             cosine similarities times the model's `similarity_scale`, and `label`. For a list of recordings a list of
             such lists; for a data set or a generator an iterator.
-
-        Raises:
-            TypeError: If an argument is unknown, or a recording or the labels of a wrong kind.
-            ValueError: If labels are missing, too few or repeated, a template has no `{}`, or a recording cannot be
-                used.
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
@@ -169,11 +158,7 @@ class ZeroShotSpeechClassificationPipeline(SpeechClipPlusPipeline):
 
 
 def class_embeddings(model: Any, processor: Any, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Embed C classes: `(C, P)`, the mean of each name's embeddings in all templates, scaled to unit length.
-
-    Raises:
-        ValueError: For fewer than two classes, repeated names, no template, or one that has not one `{}`.
-    """
+    """Embed C classes: `(C, P)`, the mean of each name's embeddings in all templates, scaled to unit length."""
     if len(class_names) < 2 or len(set(class_names)) < len(class_names):
         raise ValueError(f"Give at least two different class names; got {list(class_names)!r}.")
     wrong = [template for template in templates if template.count("{}") != 1]

@@ -103,11 +103,6 @@ class SpeechImageRetrievalPipeline(SpeechClipPlusPipeline):
             For one input a list of dictionaries, best first: `score` (cosine similarity), `index` (of the candidate)
             and `image` or `audio` (the candidate as given). For a list of inputs a list of such lists; for a data set
             or a generator an iterator.
-
-        Raises:
-            TypeError: If an argument is unknown, an input is of a wrong kind, or not one of `inputs`, `audio`,
-                `images` and `text` is given.
-            ValueError: If there is nothing to search, or an input or a candidate cannot be used.
         """
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
         asked = {**self._postprocess_params, **postprocess}

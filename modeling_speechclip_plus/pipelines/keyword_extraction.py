@@ -6,7 +6,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..audio_utils import SAMPLING_RATE
-from ..outputs import Keyword
+from ..outputs import Keyword, Neighbour
 from .base import CHUNK_LENGTH_S, SpeechClipPlusPipeline, Windowing, waveforms
 
 logger = logging.get_logger(__name__)
@@ -52,11 +52,6 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
             similarity of what was heard and the token), `token_id` (CLIP's); with `return_timestamps` `timestamp`
             (start, end); with `top_k` `neighbours`, dictionaries of `keyword`, `score`, `token_id`, the keyword itself
             first. For a list of recordings a list of such lists; for a data set or a generator an iterator.
-
-        Raises:
-            TypeError: If an argument is unknown, or a recording of a wrong kind.
-            ValueError: If a recording cannot be used, the list is empty, or timestamps are wanted of a variant without
-                CIF, which does not locate its keywords.
         """
         return self._answer("audio", audio, **kwargs)
 
@@ -91,29 +86,32 @@ class SpeechKeywordExtractionPipeline(SpeechClipPlusPipeline):
         keywords = self.model.extract_keywords(
             **waveforms(model_inputs), tokenizer=self.processor, top_k=1 if top_k is None else top_k
         )
-        is_last = model_inputs["is_last"]  # a list in batches of several
-        return {
-            "is_last": is_last,
-            "core": model_inputs["core"],
-            "span": model_inputs["span"],
-            "keywords": keywords if isinstance(is_last, list) else keywords[0],
-        }
+        place = {name: model_inputs[name] for name in ("is_last", "core", "span")}  # lists in batches of several
+        return {**place, "keywords": keywords if isinstance(place["is_last"], list) else keywords[0]}
 
     def postprocess(
         self, model_outputs: list[dict[str, Any]], top_k: int | None = None, return_timestamps: bool = False
     ) -> list[dict[str, Any]]:
         """Join the keywords of a recording's windows."""
-        for output in model_outputs:
-            if self.model.config.has_cif and len(output["keywords"]) == self.model.config.max_keywords:
-                start, end = (sample / SAMPLING_RATE for sample in output["span"])
-                logger.warning(
-                    f"More than the {self.model.config.max_keywords} keywords that fit into CLIP's places may be said "
-                    f"between {start:.1f} and {end:.1f} s: choose a shorter chunk_length_s."
-                )
         heard: list[tuple[Keyword, Any]] = [(word, None) for output in model_outputs for word in output["keywords"]]
         if self.model.config.has_cif:
+            most = self.model.config.max_keywords
+            for output in model_outputs:
+                if len(output["keywords"]) == most:
+                    start, end = (sample / SAMPLING_RATE for sample in output["span"])
+                    logger.warning(
+                        f"More than the {most} keywords that fit into CLIP's places may be said between {start:.1f} "
+                        f"and {end:.1f} s: choose a shorter chunk_length_s."
+                    )
             heard = _joined(model_outputs)
-        return [_told(keyword, span if return_timestamps else None, top_k) for keyword, span in heard]
+        answer = []
+        for keyword, span in heard:
+            answer.append(_told(keyword))
+            if return_timestamps:
+                answer[-1]["timestamp"] = span
+            if top_k is not None:
+                answer[-1]["neighbours"] = [_told(neighbour) for neighbour in keyword.neighbours]
+        return answer
 
 
 def _joined(model_outputs: list[dict[str, Any]]) -> list[tuple[Keyword, tuple[float, float]]]:
@@ -142,12 +140,5 @@ def _joined(model_outputs: list[dict[str, Any]]) -> list[tuple[Keyword, tuple[fl
     return heard
 
 
-def _told(keyword: Keyword, span: tuple[float, float] | None, top_k: int | None) -> dict[str, Any]:
-    told: dict[str, Any] = {"keyword": keyword.text, "score": keyword.similarity, "token_id": keyword.id}
-    if span is not None:
-        told["timestamp"] = span
-    if top_k is not None:
-        told["neighbours"] = [
-            {"keyword": near.text, "score": near.similarity, "token_id": near.id} for near in keyword.neighbours
-        ]
-    return told
+def _told(token: Keyword | Neighbour) -> dict[str, Any]:
+    return {"keyword": token.text, "score": token.similarity, "token_id": token.id}
