@@ -9,9 +9,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from .audio_utils import opened
 
 MAX_ASPECT_RATIO = 200  # beyond it, scaling the short side to CLIP's size would take gigabytes
-_TURNS = dict(
-    enumerate("FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), 2)
-)
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
 _ACCEPTED_IMAGES = (
     "a PIL image, a path, the bytes of an image file, a binary file object, an array or tensor, "

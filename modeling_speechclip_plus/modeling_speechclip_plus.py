@@ -426,7 +426,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SpeechClipPlusModel:
         memo[id(self)] = copied = object.__new__(type(self))
-        copied.__dict__ = copy.deepcopy(vars(self), memo)  # adapters and hooks too, which a pickle leaves out
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)  # adapters and hooks too, which a pickle leaves out
         return copied
 
     # Vocabulary

@@ -10,9 +10,8 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from importlib import metadata
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec, resolve_name
+from importlib import import_module, metadata
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +109,13 @@ def _grouped_modules() -> dict[str, list[str]]:
     return groups
 
 
-def _spec(module: str) -> ModuleSpec:
-    if (spec := find_spec(module)) is None or spec.origin is None:
-        raise ModuleNotFoundError(f"No module named {module!r}.", name=module)
-    return spec
-
-
 def _parsed(module: str) -> tuple[str, ast.Module]:
-    source = Path(str(_spec(module).origin)).read_text(encoding="utf-8")
+    source = Path(str(import_module(module).__file__)).read_text(encoding="utf-8")
     return source, ast.parse(source)
 
 
 def _target(module: str, node: ast.ImportFrom) -> str:
-    return resolve_name("." * node.level + (node.module or ""), _spec(module).parent)
+    return resolve_name("." * node.level + (node.module or ""), import_module(module).__package__)
 
 
 def _merged(file: str, modules: list[str], file_of: dict[str, str]) -> str:

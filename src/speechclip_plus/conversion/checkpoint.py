@@ -63,7 +63,6 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     Raises:
         UnsafeCheckpointError: if it asks for anything but data; the message says what.
         ValueError: if it is no such file, is damaged, or takes more time or memory than any checkpoint.
-        OSError: if it cannot be read.
     """
     path = Path(path)
     if path.is_dir():

@@ -68,11 +68,7 @@ _CIF_PATHS = {
 
 
 def settings_of_hyperparameters(config: Mapping[str, Any], variant: str) -> Settings:
-    """Read what the original's configuration says, and neither weights nor names tell.
-
-    Raises:
-        ValueError: If it asks for something that this package does not compute.
-    """
+    """Read what the original's configuration says, and neither weights nor names tell."""
     branch = "model_settings.parallel_branch" if variant == "parallel" else _CASCADED
     paths = {key: path.replace("BRANCH", branch) for key, path in _PATHS.items()}
     if variant != "parallel":
@@ -217,11 +213,10 @@ def settings_of_clip(weights: Mapping[str, Tensor]) -> Settings:
 
 
 def _branch(weights: Mapping[str, Tensor]) -> Settings:
-    layers = _count(weights, "branch.layers.")
     feed_forward = weights.get("branch.layers.0.feed_forward.0.weight")
     found: Settings = {
         "layer_type": "attention_and_norm" if feed_forward is None else "transformer_encoder",
-        "num_layers": layers,
+        "num_layers": _count(weights, "branch.layers."),
         "parallel_projection_hidden_size": _hidden_size(weights, "parallel_projection"),
     }
     if feed_forward is not None:

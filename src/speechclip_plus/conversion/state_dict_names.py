@@ -90,11 +90,7 @@ class RenamedWeights(NamedTuple):
 
 
 def rename_original_weights(state: Mapping[str, Tensor]) -> RenamedWeights:
-    """Rename and reshape an original model's weights, without copying the large ones.
-
-    Raises:
-        ValueError: If a tensor is neither used nor known to be of no use, or two claim the same place.
-    """
+    """Rename and reshape an original model's weights, all of them, without copying the large ones."""
     weights: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
     ignored: dict[str, str] = {}
@@ -189,19 +185,7 @@ def _batch_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def recover_vocabulary(reduced: Tensor, full: Tensor, given: list[int] | None = None) -> list[int]:
-    """Find the ids of a reduced token table's rows in CLIP's full table.
-
-    Args:
-        reduced: `(V, E)` table in use.
-        full: `(W, E)` table of CLIP.
-        given: Ids that somebody says they are, which then are checked.
-
-    Returns:
-        The V ids.
-
-    Raises:
-        ValueError: If a row is not in the full table, or there more than once, or not where it is said to be.
-    """
+    """Find the ids of a reduced token table's rows `(V, E)` in CLIP's full table `(W, E)`; `given` ids are checked."""
     # Of a table in half precision and one in single, the coarser one has the values of both.
     dtype = min(reduced.dtype, full.dtype, key=lambda dtype: torch.finfo(dtype).bits)
     rows, table = _rows(reduced, dtype), _rows(full, dtype)
@@ -235,12 +219,7 @@ def recover_vocabulary(reduced: Tensor, full: Tensor, given: list[int] | None = 
 
 
 def read_vocabulary(path: str | os.PathLike) -> list[int]:
-    """Read CLIP token ids from a `.npy` file: one column of ids, or the original's, ids and their counts.
-
-    Raises:
-        ValueError: If it holds no ids.
-        OSError: If it cannot be read.
-    """
+    """Read CLIP token ids from a `.npy` file: one column of ids, or the original's, ids and their counts."""
     try:
         ids = np.load(Path(path), allow_pickle=False)
     except (ValueError, EOFError) as error:
