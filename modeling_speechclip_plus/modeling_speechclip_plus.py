@@ -34,8 +34,9 @@ from .keywords import (
     quantize_keywords,
     token_text,
 )
+from .localization import WINDOW_BATCH, WINDOW_S, best_span, frame_scores, window_starts
 from .losses import all_gather_rows, contrastive_loss, quantity_loss, several_processes
-from .outputs import Keyword, Neighbour, SpeechClipPlusAudioOutput, SpeechClipPlusOutput
+from .outputs import Keyword, Localization, Neighbour, SpeechClipPlusAudioOutput, SpeechClipPlusOutput
 from .saving import push_saved, pushing_options, write_model_files
 from .speech_encoder import SPEECH_ENCODERS, LayerWeightedSum, speech_encoder_adapter
 
@@ -763,6 +764,70 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             return Keyword(text(ids[b][n]), ids[b][n], similarities[b][n], start, end, neighbours)
 
         return [[keyword(b, n) for n in range(count)] for b, count in enumerate(output.keyword_lengths.tolist())]
+
+    @torch.no_grad()
+    def localize(
+        self,
+        query_embeds: Tensor,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        branch: str | None = None,
+        window_s: float = WINDOW_S,
+        speech_hidden_states: Tensor | None = None,
+        frame_lengths: Tensor | None = None,
+    ) -> list[Localization]:
+        """Find where in speech a text, an image or another utterance is said, as in evaluation mode.
+
+        The branch embeds overlapping windows of the speech encoder's hidden states one by one; a frame scores the
+        mean similarity of its windows and the query. Other inputs are as in `encode_audio`.
+
+        Args:
+            query_embeds: `(B, P)`, or `(1, P)` for all utterances: `pooler_output` of `get_text_features`,
+                `get_image_features` or `get_audio_features`.
+            input_values: The speech to search.
+            attention_mask: Its mask.
+            branch: See `get_audio_features`.
+            window_s: Length of a window in seconds, about that of what is looked for.
+            speech_hidden_states: In place of `input_values`.
+            frame_lengths: With `speech_hidden_states`.
+
+        Returns:
+            Per utterance the score of each frame and the best span.
+
+        Raises:
+            ValueError: If the queries do not fit the utterances, or the window is shorter than a frame.
+        """
+        model: Any = _evaluation_view(self) if self.training else self
+        hidden_states, frame_lengths, _ = model._speech_states(
+            input_values, attention_mask, speech_hidden_states, frame_lengths
+        )
+        if not isinstance(hidden_states, Tensor):
+            hidden_states = torch.stack(hidden_states, dim=1)
+        count, width = len(hidden_states), self.config.projection_dim
+        if query_embeds.shape not in ((1, width), (count, width)):
+            raise ValueError(
+                f"query_embeds must have the shape (1, {width}) or ({count}, {width}), but has "
+                f"{tuple(query_embeds.shape)}."
+            )
+        frame_s = self.speech_adapter.samples_per_frame / SAMPLING_RATE
+        if window_s < frame_s:
+            raise ValueError(f"window_s={window_s} is shorter than a frame of {frame_s} s.")
+        found = []
+        for states, length, query in zip(
+            hidden_states, frame_lengths.tolist(), query_embeds.expand(count, -1).float(), strict=True
+        ):
+            frames = min(round(window_s / frame_s), length)
+            starts = window_starts(length, frames)
+            similarities = []
+            for first in range(0, len(starts), WINDOW_BATCH):
+                windows = torch.stack([states[:, s : s + frames] for s in starts[first : first + WINDOW_BATCH]])
+                lengths = torch.full((len(windows),), frames, device=windows.device)
+                embeds = model.get_audio_features(speech_hidden_states=windows, frame_lengths=lengths, branch=branch)
+                similarities.append(embeds.pooler_output.float() @ query)
+            scores = frame_scores(torch.cat(similarities).cpu(), starts, frames, length)
+            start, end = best_span(scores)
+            found.append(Localization(scores, start * frame_s, end * frame_s))
+        return found
 
     # From hidden states to embeddings
 

@@ -128,3 +128,18 @@ class Keyword:
     start: float | None
     end: float | None
     neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True)
+class Localization:
+    """Where in an utterance a query was found.
+
+    Attributes:
+        scores (`Tensor` of shape `(T,)`, float32): Cosine similarity of the query and what surrounds each frame.
+        start: Where the span with the highest scores begins, in seconds.
+        end: Where it ends, in seconds.
+    """
+
+    scores: Tensor
+    start: float
+    end: float
