@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -407,12 +407,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 this machine.
             OSError: If the Hub refuses or does not answer.
         """
+        save = partial(self.save_pretrained, save_backbones=save_backbones, max_shard_size=max_shard_size)
         tags = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(
-                folder, save_backbones=save_backbones, max_shard_size=max_shard_size, remote_code=True
-            )
-            return push_saved(folder, repo_id, config=self.config, tags=tags, commit_message=commit_message, **kwargs)
+        return push_saved(save, repo_id, tags, commit_message=commit_message, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """CLIP's token embeddings, which are also the keywords' codebook."""

@@ -1,7 +1,6 @@
 """Processor of audio, images and text for SpeechCLIP and SpeechCLIP+ models."""
 
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,9 +126,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
 
         Takes the arguments of the model's `push_to_hub`, and returns and raises what that does.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, remote_code=True)
-            return push_saved(folder, repo_id, commit_message=commit_message, **kwargs)
+        return push_saved(self.save_pretrained, repo_id, commit_message=commit_message, **kwargs)
 
     def __call__(
         self,
