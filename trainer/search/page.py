@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...hub_cards.report import Answer, FoundItem, Report, audio_data_uri, image_data_uri
+from ...hub_cards.report import Answer, FoundItem, Report
+from ...hub_cards.space.waveform import audio_data_uri, image_data_uri
 from ...modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ...modeling_speechclip_plus.embedding import embed_audio, embed_images, embed_texts
 from ...modeling_speechclip_plus.embedding_index import EmbeddingIndex
