@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file, can_return_tuple, extract_commit_hash, logging
 
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from ..configuration.publication import push_saved, pushing_options, write_model_files
 from ..remote_code import IS_REMOTE
 from .audio_utils import SAMPLING_RATE
 from .branches import BranchEncoder
@@ -33,7 +34,6 @@ from .keywords import (
 )
 from .losses import all_gather_rows, contrastive_loss, quantity_loss, several_processes
 from .outputs import Keyword, Neighbour, SpeechClipPlusAudioOutput, SpeechClipPlusOutput
-from .saving import push_saved, pushing_options, write_model_files
 from .speech_encoder import SPEECH_ENCODERS, LayerWeightedSum, speech_encoder_adapter
 
 logger = logging.get_logger(__name__)

@@ -12,10 +12,10 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import cached_file
 
+from ..configuration.publication import push_saved, pushing_options, write_code
 from ..remote_code import IS_REMOTE
 from .audio_utils import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
 from .image_utils import load_image, split_image_batch
-from .saving import push_saved, pushing_options, write_code
 
 CLIP_MAX_TOKENS = 77  # start and end included
 _PADDING_ARGUMENTS = ("padding", "pad_to_multiple_of", "padding_side", "return_tensors")
