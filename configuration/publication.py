@@ -1,9 +1,20 @@
-"""Publication of a configuration: the values that mean something elsewhere, and a plain README.md of what they say."""
+"""Publication: what a saved model holds beside its weights, configurations that mean something elsewhere, pushes."""
 
+import json
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+from huggingface_hub import HfApi, ModelCardData, RepoCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub.utils import validate_repo_id
+
+from ..remote_code import add_remote_code, remove_code_entries
+
+CARD = "README.md"
 
 TAGS = ("speechclip-plus", "speech", "audio", "image", "retrieval", "visually-grounded-speech")
 """By which the Hub finds these models."""
@@ -18,6 +29,8 @@ GENERATED = (
     "what you change. -->"
 )
 """A line of every card that no one has made their own yet."""
+
+_PLAIN = "This card was written from the configuration alone."
 
 _LOADED = """\
 import torch
@@ -54,11 +67,33 @@ dimensions, so that an utterance finds the image that it describes.
 ## Use
 
 {usage}
-This card was written from the configuration alone. What the model was trained on, how well it works and under which
+{plain} What the model was trained on, how well it works and under which
 licence it may be used is for its authors to add.
 
 Papers: [SpeechCLIP](https://arxiv.org/abs/2210.00705), [SpeechCLIP+](https://arxiv.org/abs/2402.06959).
 """
+
+
+_SENTENCE_TRANSFORMERS = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            modality: {"method": f"get_{modality}_features", "method_output_name": "pooler_output"}
+            for modality in ("text", "image", "audio")
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+        "prompts": {},
+        "default_prompt_name": None,
+    },
+}
+"""Files by which sentence-transformers loads the same folder."""
 
 
 def is_local_path(name: str) -> bool:
@@ -120,13 +155,12 @@ def render_usage(config: Any, name: str) -> str:
     return f"```python\n{code}```\n\n{alone}\n"
 
 
-def render_readme(config: Any, name: str, tags: Sequence[str] = ()) -> str:
+def render_readme(config: Any, name: str) -> str:
     """Return the plain card of a model that nobody described: true of every model, with nothing measured in it."""
-    from huggingface_hub import ModelCardData
-
     return _README.format(
-        metadata=ModelCardData(**card_metadata(config, tags)).to_yaml(),
+        metadata=ModelCardData(**card_metadata(config)).to_yaml(),
         generated=GENERATED,
+        plain=_PLAIN,
         title=name.split("/")[-1],
         variant=config.model_variant,
         dimensions=config.clip_config.projection_dim,
@@ -137,3 +171,148 @@ def render_readme(config: Any, name: str, tags: Sequence[str] = ()) -> str:
 def is_generated(card: str) -> bool:
     """Whether a card is one that a program wrote and nobody made their own."""
     return GENERATED in card
+
+
+def write_model_files(folder: str | os.PathLike, config: Any, remote_code: bool = False) -> None:
+    """Write what a saved model holds beside its weights and configuration; a README.md that is there stays."""
+    folder = Path(folder)
+    for name, content in _SENTENCE_TRANSFORMERS.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if not (folder / CARD).exists():
+        (folder / CARD).write_text(render_readme(config, folder.resolve().name), encoding="utf-8")
+    write_code(folder, "config.json", remote_code)
+
+
+def write_code(folder: str | os.PathLike, config_name: str, remote_code: bool) -> None:
+    """Write the code into a saved folder, or take what refers to it out of one of its JSON files."""
+    (add_remote_code if remote_code else remove_code_entries)(folder, [config_name])
+
+
+def pushing_options(kwargs: dict[str, Any], save_directory: str | os.PathLike) -> dict[str, Any] | None:
+    """Take what `save_pretrained(push_to_hub=True, ...)` says about pushing out of its arguments.
+
+    Returns:
+        Arguments of `push_to_hub`; None if nothing is to be pushed.
+    """
+    if not kwargs.pop("push_to_hub", False):
+        return None
+    names = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+    return {"repo_id": Path(save_directory).name, **{name: kwargs.pop(name) for name in names if name in kwargs}}
+
+
+def push_saved(save: Callable[..., Any], repo_id: str, tags: Sequence[str] | str | None = None, **options: Any) -> Any:
+    """Push what `save(folder, remote_code=True)` writes, in one commit.
+
+    `repo_id` is `owner/name`, or a name of your own; the repository is made if it is not there, and so is the branch
+    `revision`. `tags` are added to a model's card; folders of this machine are taken out of its `config.json`.
+    `private` (of a new repository), `token`, `create_pr`, `commit_message` and `commit_description` are those
+    of `huggingface_hub.HfApi`.
+
+    Returns:
+        `huggingface_hub.CommitInfo`, the address of the commit.
+
+    Raises:
+        ValueError: If a model without its backbones would look for them in a folder of this machine, or a private
+            repository is wanted and there is a public one.
+        OSError: If the Hub refuses or does not answer.
+    """
+    validate_repo_id(repo_id)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, repo_id.split("/")[-1])  # the plain card is titled by it
+        save(folder, remote_code=True)
+        make_portable(folder)
+        return send_folder(folder, repo_id, tags=[tags] if isinstance(tags, str) else tags or (), **options)
+
+
+def make_portable(folder: Path) -> None:
+    """Take folders of this machine out of the `config.json` in a folder that is to be published."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        portable = portable_config(values)
+    except ValueError as error:
+        raise ValueError(f"config.json: {error}") from error
+    if portable != values:
+        file.write_text(json.dumps(portable, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def send_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    tag: str | None = None,
+    tags: Sequence[str] = (),
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+    delete_patterns: Sequence[str] = (),
+) -> Any:
+    """Send a folder, whose card may be changed for it, to the Hub in one commit; see `hub_cards.push.push_folder`.
+
+    `tag` names the commit; `tags` are added to the card's metadata.
+    """
+    if create_pr and (tag or revision):
+        raise ValueError("A pull request goes to the main branch and has no tag: leave revision and tag out.")
+    api = HfApi(token=token)
+    card = RepoCard.load(folder / CARD) if (folder / CARD).is_file() else None
+    if card is not None:
+        card.validate(repo_type)  # by the Hub's own rules, before there is a repository
+    sdk = card.data.get("sdk") if card is not None and repo_type == "space" else None
+    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk).repo_id
+    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+        raise ValueError(
+            f"The repository {repo_id} exists and is public, and a private one was asked for: nothing was sent. "
+            "Make it private in its settings, or push to another repository."
+        )
+    if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}:
+        raise ValueError(f"{repo_id} has a tag {tag!r} already: nothing was sent. Name another.")
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+    where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+    if card is not None:
+        content = _chosen_card(card.content, api, where)
+        (folder / CARD).write_text(_with_tags(content, tags), encoding="utf-8")
+    has_weights = repo_type == "model" and any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES)
+    done = api.upload_folder(
+        folder_path=folder,
+        commit_message=commit_message or f"Upload {repo_type}",
+        commit_description=commit_description,
+        create_pr=create_pr,
+        delete_patterns=[*delete_patterns, *(WEIGHT_FILES if has_weights else ())] or None,
+        **where,
+    )
+    if tag is not None:
+        api.create_tag(repo_id, tag=tag, revision=done.oid, repo_type=repo_type)
+    return done
+
+
+def _chosen_card(card: str, api: HfApi, where: dict[str, Any]) -> str:
+    """The repository's own card where a generated one would replace it, or a plain one any; else the given one."""
+    if is_generated(card) and api.file_exists(filename=CARD, **where):
+        theirs = Path(api.hf_hub_download(filename=CARD, **where)).read_text(encoding="utf-8")
+        if _PLAIN in card or not is_generated(theirs):
+            return theirs
+    return card_for_repository(card, where["repo_id"]) if where["repo_type"] == "model" else card
+
+
+def card_for_repository(card: str, repo_id: str) -> str:
+    """Let a card's code load from a repository, where it loads the folder or run that the card is titled by."""
+    block = REGEX_YAML_BLOCK.search(card)
+    title = re.search(r"^# (.+)$", card[block.end() :] if block else card, re.MULTILINE)
+    return card.replace(f'from_pretrained("{title[1].strip()}"', f'from_pretrained("{repo_id}"') if title else card
+
+
+def _with_tags(card: str, tags: Sequence[str]) -> str:
+    parsed = RepoCard(card, ignore_metadata_errors=True)
+    known = parsed.data.get("tags") or []
+    missing = [tag for tag in tags if tag not in known]
+    if not missing:
+        return card
+    parsed.data["tags"] = [*known, *missing]
+    return str(parsed)

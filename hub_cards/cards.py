@@ -13,11 +13,10 @@ from huggingface_hub import DatasetCardData, ModelCardData
 
 from ..atomic_files import write_bytes, write_text
 from ..configuration.presets import published_results
-from ..configuration.publication import GENERATED, card_metadata, is_local_path, render_usage
+from ..configuration.publication import CARD, GENERATED, card_metadata, is_local_path, render_usage
 from .report import Series, training_chart
 from .results import Results, eval_results, render_results
 
-CARD = "README.md"
 CHART = "training.png"
 MOST_ROWS = 20  # of the table of the training
 

@@ -12,16 +12,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, RepoCard
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from ..atomic_files import MANIFEST
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
-from ..configuration.publication import WEIGHT_FILES, is_generated, portable_config, render_readme
+from ..configuration.publication import CARD, make_portable, render_readme, send_folder
 from ..remote_code import add_remote_code
 
-CARD = "README.md"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill")
 _SECRET_FILES = (
     *(".env", ".env.*", ".netrc", ".npmrc", ".pypirc", ".git-credentials", "credentials", "credentials.json"),
@@ -43,18 +40,7 @@ _NEVER = (".git", ".cache/*", "*__pycache__/*", "*.DS_Store", ".*.tmp", "*/.*.tm
 
 
 def push_folder(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    repo_type: str = "model",
-    private: bool | None = None,
-    revision: str | None = None,
-    tag: str | None = None,
-    token: str | bool | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    ignore_patterns: Sequence[str] = (),
-    delete_patterns: Sequence[str] = (),
+    folder: str | os.PathLike, repo_id: str, *, ignore_patterns: Sequence[str] = (), **options: Any
 ) -> Any:
     """Send a folder to a repository on the Hub, which is made if it is not there.
 
@@ -62,9 +48,13 @@ def push_folder(
     folder itself is only read (`prepared_folder` says what is sent in its place). A generated README.md never replaces
     one of the repository that somebody made their own; old weights under other names go in the same commit.
 
-    `repo_id` is `owner/name`, or a name of the token's owner's; `repo_type` "model", "dataset" or "space". A branch
-    `revision` is made if it is not there; `tag` names the commit; `ignore_patterns` leave files out. The rest are
-    those of `huggingface_hub.HfApi`, `private` of a new repository.
+    Args:
+        folder: What to send, without the files that `ignore_patterns` match.
+        repo_id: `owner/name`, or a name of the token's owner's.
+        ignore_patterns: Files to leave out.
+        **options: `repo_type` is "model", "dataset" or "space". A branch `revision` is made if it is not there; `tag`
+            names the commit. `private` (of a new repository), `token`, `commit_message`, `commit_description`,
+            `create_pr` and `delete_patterns` are those of `huggingface_hub.HfApi`.
 
     Returns:
         `huggingface_hub.CommitInfo`.
@@ -74,41 +64,8 @@ def push_folder(
             public one, the tag exists, or the Hub does not take the card's metadata.
         OSError: If the Hub refuses or does not answer.
     """
-    if create_pr and (tag or revision):
-        raise ValueError("A pull request goes to the main branch and has no tag: leave revision and tag out.")
-    api = HfApi(token=token)
-    with prepared_folder(folder, repo_id, repo_type, ignore_patterns) as prepared:
-        card = RepoCard.load(prepared / CARD) if (prepared / CARD).is_file() else None
-        if card is not None:
-            card.validate(repo_type)  # by the Hub's own rules, before there is a repository
-        sdk = card.data.to_dict().get("sdk") if card is not None and repo_type == "space" else None
-        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk).repo_id
-        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
-            raise ValueError(
-                f"The repository {repo_id} exists and is public, and a private one was asked for: nothing was sent. "
-                "Make it private in its settings, or push to another repository."
-            )
-        if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}:
-            raise ValueError(f"{repo_id} has a tag {tag!r} already: nothing was sent. Name another.")
-        if revision is not None and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-        where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
-        if card is not None:
-            if is_generated(card.content) and _has_own_card(api, where):
-                (prepared / CARD).unlink()
-            elif repo_type == "model":
-                (prepared / CARD).write_text(card_for_repository(card.content, repo_id), encoding="utf-8")
-        has_weights = repo_type == "model" and any(any(prepared.glob(pattern)) for pattern in WEIGHT_FILES)
-        done = api.upload_folder(
-            folder_path=prepared,
-            commit_message=commit_message or f"Upload {repo_type}",
-            create_pr=create_pr,
-            delete_patterns=[*delete_patterns, *(WEIGHT_FILES if has_weights else ())] or None,
-            **where,
-        )
-        if tag is not None:
-            api.create_tag(repo_id, tag=tag, revision=done.oid, repo_type=repo_type)
-        return done
+    with prepared_folder(folder, repo_id, options.get("repo_type", "model"), ignore_patterns) as prepared:
+        return send_folder(prepared, repo_id, **options)
 
 
 @contextmanager
@@ -133,26 +90,13 @@ def prepared_folder(
             _place(file, prepared / file.relative_to(root))
         if not any(prepared.iterdir()):
             raise ValueError(f"{root} holds nothing to push.")
-        if repo_type == "model" and (prepared / "config.json").is_file():
-            _prepare_model(prepared, repo_id)
+        if repo_type == "model":
+            make_portable(prepared)
+            _complete_model(prepared, repo_id)
         for file in sorted(prepared.rglob("*")):
             if file.is_file():
                 _check_file(file.relative_to(prepared).as_posix(), file)
         yield prepared
-
-
-def _has_own_card(api: HfApi, where: dict[str, Any]) -> bool:
-    """Whether a repository has a card that somebody made their own."""
-    if not api.file_exists(filename=CARD, **where):
-        return False
-    return not is_generated(Path(api.hf_hub_download(filename=CARD, **where)).read_text(encoding="utf-8"))
-
-
-def card_for_repository(card: str, repo_id: str) -> str:
-    """Let a card's code load from a repository, where it loads the folder or run that the card is titled by."""
-    block = REGEX_YAML_BLOCK.search(card)
-    title = re.search(r"^# (.+)$", card[block.end() :] if block else card, re.MULTILINE)
-    return card.replace(f'from_pretrained("{title[1].strip()}"', f'from_pretrained("{repo_id}"') if title else card
 
 
 def _files(root: Path, ignore_patterns: Sequence[str]) -> Iterator[Path]:
@@ -176,21 +120,15 @@ def _place(file: Path, target: Path) -> None:
         target.symlink_to(file.resolve())
 
 
-def _prepare_model(folder: Path, repo_id: str) -> None:
-    """Make a saved model's folder one to publish: no folders of this machine, the code, and a card."""
-    file, card = folder / "config.json", folder / CARD
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        changed = portable_config(values)
-    except ValueError as error:
-        raise ValueError(f"config.json: {error}") from error
-    if changed != values:
-        file.write_text(json.dumps(changed, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _complete_model(folder: Path, repo_id: str) -> None:
+    """Add the code to a saved SpeechCLIP+ model, and a card if it has none."""
+    file = folder / "config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if values.get("model_type") == SpeechClipPlusConfig.model_type:
         add_remote_code(folder)
-        if not card.is_file():
-            name = repo_id.split("/")[-1]
-            card.write_text(render_readme(SpeechClipPlusConfig.from_dict(changed), name), encoding="utf-8")
+        if not (folder / CARD).is_file():
+            card = render_readme(SpeechClipPlusConfig.from_dict(values), repo_id.split("/")[-1])
+            (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _check_file(name: str, path: Path) -> None:

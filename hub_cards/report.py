@@ -5,22 +5,20 @@ Colours in SVG become the page's CSS variables, so that charts follow its light 
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 
 from ..atomic_files import write_text
 from .results import ScoreTable
+from .space.waveform import PLAYER, STYLE, templates, waveform_view
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +33,6 @@ _THEME = {
     "ink": "#1c1e21",
     "soft": "#5c6169",
     "line": "#dfe2e6",
-    "hit": "#17692f",
-    "hit-soft": "#d9efdd",
-    "miss-soft": "#e9ebee",
-    "weight": "#b4530b",
-    "wave": "#86929b",
     **{f"curve-{number}": colour for number, colour in enumerate(COLOURS)},
 }
 _RC: Any = {
@@ -63,8 +56,7 @@ _RC: Any = {
     "figure.constrained_layout.use": True,
 }
 _SMALLEST, _LARGEST = 0.8, 2.6  # letters of the keyword cloud, in rem
-_WAVE_COLUMNS = 380
-_FOLDER = resources.files("speechclip_plus.hub_cards")
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html.jinja"
 
 
 @dataclass(frozen=True)
@@ -88,8 +80,10 @@ class Answer:
     detail: str = ""  # a few words under the title
     image: str = ""  # data URI of the image that asked; "" for other queries
     waveform: Any = None  # (S,) samples at 16 kHz of the utterance that asked; None for other queries
-    keywords: Sequence[Any] = ()  # of that utterance in spoken order, as `model.extract_keywords` gives them
+    # of that utterance in spoken order, as `model.extract_keywords` gives them; None of a model without
+    keywords: Sequence[Any] | None = None
     said: Collection[int] | None = None  # ids of the tokens in its caption; None without a caption
+    words: Sequence[Any] = ()  # its true words, each with `text`, `start` and `end` in seconds, if they are known
     weights: np.ndarray | None = None  # (T,) CIF's weight of each frame; None without CIF
     frame_seconds: float = 0.02  # seconds from one frame to the next
     rank: int | None = None  # place of the first right item among `searched` ones, from 1; None where nobody knows
@@ -97,14 +91,9 @@ class Answer:
     right_image: str | None = None  # data URI of the right image, if it is not among those that were found
 
     @property
-    def audio(self) -> str:
-        """Data URI of the utterance that asked."""
-        return audio_data_uri(self.waveform)
-
-    @property
-    def chart(self) -> Markup:
-        """SVG of the waveform, CIF's weights and the keywords."""
-        return speech_chart(self.waveform, self.weights, self.frame_seconds, self.keywords, self.said or ())
+    def view(self) -> Markup:
+        """The utterance that asked."""
+        return waveform_view(self.waveform, self.keywords, self.said, self.words, self.weights, self.frame_seconds)
 
 
 @dataclass(frozen=True)
@@ -133,38 +122,13 @@ class Report:
 
 def render_report(report: Report) -> str:
     """Render the page as HTML without any link to elsewhere."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((_FOLDER / "templates" / "report.html.jinja").read_text(encoding="utf-8"))
-    player = Markup((_FOLDER / "space" / "player.js").read_text(encoding="utf-8"))
-    return template.render(report=report, player=player)
+    template = templates.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(report=report, player=Markup(PLAYER), style=Markup(STYLE))
 
 
 def write_report(path: str | Path, report: Report) -> None:
     """Render the page and write it atomically."""
     write_text(Path(path), render_report(report))
-
-
-def image_data_uri(image: Any, longest_side: int = 256) -> str:
-    """Return a PIL image in RGB as the data URI of a PNG, or of a JPEG scaled down if it is larger (in pixels)."""
-    is_small = max(image.size) <= longest_side
-    file = io.BytesIO()
-    image = image.copy()
-    image.thumbnail((longest_side, longest_side))
-    image.save(file, format="PNG" if is_small else "JPEG", quality=88)
-    return _data_uri("image/png" if is_small else "image/jpeg", file.getvalue())
-
-
-def audio_data_uri(waveform: np.ndarray, sampling_rate: int = 16_000) -> str:
-    """Return samples in [-1, 1] as the data URI of a FLAC file, which every current browser plays."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(waveform, -1.0, 1.0), sampling_rate, format="FLAC", subtype="PCM_16")
-    return _data_uri("audio/flac", file.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def line_chart(curves: Mapping[str, Series], y_label: str, x_label: str = "step") -> Markup:
@@ -197,47 +161,6 @@ def training_chart(panels: Mapping[str, Mapping[str, Series]]) -> bytes | None:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
     return file.getvalue()
-
-
-def speech_chart(
-    waveform: np.ndarray,
-    weights: np.ndarray | None,
-    frame_seconds: float,
-    keywords: Sequence[Any],
-    said: Collection[int] = (),
-) -> Markup:
-    """Draw keywords over the waveform, with CIF's weights under it, all on one time axis.
-
-    Keywords are buttons with their times, by which the page plays them; those without times are not drawn.
-
-    Args:
-        waveform: `(S,)` samples at 16 kHz.
-        weights: `(T,)` CIF's weight of each frame; `None` leaves them out.
-        frame_seconds: Seconds from one frame to the next.
-        keywords: As `model.extract_keywords` gives them.
-        said: Ids of the tokens in the caption: keywords among them get a colour of their own.
-    """
-    seconds = len(waveform) / 16_000
-    figure, (axes,) = _figure(7.6, 1.8)
-    for keyword in keywords:
-        if keyword.start is not None and keyword.end is not None:
-            _draw_keyword(axes, keyword, seconds, keyword.id in said)
-    starts = np.linspace(0, len(waveform), min(_WAVE_COLUMNS, len(waveform)), endpoint=False).astype(int)
-    peak = max(float(np.abs(waveform).max()), 1e-4)
-    low, high = np.minimum.reduceat(waveform, starts) / peak, np.maximum.reduceat(waveform, starts) / peak
-    times = (starts + len(waveform) / len(starts) / 2) / 16_000
-    axes.fill_between(times, low, high, color=_THEME["wave"], linewidth=0.5, gid="wave", clip_on=False)
-    if weights is not None and len(weights):
-        heights = np.asarray(weights, dtype=float) / max(float(np.max(weights)), 1e-3)
-        centres = (np.arange(len(weights)) + 0.5) * frame_seconds
-        axes.fill_between(
-            centres, -2.2, heights - 2.2, color=_THEME["weight"], alpha=0.4, gid="weights", clip_on=False
-        )
-    axes.set(xlim=(0, seconds), ylim=(-2.2, 2.0), yticks=[], xlabel="seconds")
-    axes.grid(False)
-    axes.spines["left"].set_visible(False)
-    words = ", ".join(keyword.text for keyword in keywords) or "none"
-    return _svg(figure, f"Waveform of {seconds:.1f} seconds; keywords: {words}", "speech")
 
 
 def bar_chart(values: Mapping[str, float], y_label: str, x_label: str) -> Markup:
@@ -299,20 +222,7 @@ def _legend(axes: Axes) -> None:
     )
 
 
-def _draw_keyword(axes: Axes, keyword: Any, seconds: float, is_said: bool) -> None:
-    soft = _THEME["hit-soft" if is_said else "miss-soft"]
-    start, end = max(keyword.start, 0.0), min(keyword.end, seconds)
-    width = max(end - start, seconds / 500)
-    button = f"keyword {start:.3f} {end:.3f} {keyword.text}"
-    axes.axvspan(start, start + width, color=soft, alpha=0.55, linewidth=0, gid=button, clip_on=False)
-    axes.fill_between([start, start + width], 1.2, 2.0, color=soft, linewidth=0, gid="word", clip_on=False)
-    # A narrow span gets smaller letters; the text never runs into its neighbour.
-    look: Any = {"size": min(9.0, max(4.0, 760 * width / seconds / max(len(keyword.text), 1)))}
-    look |= {"color": _THEME["hit" if is_said else "soft"], "weight": "bold", "ha": "center", "va": "center"}
-    axes.text(start + width / 2, 1.58, keyword.text.replace("$", r"\$"), gid="word", **look)
-
-
-def _svg(figure: Canvas, description: str, kind: str = "chart") -> Markup:
+def _svg(figure: Canvas, description: str) -> Markup:
     import matplotlib
 
     file = io.StringIO()
@@ -322,14 +232,11 @@ def _svg(figure: Canvas, description: str, kind: str = "chart") -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r' clip-path="url\([^)]*\)"', "", text)  # all is inside, and ids would meet others of the page
-    text = re.sub(r'<g id="(word|wave|weights|bar)">', r'<g class="\1">', text)
-    button = r'<g class="keyword" role="button" tabindex="0" aria-label="\3" data-start="\1" data-end="\2">'
-    text = re.sub(r'<g id="keyword ([\d.]+) ([\d.]+) ([^"]*)">', button, text)
+    text = text.replace('<g id="bar">', '<g class="bar">')
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     view_box = re.search(r'viewBox="[^"]*"', text)
     assert view_box is not None
-    role = "group" if kind == "speech" else "img"  # an image would hide its buttons
-    head = f'<svg class="{kind}" {view_box[0]} role="{role}" aria-label="{escape(description)}">'
+    head = f'<svg class="chart" {view_box[0]} role="img" aria-label="{escape(description)}">'
     text = head + text[text.index(">") + 1 :]
     text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
     for name, colour in _THEME.items():

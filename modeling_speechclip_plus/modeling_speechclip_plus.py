@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file, can_return_tuple, extract_commit_hash, logging
 
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
+from ..configuration.publication import push_saved, pushing_options, write_model_files
 from ..remote_code import IS_REMOTE
 from .audio_utils import SAMPLING_RATE
 from .branches import BranchEncoder
@@ -37,7 +37,6 @@ from .keywords import (
 from .localization import WINDOW_BATCH, WINDOW_S, best_span, frame_scores, window_starts
 from .losses import all_gather_rows, contrastive_loss, quantity_loss, several_processes
 from .outputs import Keyword, Localization, Neighbour, SpeechClipPlusAudioOutput, SpeechClipPlusOutput
-from .saving import push_saved, pushing_options, write_model_files
 from .speech_encoder import SPEECH_ENCODERS, LayerWeightedSum, speech_encoder_adapter
 
 logger = logging.get_logger(__name__)
@@ -381,12 +380,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         errors those of [`push_saved`]. A README.md that the repository has stays, with `tags` added; otherwise it gets
         a plain one of what the configuration says.
         """
+        save = partial(self.save_pretrained, save_backbones=save_backbones, max_shard_size=max_shard_size)
         tags = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(
-                folder, save_backbones=save_backbones, max_shard_size=max_shard_size, remote_code=True
-            )
-            return push_saved(folder, repo_id, config=self.config, tags=tags, commit_message=commit_message, **kwargs)
+        return push_saved(save, repo_id, tags, commit_message=commit_message, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """CLIP's token embeddings, which are also the keywords' codebook."""

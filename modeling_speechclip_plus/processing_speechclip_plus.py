@@ -1,7 +1,6 @@
 """Processor of audio, images and text for SpeechCLIP and SpeechCLIP+ models."""
 
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import cached_file
 
+from ..configuration.publication import push_saved, pushing_options, write_code
 from ..remote_code import IS_REMOTE
 from .audio_utils import MIN_SAMPLES, SAMPLING_RATE, load_audio, split_audio_batch
 from .image_utils import load_image, split_image_batch
-from .saving import push_saved, pushing_options, write_code
 
 CLIP_MAX_TOKENS = 77  # start and end included
 _PADDING_ARGUMENTS = ("padding", "pad_to_multiple_of", "padding_side", "return_tensors")
@@ -117,9 +116,7 @@ class SpeechClipPlusProcessor(ProcessorMixin):
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **kwargs: Any) -> Any:
         """Push the processor with its code, beside what the repository holds; arguments as of [`push_saved`]."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, remote_code=True)
-            return push_saved(folder, repo_id, commit_message=commit_message, **kwargs)
+        return push_saved(self.save_pretrained, repo_id, commit_message=commit_message, **kwargs)
 
     def __call__(
         self,

@@ -14,14 +14,13 @@ from PIL import Image
 
 from speechclip_plus.configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from speechclip_plus.configuration.presets import published_results
-from speechclip_plus.configuration.publication import is_generated
+from speechclip_plus.configuration.publication import card_for_repository, is_generated
 from speechclip_plus.hub_cards.cards import (
     ModelCardFacts,
     SplitSize,
     render_model_card,
     save_model_card,
 )
-from speechclip_plus.hub_cards.push import card_for_repository
 from speechclip_plus.hub_cards.report import training_chart
 from speechclip_plus.hub_cards.results import Results, eval_results, update_card
 

@@ -17,17 +17,16 @@ from speechclip_plus.hub_cards.report import (
     Figure,
     FoundItem,
     Report,
-    audio_data_uri,
     bar_chart,
-    image_data_uri,
     line_chart,
     render_report,
-    speech_chart,
     write_report,
 )
 from speechclip_plus.hub_cards.results import ScoreRow, ScoreTable
+from speechclip_plus.hub_cards.space.waveform import audio_data_uri, image_data_uri, waveform_view
 from speechclip_plus.modeling_speechclip_plus.keywords import token_text
 from speechclip_plus.modeling_speechclip_plus.outputs import Keyword, Neighbour
+from speechclip_plus.trainer.evaluation.alignments import AlignedWord
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
 
 
@@ -175,7 +174,7 @@ def test_figures_stand_beside_chance(page):
 
 
 def test_the_audio_in_the_page_is_the_recording(report, waveform):
-    kind, content = report.answers[0][1][0].audio.split(",", 1)
+    kind, content = re.search(r'<audio[^>]* src="(.*?)"', report.answers[0][1][0].view)[1].split(",", 1)
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(content)))
     assert (kind, rate) == ("data:audio/flac;base64", 16_000)
     np.testing.assert_allclose(samples, waveform, atol=1e-4)
@@ -195,23 +194,27 @@ def paths_of(chart, kind):
     return [np.array([[float(v) for v in p] for p in re.findall(r"([-\d.]+) ([-\d.]+)", path)]) for path in paths]
 
 
-def test_keywords_stand_over_their_moments(waveform):
+def test_keywords_and_true_words_stand_over_their_moments(waveform):
     keywords = [Keyword("red", 1, 0.5, 0.5, 1.0, ()), Keyword("nowhere", 2, 0.5, None, None, ())]
-    chart = speech_chart(waveform, np.full(100, 0.5), 0.02, keywords)
-    (wave,), (span,) = paths_of(chart, "wave"), paths_of(chart, "keyword")
-    left, width = wave[:, 0].min(), np.ptp(wave[:, 0])
-    assert (span[:, 0].min() - left) / width == pytest.approx(0.5 / 2, abs=0.01)  # at 0.5 s of 2 s
-    assert (span[:, 0].max() - left) / width == pytest.approx(1.0 / 2, abs=0.01)
-    assert ">red<" in chart and ">nowhere<" not in chart
+    words = [AlignedWord("<a>", 0.0, 0.3), AlignedWord("red", 0.4, 1.2)]
+    view = waveform_view(waveform, keywords, {1}, words)
+    assert 'x="25.00" width="25.00"' in view  # 0.5 s of 2 s
+    assert re.findall(r"<button.*?>(\w+)</button>", view) == ["red"]
+    shown = re.findall(r'<span class="true-word" style="left:([\d.]+)%;width:([\d.]+)%".*?>(.*?)</span>', view)
+    assert shown == [("0.00", "15.00", "&lt;a&gt;"), ("20.00", "40.00", "red")]
+    assert view.index("true-word") < view.index("<button") and "true-word" not in waveform_view(waveform, keywords)
+
+
+def points_of(view, kind):
+    (path,) = re.findall(rf'<path class="{kind}" d="M(.*?)Z"', view)
+    return np.array([[float(value) for value in point.split()] for point in path.split("L")])
 
 
 def test_weights_are_drawn_to_scale_up_to_the_highest(waveform):
     weights = np.array([0.0, 0.1, 0.2, 0.05])
-    (area,) = paths_of(speech_chart(waveform, weights, 0.02, []), "weights")
-    base = area[:, 1].max()
-    places = sorted(set(area[:, 0]))
-    heights = np.array([base - area[area[:, 0] == place, 1].min() for place in places])
-    np.testing.assert_allclose(heights / heights.max(), weights / 0.2, atol=0.01)
+    area = points_of(waveform_view(waveform, [], weights=weights, frame_seconds=0.5), "weights")
+    np.testing.assert_allclose((140 - area[1:-1, 1]) / 36, weights / 0.2, atol=0.01)
+    np.testing.assert_allclose(area[1:-1, 0], [12.5, 37.5, 62.5, 87.5])  # the middles of the frames
 
 
 def test_a_curve_falls_on_the_chart_where_its_values_fall():
@@ -234,8 +237,9 @@ def test_nothing_to_draw_is_an_empty_chart():
     assert str(line_chart({"loss": ([], [])}, "loss")) == ""
 
 
-def test_silence_is_drawn(waveform):
-    assert len(paths_of(speech_chart(np.zeros(800, dtype=np.float32), None, 0.02, []), "wave")) == 1
+def test_silence_is_drawn():
+    wave = points_of(waveform_view(np.zeros(800, dtype=np.float32), []), "wave")
+    np.testing.assert_allclose(wave[:, 1], 50, atol=1)
 
 
 def test_a_report_without_training_or_answers_known_renders(waveform):

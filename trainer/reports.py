@@ -16,13 +16,12 @@ from ..hub_cards.report import (
     Figure,
     FoundItem,
     Report,
-    audio_data_uri,
     bar_chart,
-    image_data_uri,
     keyword_cloud,
     line_chart,
 )
 from ..hub_cards.results import ITEMS, Results, ScoreTable
+from ..hub_cards.space.waveform import audio_data_uri, image_data_uri
 from ..modeling_speechclip_plus.audio_utils import SAMPLING_RATE, load_audio
 from ..modeling_speechclip_plus.embedding import embed_audio, embed_images, embed_texts
 from ..modeling_speechclip_plus.embedding_index import EmbeddingIndex
@@ -156,6 +155,7 @@ def _speech_answer(
         rank=int(evaluation.ranks[f"{branch}_speech_to_image"][row]),
         searched=len(split.image_ids),
         right_image=_image(dataset, split, split.image_ids.tolist().index(own)) if is_missed else None,
+        words=(split.words[row] if split.words else None) or (),
         **spoken_query(model, processor, waveform, caption),
     )
 

@@ -26,12 +26,23 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr  # noqa: E402
-import jinja2  # noqa: E402
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import AutoModel, AutoProcessor  # noqa: E402
+
+if __package__:
+    from .waveform import PLAYER, STYLE, audio_data_uri, image_data_uri, templates, waveform_view
+else:  # a Space, where this file is in no package
+    from waveform import (  # type: ignore[import-not-found, no-redef]
+        PLAYER,
+        STYLE,
+        audio_data_uri,
+        image_data_uri,
+        templates,
+        waveform_view,
+    )
 
 MODEL_ID = ""  # a repository on the Hub
 HERE = Path(__file__).parent
@@ -51,7 +62,6 @@ NUM_FOUND = {"images": 8, "recordings": 5}
 NUM_OFFERED = {"images": 12, "recordings": 3}  # to ask with, for visitors who have none
 NUM_TRIED = 12  # recordings of which the one that is understood best is offered first
 NUM_WAITING = 24  # images shown before anything was asked
-SAMPLING_RATE = 16_000  # Hz: what the model hears
 BATCH_SIZE = 16
 THUMBNAIL = 320  # pixels
 YOURS = "yours"
@@ -65,12 +75,7 @@ CHOOSE = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-index]');
   if (button) trigger('click', { index: Number(button.dataset.index) });
 });"""
-PLAY = (HERE / "player.js").read_text(encoding="utf-8")
-PAGE: Any = (
-    jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    .from_string((HERE / "page.html.jinja").read_text(encoding="utf-8"))
-    .module
-)
+PAGE: Any = templates.get_template("page.html.jinja").module
 
 
 @dataclass
@@ -151,7 +156,8 @@ class Searcher:
         """Embed a recording (S,) of a rate in Hz, and show its keywords on its waveform."""
         waveform, speech, keywords = self.hear(samples, rate)
         embed = self.model.get_audio_features(**speech).pooler_output[0].float().cpu()
-        return Query(speech_card(waveform / max(float(np.abs(waveform).max()), 1e-4) * 0.9, keywords), embed)
+        loud = waveform / max(float(np.abs(waveform).max()), 1e-4) * 0.9
+        return Query(PAGE.speech(waveform_view(loud, keywords)), embed)
 
     def best_understood(self, index: SearchIndex) -> int:
         """Place of the recording, of a few, whose keywords are most often tokens of its label."""
@@ -173,11 +179,11 @@ class Searcher:
             batch = files[start : start + BATCH_SIZE]
             if kind == "images":
                 images = [self.read_image(file, label) for file, label in batch]
-                sources += [image_uri(image) for image in images]
+                sources += [image_data_uri(image, THUMBNAIL) for image in images]
                 parts.append(self.embed(images=images))
             else:
                 recordings = [read_recording(file, label) for file, label in batch]
-                sources += [audio_uri(samples, rate) for samples, rate in recordings]
+                sources += [audio_data_uri(samples, rate) for samples, rate in recordings]
                 audio = [{"array": samples, "sampling_rate": rate} for samples, rate in recordings]
                 parts.append(self.embed(audio=audio))
         return SearchIndex(kind, [label for _, label in files], sources, torch.cat(parts))
@@ -243,48 +249,6 @@ def _delete(paths: Sequence[Path]) -> None:
         path.unlink(missing_ok=True)
         with suppress(OSError):  # a folder that holds something else stays
             path.parent.rmdir()
-
-
-def image_uri(image: Image.Image) -> str:
-    """Return an image as a data URI, scaled down to what is shown."""
-    kind = "PNG" if max(image.size) <= THUMBNAIL else "JPEG"
-    image = image.copy()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    image.save(file, format=kind, quality=85)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def audio_uri(samples: np.ndarray, rate: int) -> str:
-    """Return samples in [-1, 1] as the data URI of a FLAC file, which every current browser plays."""
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(samples, -1, 1), rate, format="FLAC", subtype="PCM_16")
-    return f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def speech_card(waveform: np.ndarray, keywords: list[Any] | None) -> str:
-    """Show a recording (S,) at 16 kHz: a player, its waveform with the keywords' moments, and a table of them."""
-    seconds = len(waveform) / SAMPLING_RATE
-    timed = [word for word in keywords or [] if word.start is not None]
-    middles = [(word.start + word.end) / 2 / seconds for word in timed]  # 0 to 1
-    chips = []
-    for number, (word, middle) in enumerate(zip(timed, middles, strict=True)):
-        left, right = (100 * min(max(time / seconds, 0), 1) for time in (word.start, word.end))
-        # Every other name goes below the waveform, so that each has twice the room.
-        room = min((abs(middle - other) for other in middles[number % 2 :: 2] if other != middle), default=0.5)
-        shares = {"left": left, "width": max(right - left, 0.2), "at": 100 * middle, "room": 100 * room / (1 + room)}
-        chips.append({"side": "below" if number % 2 else "above", "word": word, **shares})
-    return PAGE.speech(audio_uri(waveform, SAMPLING_RATE), seconds, _outline(waveform), keywords, chips)
-
-
-def _outline(waveform: np.ndarray, columns: int = 300) -> str:
-    """Path around the loudest samples of each column, in a square of 100 by 100."""
-    starts = np.linspace(0, len(waveform), columns, endpoint=False).astype(int)
-    upper = 50 - 48 * np.maximum.reduceat(waveform, starts)
-    lower = 50.6 - 48 * np.minimum.reduceat(waveform, starts)
-    points = [(place + 0.5, y) for place, y in enumerate(upper)]
-    points += reversed([(place + 0.5, y) for place, y in enumerate(lower)])
-    return f"M{'L'.join(f'{x * 100 / columns:.2f} {y:.1f}' for x, y in points)}Z"
 
 
 class Demo:
@@ -378,7 +342,9 @@ class Demo:
             images = [self.searcher.read_image(file) for file, _ in files[:1]]
         if not images:
             return None
-        return Query(PAGE.asked("Your image", image_uri(images[0])), self.searcher.embed(images=images)[0])
+        return Query(
+            PAGE.asked("Your image", image_data_uri(images[0], THUMBNAIL)), self.searcher.embed(images=images)[0]
+        )
 
     def offered_image(self, place: int) -> Query:
         """Query by one of the images that are offered."""
@@ -447,7 +413,7 @@ class Demo:
         with gr.Column(scale=7, min_width=300):
             index = self.indexes[kind][choices[0][1]]
             waiting = PAGE.waiting(kind, len(index.labels), index.some(NUM_WAITING))
-            answer = gr.HTML(waiting, js_on_load=PLAY, elem_id=f"{kind}-found")
+            answer = gr.HTML(waiting, js_on_load=PLAYER, elem_id=f"{kind}-found")
         for event, read, values in [*asks, (choice.input, self.last, [])]:
             self._on_ask(event, kind, read, values, choice, answer)
 
@@ -523,7 +489,7 @@ def launch(demo: Demo, **options: Any) -> gr.Blocks:
     page.queue(max_size=32)
     page.launch(
         theme=theme(),
-        css=(HERE / "style.css").read_text(encoding="utf-8"),
+        css=(HERE / "style.css").read_text(encoding="utf-8") + STYLE,
         max_file_size=MAX_MEGABYTES * 2**20,
         run_history=False,
         enable_monitoring=False,
