@@ -454,7 +454,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             them as `speech_hidden_states` and `frame_lengths` in place of `input_values`.
         """
         hidden_states, frame_lengths, _ = self._speech_states(input_values, attention_mask)
-        return torch.stack(hidden_states, dim=1), frame_lengths
+        return torch.stack(tuple(hidden_states), dim=1), frame_lengths
 
     def encode_audio(
         self,
@@ -794,12 +794,9 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             ValueError: If the queries do not fit the utterances, or the window is shorter than a frame.
         """
         model: Any = _evaluation_view(self) if self.training else self
-        hidden_states, frame_lengths, _ = model._speech_states(
-            input_values, attention_mask, speech_hidden_states, frame_lengths
-        )
-        if not isinstance(hidden_states, Tensor):
-            hidden_states = torch.stack(hidden_states, dim=1)
-        count, width = len(hidden_states), self.config.projection_dim
+        if speech_hidden_states is None or frame_lengths is None:
+            speech_hidden_states, frame_lengths = model.encode_speech_frames(input_values, attention_mask)
+        count, width = len(speech_hidden_states), self.config.projection_dim
         if query_embeds.shape not in ((1, width), (count, width)):
             raise ValueError(
                 f"query_embeds must have the shape (1, {width}) or ({count}, {width}), but has "
@@ -810,7 +807,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
             raise ValueError(f"window_s={window_s} is shorter than a frame of {frame_s} s.")
         found = []
         for states, length, query in zip(
-            hidden_states, frame_lengths.tolist(), query_embeds.expand(count, -1).float(), strict=True
+            speech_hidden_states, frame_lengths.tolist(), query_embeds.expand(count, -1).float(), strict=True
         ):
             frames = min(round(window_s / frame_s), length)
             starts = window_starts(length, frames)

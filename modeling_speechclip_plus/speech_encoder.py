@@ -334,15 +334,14 @@ class LayerWeightedSum(nn.Module):
 
     def forward(self, hidden_states: Sequence[Tensor] | Tensor) -> Tensor:
         """Combine L + 1 hidden states `(B, T, D)`, or one tensor of them `(B, L + 1, T, D)`, into one `(B, T, D)`."""
-        stacked = isinstance(hidden_states, Tensor)
-        count = hidden_states.shape[1] if stacked else len(hidden_states)
+        count = hidden_states.shape[1] if isinstance(hidden_states, Tensor) else len(hidden_states)
         if count != len(self.weight):
             raise ValueError(
                 f"Expected {len(self.weight)} hidden states (the speech encoder's layers and its input), "
                 f"but got {count}."
             )
         weights = self.weight.float().softmax(dim=0)
-        if stacked:
+        if isinstance(hidden_states, Tensor):
             if self.normalize:
                 hidden_states = F.layer_norm(hidden_states, hidden_states.shape[-1:])
             weights = weights.to(hidden_states.dtype).expand(hidden_states.shape[0], 1, -1)

@@ -43,7 +43,7 @@ def waveform_view(
         waveform: `(S,)` samples at 16 kHz.
         keywords: As `model.extract_keywords` gives them; `None` of a model without.
         said: Ids of the tokens in the caption, which get a colour of their own; `None` without a caption.
-        words: The true words, each with `text`, `start` and `end` in seconds; they are written above the keywords.
+        words: The true words, each with `word`, `start` and `end` in seconds; they are written above the keywords.
         weights: `(T,)` CIF's weight of each frame, drawn under the waveform; `None` leaves them out.
         frame_seconds: Seconds from one frame to the next.
     """
