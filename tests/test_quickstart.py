@@ -99,7 +99,7 @@ def test_the_report_shows_the_figures_the_queries_and_the_training(made, results
     assert f"{results['metrics']['parallel_speech_to_image_R@10']:.1f}" in html
     assert "From speech to images" in html and "From images to speech" in html
     assert "Loss over training steps" in html and "Validation recall over training steps" in html
-    assert html.count('<svg class="speech"') == 5
+    assert html.count('aria-label="Waveform of ') == 5
     assert html.count("<audio") == 5 + 3 * 5
     assert "http" not in html
 
