@@ -79,5 +79,10 @@ def test_the_pipeline_localizes_texts_images_and_speech_also_in_batches_and_wind
         assert other["scores"] == pytest.approx(localizer(short, **query)["scores"], abs=1e-5)
         windowed = localizer(long, chunk_length_s=2.0, **query)
         assert len(windowed["scores"]) == len(one["scores"]) > 200
+    calls = []
+    hook = model.clip.text_model.register_forward_hook(lambda *_: calls.append(1))
+    localizer(long, query_text="a red star", chunk_length_s=2.0)
+    hook.remove()
+    assert len(calls) == 1
     with pytest.raises(ValueError, match="give query_text=, query_image= or query_audio="):
         localizer(short)

@@ -31,13 +31,18 @@ class SpeechLocalizationPipeline(SpeechClipPlusPipeline):
         **SpeechClipPlusPipeline._arguments,
         "branch": ("forward",),
         "query": ("forward",),
+        "query_embeds": ("forward",),  # from `__call__`, which makes them once for all windows
     }
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: Any, *, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
+    ) -> Any:
         """Localize.
 
         Args:
             inputs: Audio: see `SpeechFeatureExtractionPipeline`.
+            batch_size: Windows that are computed together; 1 if not given.
+            num_workers: Processes that read them.
             **kwargs: `query_text`, `query_image` or `query_audio`: what to look for. `branch`, `chunk_length_s`,
                 `stride_length_s`: as in `SpeechFeatureExtractionPipeline`.
 
@@ -46,7 +51,11 @@ class SpeechLocalizationPipeline(SpeechClipPlusPipeline):
             query and each frame; `frame_s`, seconds from one frame to the next; `timestamp`, start and end of the
             best span in seconds.
         """
-        return self._answer("audio", inputs, **kwargs)
+        _, forward, _ = self._sanitize_parameters(**kwargs)
+        given = {**self._forward_params, **forward}
+        with self.device_placement(), torch.no_grad():
+            kwargs["query_embeds"] = self._query_embeds(given.get("query"), given.get("branch"))
+        return self._answer("audio", inputs, batch_size=batch_size, num_workers=num_workers, **kwargs)
 
     def _sanitize_parameters(
         self, query_text: Any = None, query_image: Any = None, query_audio: Any = None, **given: Any
@@ -63,9 +72,9 @@ class SpeechLocalizationPipeline(SpeechClipPlusPipeline):
         return self._embed(self._ensure_tensor_on_device(inputs, self.device), branch)
 
     def _forward(
-        self, model_inputs: dict[str, Any], branch: str | None = None, query: PipelineInput | None = None
+        self, model_inputs: dict[str, Any], query_embeds: Tensor, branch: str | None = None, query: Any = None
     ) -> dict[str, Any]:
-        found = self.model.localize(self._query_embeds(query, branch), **waveforms(model_inputs), branch=branch)
+        found = self.model.localize(query_embeds, **waveforms(model_inputs), branch=branch)
         place = {name: model_inputs[name] for name in ("is_last", "core", "span")}  # lists in batches of several
         return {**place, "found": found if isinstance(place["is_last"], list) else found[0]}
 
@@ -81,6 +90,6 @@ class SpeechLocalizationPipeline(SpeechClipPlusPipeline):
         return {
             "score": scores.max().item(),
             "timestamp": span,
-            "frame_s": hop / SAMPLING_RATE,
+            "frame_s": self.model.speech_adapter.seconds_per_frame,
             "scores": scores.tolist(),
         }
