@@ -50,7 +50,7 @@ def main() -> None:
     ]
     texts = sorted({word for row in spoken for word, _, _ in row})
     embeds = dict(zip(texts, embed_texts(model, processor, texts), strict=True))
-    frame_s, generator = 0.02, random.Random(0)
+    frame_s, generator = model.speech_adapter.seconds_per_frame, random.Random(0)
     found, chance, by_word = [], [], {}
     for row, words in zip(test, spoken, strict=True):
         inputs = processor(audio=row["audio"], return_tensors="pt")

@@ -27,7 +27,7 @@ from speechclip_plus import (
 )
 from speechclip_plus.atomic_files import write_json
 from speechclip_plus.trainer.evaluation.evaluate import embed_split, evaluate
-from speechclip_plus.trainer.evaluation.keyword_metrics import Spelling, hit_rate_shares
+from speechclip_plus.trainer.evaluation.keyword_metrics import Spelling, caption_agreement, hit_rate_shares
 from speechclip_plus.trainer.evaluation.retrieval_metrics import interval, resampled_means
 from speechclip_plus.trainer.feature_cache import cache_features
 from speechclip_plus.trainer.tiny_backbones import tiny_backbone
@@ -118,17 +118,10 @@ def train_and_measure(variant, seed, args, train, test):
         table = model.get_input_embeddings().weight
         shares = hit_rate_shares(ids, lengths, split.gold_subwords, model.config, table, [1])
         per_query["hit_rate"] = shares["keyword_hit_rate@1"].tolist()
-        per_query["content_f1"] = content_f1(ids, lengths, split.gold_subwords, Spelling(processor.tokenizer))
+        keywords = [row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
+        agreement = caption_agreement(keywords, split.gold_subwords, Spelling(processor.tokenizer))
+        per_query["content_f1"] = agreement["content_subword_f1"]
     return {"metrics": results.metrics, "chance": results.chance, "per_query": per_query, "seconds": seconds}
-
-
-def content_f1(ids, lengths, captions, spelling):
-    """F1 in percent of each utterance's tokens that are no stop words, against its caption's."""
-    scores = []
-    for row, length, caption in zip(ids.tolist(), lengths.tolist(), captions, strict=True):
-        given, said = ({i for i in tokens if not spelling.is_stop_word(i)} for tokens in (row[:length], caption))
-        scores.append(200.0 * len(given & said) / (len(given) + len(said)))
-    return scores
 
 
 def markdown(runs, args):

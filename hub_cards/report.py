@@ -83,7 +83,7 @@ class Answer:
     # of that utterance in spoken order, as `model.extract_keywords` gives them; None of a model without
     keywords: Sequence[Any] | None = None
     said: Collection[int] | None = None  # ids of the tokens in its caption; None without a caption
-    words: Sequence[Any] = ()  # its true words, each with `text`, `start` and `end` in seconds, if they are known
+    words: Sequence[Any] = ()  # its true words, each with `word`, `start` and `end` in seconds, if they are known
     weights: np.ndarray | None = None  # (T,) CIF's weight of each frame; None without CIF
     frame_seconds: float = 0.02  # seconds from one frame to the next
     rank: int | None = None  # place of the first right item among `searched` ones, from 1; None where nobody knows

@@ -22,7 +22,6 @@ from transformers.utils import cached_file, can_return_tuple, extract_commit_has
 from ..configuration.configuration_speechclip_plus import SpeechClipPlusConfig
 from ..configuration.publication import push_saved, pushing_options, write_model_files
 from ..remote_code import IS_REMOTE
-from .audio_utils import SAMPLING_RATE
 from .branches import BranchEncoder
 from .cif import ContinuousIntegrateAndFire, FeatureChangeSegmentation, keyword_times
 from .keywords import (
@@ -748,7 +747,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
         near_ids, near_similarities = self.vocabulary_ids[nearest.indices].tolist(), nearest.values.tolist()
         spans = None
         if self.config.has_cif:
-            spans = (output.keyword_spans * (self.speech_adapter.samples_per_frame / SAMPLING_RATE)).tolist()
+            spans = (output.keyword_spans * self.speech_adapter.seconds_per_frame).tolist()
         ids, similarities = output.keyword_ids.tolist(), output.keyword_similarities.tolist()
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         text = cache(lambda token_id: None if tokenizer is None else token_text(tokenizer, token_id))
@@ -802,7 +801,7 @@ class SpeechClipPlusModel(SpeechClipPlusPreTrainedModel):
                 f"query_embeds must have the shape (1, {width}) or ({count}, {width}), but has "
                 f"{tuple(query_embeds.shape)}."
             )
-        frame_s = self.speech_adapter.samples_per_frame / SAMPLING_RATE
+        frame_s = self.speech_adapter.seconds_per_frame
         if window_s < frame_s:
             raise ValueError(f"window_s={window_s} is shorter than a frame of {frame_s} s.")
         found = []

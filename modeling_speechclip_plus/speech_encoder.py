@@ -42,6 +42,11 @@ class SpeechEncoderAdapter:
     def __init__(self, config: PreTrainedConfig):
         self.config = config
 
+    @property
+    def seconds_per_frame(self) -> float:
+        """Seconds from one frame to the next."""
+        return self.samples_per_frame / SAMPLING_RATE
+
     def build(self, padding: str) -> PreTrainedModel:
         """Build the encoder with new weights; `padding` as in [`SpeechClipPlusConfig`]."""
         return AutoModel.from_config(self.config, dtype=torch.get_default_dtype())

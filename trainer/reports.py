@@ -28,7 +28,7 @@ from ..modeling_speechclip_plus.embedding_index import EmbeddingIndex
 from ..modeling_speechclip_plus.image_utils import load_image
 from ..modeling_speechclip_plus.keywords import token_text
 from .card_data import training_curves
-from .evaluation.evaluate import SplitOutputs, frame_seconds
+from .evaluation.evaluate import SplitOutputs
 from .evaluation.keyword_metrics import cloud_counts, spoken_keywords
 from .evaluation.retrieval_metrics import CURVE_KS
 
@@ -123,7 +123,7 @@ def _clouds(processor: Any, split: SplitOutputs) -> list[Figure]:
 @torch.no_grad()
 def spoken_query(model: Any, processor: Any, waveform: np.ndarray, caption: str = "") -> dict[str, Any]:
     """What an `Answer` shows of an utterance that asked: its waveform (S,) at 16 kHz and the keywords in it."""
-    shown: dict[str, Any] = {"waveform": waveform, "frame_seconds": frame_seconds(model)}
+    shown: dict[str, Any] = {"waveform": waveform, "frame_seconds": model.speech_adapter.seconds_per_frame}
     if model.config.has_cascaded:
         inputs = processor(audio=waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt").to(model.device)
         top_k = min(4, int(model.is_keyword.sum()))

@@ -24,7 +24,7 @@ ROOTS = {
 """The files, in the order in which they import each other, and the module that each is made for."""
 
 IS_REMOTE = __name__.startswith("transformers_modules.")
-"""Whether this very module is such a copy: what was loaded by it must keep its code when it is saved."""
+"""Remote code: whether this very module came along with a model, which must then keep its code when it is saved."""
 
 CONFIGS = ("config.json", "processor_config.json")
 _CONFIG_ENTRIES = ("auto_map", "custom_pipelines")

@@ -154,7 +154,7 @@ def _collect_speech(
             split.seconds[row] = samples / SAMPLING_RATE
         if split.keyword_spans is not None:
             lengths = outputs.keyword_lengths.tolist()
-            seconds = (outputs.keyword_spans.double() * frame_seconds(model)).tolist()  # (B, N, 2)
+            seconds = (outputs.keyword_spans.double() * model.speech_adapter.seconds_per_frame).tolist()  # (B, N, 2)
             for row, spans, length in zip(batch.rows, seconds, lengths, strict=True):
                 split.keyword_spans[row] = [(start, end) for start, end in spans[:length]]
         order += batch.rows
@@ -309,8 +309,3 @@ def _add_times(
 def _add(results: Results, statistics: Statistics, prefix: str = "") -> None:
     results.metrics |= {f"{prefix}{name}": value for name, value in statistics.values.items()}
     results.intervals |= {f"{prefix}{name}": ends for name, ends in statistics.intervals.items()}
-
-
-def frame_seconds(model: Any) -> float:
-    """Seconds from one frame of the model's speech encoder to the next."""
-    return model.speech_adapter.samples_per_frame / SAMPLING_RATE

@@ -190,7 +190,7 @@ def keyword_statistics(
         keywords, gold = [row for row, _ in pairs], [list(gold) for _, gold in pairs]
         said = {i for row in gold for i in row} & usable
         values["caption_coverage"] = 100.0 * len(chosen & said) / len(said) if said else 0.0
-        per_utterance |= _agreement(keywords, gold, Spelling(tokenizer))
+        per_utterance |= caption_agreement(keywords, gold, Spelling(tokenizer))
         per_utterance["semantic_similarity"] = semantic_similarities(keywords, gold, table)
         if len(gold) > 1:
             order = torch.randperm(len(gold), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -260,10 +260,19 @@ class Spelling:
         return self._ends(subword) and self._text(subword) in stop_words()
 
 
-def _agreement(
+def caption_agreement(
     keywords: Sequence[Sequence[int]], gold: Sequence[Sequence[int]], spelling: Spelling
 ) -> dict[str, list[float]]:
-    """Precision, recall and F1 of each utterance, in percent, NaN where the caption has nothing to be found."""
+    """Precision, recall and F1 of each utterance, in percent, NaN where the caption has nothing to be found.
+
+    Args:
+        keywords: subword ids of each utterance's keywords.
+        gold: subword ids of each utterance's caption.
+        spelling: the words that subwords spell.
+
+    Returns:
+        Under `{subword|word|content_subword|content_word}_{precision|recall|f1}` a figure for each utterance.
+    """
     found: dict[str, list[float]] = {}
     for row, caption in zip(keywords, gold, strict=True):
         words, said = set(spelling.words(row)), set(spelling.words(caption))
